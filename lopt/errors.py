@@ -1,0 +1,21 @@
+"""What goes wrong because of the input: one clear sentence each, shown without a traceback by the command line."""
+
+
+class LoptError(Exception):
+    """Bad input. The message says what was expected, what was found and what to do."""
+
+
+class GraphError(LoptError, ValueError):
+    """A model or example input from which no parameter graph can be made."""
+
+
+class ConfigError(LoptError, ValueError):
+    """A config with an unknown key, a wrong type or a value out of range."""
+
+
+class DataError(LoptError, FileNotFoundError):
+    """A data set that is missing or damaged."""
+
+
+class RuleFileError(LoptError, ValueError):
+    """A rule or checkpoint file that is damaged, foreign or of another version."""

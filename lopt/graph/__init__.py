@@ -1,0 +1,5 @@
+"""Task network -> ParameterGraph: data class, tracer, op rules, verification, PyG export."""
+
+from lopt.graph.parameter_graph import AxisGroup, Block, ParameterGraph, ParameterSpec, TensorSpec
+
+__all__ = ["AxisGroup", "Block", "ParameterGraph", "ParameterSpec", "TensorSpec"]

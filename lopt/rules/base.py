@@ -1,0 +1,72 @@
+"""The interface of every update rule, learned or classical: a pure pair `init` / `update` on dicts of tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lopt.graph import ParameterGraph
+
+Tensors = Mapping[str, Tensor]
+"""Parameters, gradients or updates, keyed by parameter name."""
+
+State = dict[str, dict[str, Tensor]]
+"""For each parameter name its state tensors by key; every entry is a tensor, so that states stack and vmap."""
+
+
+class Rule(nn.Module, ABC):
+    """An update rule. Its parameters are the meta-parameters; classical rules have none.
+
+    A rule works on any network: `rule.on(graph)` binds it to one and gives the pure functions.
+    """
+
+    @abstractmethod
+    def init(self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None) -> State:
+        """The state before the first step.
+
+        `total_steps` is the planned number of steps, for rules that anneal; None if unknown.
+        """
+
+    @abstractmethod
+    def forward(self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
+        """One step: the *deltas* to add to the parameters, and the next state. Pure; no input is modified."""
+
+    def on(self, graph: ParameterGraph, meta_parameters: Tensors | None = None) -> BoundRule:
+        """This rule on one network, optionally with other meta-parameters than its own."""
+        return BoundRule(self, graph, meta_parameters)
+
+
+@dataclass(frozen=True)
+class BoundRule:
+    """A rule on one network: the pure pair (`init`, `update`), vmap-able and differentiable."""
+
+    rule: Rule
+    graph: ParameterGraph
+    meta_parameters: Tensors | None = None
+
+    def init(self, params: Tensors, total_steps: Tensor | float | None = None) -> State:
+        """The state before the first step."""
+        return self.rule.init(self.graph, params, total_steps)
+
+    def delta(self, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
+        """What one step adds to each parameter, in float32 or wider, and the next state."""
+        args = (self.graph, grads, state, params)
+        if self.meta_parameters is None:
+            return self.rule(*args)
+        return torch.func.functional_call(self.rule, dict(self.meta_parameters), args)
+
+    def update(
+        self, grads: Tensors, state: State, params: Tensors, lr: Tensor | float = 1.0
+    ) -> tuple[dict[str, Tensor], State]:
+        """One step: params + lr * delta, in the parameters' own dtype, and the next state."""
+        deltas, state = self.delta(grads, state, params)
+        return {name: (p + lr * deltas[name]).to(p.dtype) for name, p in params.items()}, state
+
+
+def working_dtype(tensor: Tensor) -> torch.dtype:
+    """float64 stays float64; everything else is computed and remembered in float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
