@@ -1,0 +1,9 @@
+"""Learned optimizers for PyTorch: meta-train graph metanetworks that update weights, and use them anywhere."""
+
+from lopt import rules
+from lopt.graph import ParameterGraph
+from lopt.rules import load_rule, make_rule, save_rule
+
+__version__ = "0.1.0"
+
+__all__ = ["LearnedOptimizer", "ParameterGraph", "load_rule", "make_rule", "rules", "save_rule"]

@@ -104,11 +104,12 @@ class Block:
     depth: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ParameterGraph:
     """The parameters of one network as a graph of neurons (axis groups) and scalars.
 
     Build one with `ParameterGraph.trace` or `ParameterGraph.untied`; it holds no tensor of the network.
+    Graphs compare by identity, so that what is derived from one can be cached.
     """
 
     parameters: dict[str, ParameterSpec]

@@ -1,0 +1,20 @@
+"""Pure update rules, learned and classical: `init(params) -> state`, `update(grads, state, params)`."""
+
+from lopt.rules.base import BoundRule, Rule, State, Tensors
+from lopt.rules.io import load_rule, pretrained_names, save_rule
+from lopt.rules.learned import LearnedRule, LearnedRuleConfig
+from lopt.rules.registry import make_rule, names
+
+__all__ = [
+    "BoundRule",
+    "LearnedRule",
+    "LearnedRuleConfig",
+    "Rule",
+    "State",
+    "Tensors",
+    "load_rule",
+    "make_rule",
+    "names",
+    "pretrained_names",
+    "save_rule",
+]

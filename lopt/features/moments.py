@@ -1,0 +1,52 @@
+"""What a rule remembers of the gradients: momenta at several decays and one second moment.
+
+Shapes: P scalars, K decays.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TINY = 1e-30
+"""Added under square roots: keeps their derivative finite at 0, far below Adam's eps of 1e-8."""
+
+
+class Moments(NamedTuple):
+    """Bias-corrected gradient history of all scalars."""
+
+    momenta: Tensor
+    """(K, P), one row for each decay."""
+    root: Tensor
+    """(P,) square root of the second moment."""
+
+
+def decayed(previous: Tensor, value: Tensor, decay: Tensor | float) -> Tensor:
+    """decay * previous + (1 - decay) * value."""
+    return previous * decay + value * (1 - decay)
+
+
+def bias_correction(steps: Tensor, decays: Tensor) -> Tensor:
+    """(B,) steps, (K,) decays -> (K, B) factors 1 / (1 - decay^steps), as in Adam (Kingma & Ba 2015)."""
+    return 1 / (1 - decays[:, None] ** steps)
+
+
+def factored_root(second: Tensor, shapes: list[tuple[int, ...]]) -> Tensor:
+    """(P,) square root of the rank-one approximation of the second moment of each tensor.
+
+    A tensor is read as a matrix (first axis, the rest): v_ij ~ row_i col_j / mean(row), Adafactor (Shazeer &
+    Stern 2018, section 3). Averages over time commute with those over axes, so no state of its own is needed.
+    Tensors of one axis keep their own second moment.
+    """
+    parts = second.split([torch.Size(shape).numel() for shape in shapes])
+    return torch.sqrt(torch.cat([_factored(v, shape) for v, shape in zip(parts, shapes, strict=True)]) + TINY)
+
+
+def _factored(second: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if len(shape) < 2 or second.numel() == 0:
+        return second
+    matrix = second.reshape(shape[0], -1)
+    row, col = matrix.mean(1), matrix.mean(0)
+    return ((row / (row.mean() + TINY))[:, None] * col[None, :]).reshape(-1)

@@ -1,0 +1,55 @@
+"""One context vector for every parameter tensor: time, horizon, sizes, and how noisy its gradient is.
+
+Shapes: B parameters (tensors), C context values.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lopt.features.per_scalar import FLOOR
+from lopt.graph import ParameterGraph
+
+TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+STATIC = 4
+
+
+def count(decays: int) -> int:
+    """C for K decays."""
+    return len(TIME_SCALES) + 3 + (decays + 4) + STATIC
+
+
+def time_features(steps: Tensor, horizon: Tensor) -> Tensor:
+    """(B,) steps taken and planned (0: unknown) -> (11, B): tanh(t / k), and where in the horizon we are.
+
+    The last three are: known, fraction, and 1 - sqrt(1 - fraction), all 0 while the horizon is unknown.
+    """
+    known = (horizon > 0).to(steps.dtype)
+    fraction = known * (steps / horizon.clamp(min=1)).clamp(max=1)
+    # The tiny offset keeps the derivative of the root finite at the horizon's end.
+    left = torch.sqrt(1 - fraction + 1e-6)
+    return torch.stack([*(torch.tanh(steps / k) for k in TIME_SCALES), known, fraction, known * (1 - left)])
+
+
+def noise_features(ratio_rms: Tensor, param_rms: Tensor, grad_rms: Tensor, agreement: Tensor) -> Tensor:
+    """(K + 4, B) statistics of each tensor.
+
+    ratio_rms (K + 1, B): rms of momentum over root second moment for each decay, and of the gradient itself;
+    param_rms, grad_rms (B,); agreement (B,): cosine of the gradient and the fastest momentum.
+    """
+    share = torch.log((grad_rms + FLOOR) / (grad_rms.square().mean(-1, keepdim=True).sqrt() + FLOOR))
+    scale = torch.log(param_rms + 1e-4) / 4
+    return torch.cat([0.5 * torch.log(ratio_rms + 1e-4), torch.stack([share.clamp(-8, 8) / 4, scale, agreement])])
+
+
+def static_features(graph: ParameterGraph, like: Tensor) -> Tensor:
+    """(4, B): logarithms of the size, the first axis and the remaining axes of each tensor, and its depth."""
+    rows = []
+    for spec in graph.parameters.values():
+        first = spec.shape[0] if spec.shape else 1
+        sizes = (spec.numel, first, spec.numel / max(first, 1))
+        rows.append([*(math.log(max(n, 1)) / 8 for n in sizes), spec.depth])
+    return torch.tensor(rows, dtype=like.dtype, device=like.device).reshape(-1, STATIC).T

@@ -1,0 +1,32 @@
+"""The interface of every metanet: features on a parameter graph -> raw outputs for every scalar.
+
+Shapes: P scalars in the order of `graph.flatten`, B parameters (tensors), F features, C context values,
+R raw outputs, M remembered values.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from lopt.graph import ParameterGraph
+
+
+class Metanet(nn.Module, ABC):
+    """A network that reads features of all scalars of a task network and is equivariant to its neurons' order.
+
+    Its output layers start at zero, so that a fresh learned rule is its base optimizer.
+    """
+
+    memory: int = 0
+    """M, how many values each scalar carries to the next step; 0 for a metanet without recurrence."""
+
+    @abstractmethod
+    def forward(
+        self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """features (F, P), context (C, B), memory (M, P) or None -> raw outputs (R, P), next memory.
+
+        Pure and vmap-able. Raises `GraphError` on a graph that this metanet cannot take.
+        """

@@ -1,0 +1,117 @@
+"""Rule files: meta-parameters as safetensors, everything else as JSON in its header. Nothing in them can run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from lopt.errors import ConfigError, RuleFileError
+from lopt.rules.learned import LearnedRule
+
+FORMAT = "lopt-rule"
+VERSION = 1
+
+
+def save_rule(rule: LearnedRule, path: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None) -> None:
+    """Write a rule to one safetensors file, atomically. `provenance` is any JSON-able account of its making."""
+    header = {"version": VERSION, "rule": rule.describe(), "provenance": dict(provenance or {})}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in rule.state_dict().items()}
+    write_atomically(Path(path), serialise(tensors, {FORMAT: json.dumps(header)}))
+
+
+def load_rule(name_or_path: str | os.PathLike[str]) -> LearnedRule:
+    """Read a rule that ships with lopt, by name, or a file that `save_rule` or a training run wrote.
+
+    Raises `RuleFileError` if there is none, or if it is damaged, of another format, version or shape.
+    """
+    path = _locate(name_or_path)
+    tensors, header = read(path, FORMAT, VERSION)
+    try:
+        rule = LearnedRule.from_description(header["rule"])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise RuleFileError(f"{path}: the file describes a rule that this version cannot build: {error}") from None
+    _fill(rule, tensors, path)
+    return rule
+
+
+def pretrained_names() -> list[str]:
+    """The rules that ship with the package."""
+    folder = resources.files("lopt.pretrained")
+    return sorted(entry.name.removesuffix(".safetensors") for entry in folder.iterdir() if _is_rule(entry.name))
+
+
+def provenance_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """How a rule was made, as its file says."""
+    return read(_locate(name_or_path), FORMAT, VERSION)[1]["provenance"]
+
+
+def read(path: Path, format_name: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the JSON header of one of lopt's own safetensors files, checked."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise RuleFileError(f"{path}: expected a {format_name} file, found one that cannot be read: {error}") from None
+    if format_name not in metadata:
+        raise RuleFileError(f"{path}: expected a {format_name} file, found another safetensors file")
+    try:
+        header = json.loads(metadata[format_name])
+    except json.JSONDecodeError as error:
+        raise RuleFileError(f"{path}: the header of this {format_name} file is damaged: {error}") from None
+    if header.get("version") != version:
+        found = header.get("version")
+        raise RuleFileError(f"{path}: expected {format_name} version {version}, found {found}; use a matching lopt")
+    return tensors, header
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside the target and rename: at any moment the old file or the new one is there, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _locate(name_or_path: str | os.PathLike[str]) -> Path:
+    path = Path(name_or_path)
+    if path.is_dir():
+        path = path / "rule.safetensors"
+    if path.is_file():
+        return path
+    shipped = resources.files("lopt.pretrained") / f"{name_or_path}.safetensors"
+    if shipped.is_file():
+        return Path(str(shipped))
+    known = ", ".join(pretrained_names()) or "none in this version"
+    raise RuleFileError(f"rule {str(name_or_path)!r}: expected a rule file, a run folder or a shipped rule ({known})")
+
+
+def _is_rule(name: str) -> bool:
+    return name.endswith(".safetensors")
+
+
+def _fill(rule: LearnedRule, tensors: dict[str, Tensor], path: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in rule.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        names = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        first = names[0]
+        raise RuleFileError(
+            f"{path}: expected {first} of shape {expected.get(first)}, found {found.get(first)}"
+            f" ({len(names)} tensors differ); the file does not fit the rule it describes"
+        )
+    rule.load_state_dict(tensors)

@@ -1,0 +1,195 @@
+"""The learned rule: gradient history -> features -> metanet -> a step along strong base directions.
+
+Shapes: P scalars of one network, B parameters (tensors), K decays, R raw outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lopt.errors import ConfigError
+from lopt.features import moments, per_scalar, per_tensor
+from lopt.features.moments import Moments
+from lopt.features.segments import segment_expand, segment_mean
+from lopt.graph import ParameterGraph
+from lopt.metanets import METANETS
+from lopt.rules.base import Rule, State, Tensors, working_dtype
+from lopt.rules.directions import DIRECTIONS, History
+
+GRADIENT_LIMIT = 1e15
+"""Larger gradients are cut here, so that their squares stay finite in float32."""
+
+
+@dataclass(frozen=True)
+class LearnedRuleConfig:
+    """Everything that defines a learned rule but for its meta-parameters."""
+
+    metanet: str = "axisnet"
+    """Name in `lopt.metanets.METANETS`."""
+    metanet_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the metanet's constructor."""
+    rate: float = 5e-3
+    """Learning rate of the base optimizer that the fresh rule is; meta-trained from there."""
+    decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    """Decays of the momenta, fastest first."""
+    second_decay: float = 0.999
+    """Decay of the second moment."""
+    directions: tuple[str, ...] = ("adam", "slow", "gradient", "factored", "momentum", "parameter")
+    """Base directions by name; the fresh rule follows the first alone."""
+    max_step: float = 0.5
+    """Bound on the rms of a tensor's step, relative to the rms of the tensor (taken as at least 0.1)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decays", tuple(self.decays))
+        object.__setattr__(self, "directions", tuple(self.directions))
+        check(self.metanet in METANETS, "metanet", f"one of {', '.join(METANETS)}", self.metanet)
+        unknown = [name for name in self.directions if name not in DIRECTIONS]
+        check(not unknown and self.directions, "directions", f"names out of {', '.join(DIRECTIONS)}", self.directions)
+        check(self.rate > 0, "rate", "a number above 0", self.rate)
+        check(self.max_step > 0, "max_step", "a number above 0", self.max_step)
+        needed = 2 if "slow" in self.directions else 1
+        fits = len(self.decays) >= needed and all(0 <= decay < 1 for decay in self.decays)
+        check(fits, "decays", f"at least {needed} numbers from 0 up to but not 1", self.decays)
+        check(0 <= self.second_decay < 1, "second_decay", "a number from 0 up to but not 1", self.second_decay)
+
+
+def check(valid: object, name: str, expected: str, found: object) -> None:
+    """Raise a `ConfigError` unless the option is valid."""
+    if not valid:
+        raise ConfigError(f"learned rule: {name} must be {expected}, found {found!r}")
+
+
+class LearnedRule(Rule):
+    """delta = -rate exp(raw_0) sum_k (w_k + raw_k) d_k, bounded for each tensor.
+
+    The d_k are base directions, raw (R, P) the metanet's outputs, w = (1, 0, ..., 0). With the metanet's heads at
+    zero this is the optimizer of the first direction, by default Adam.
+    """
+
+    def __init__(self, config: LearnedRuleConfig) -> None:
+        super().__init__()
+        self.config = config
+        kinds = len(config.decays)
+        self.metanet = METANETS[config.metanet](
+            features=per_scalar.count(kinds),
+            context=per_tensor.count(kinds),
+            outputs=1 + len(config.directions),
+            **config.metanet_options,
+        )
+        self.log_rate = nn.Parameter(torch.tensor(config.rate).log() / RATE_SPEED)
+
+    def init(self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None) -> State:
+        return {name: self._init_one(params[name], total_steps) for name in graph.parameters}
+
+    def _init_one(self, param: Tensor, total_steps: Tensor | float | None) -> dict[str, Tensor]:
+        zeros = torch.zeros_like(param, dtype=working_dtype(param), memory_format=torch.contiguous_format)
+        counter = zeros.new_zeros(())
+        state = {
+            "step": counter,
+            "total_steps": counter + (0 if total_steps is None else total_steps),
+            "momenta": torch.stack([zeros] * len(self.config.decays)),
+            "second": zeros,
+        }
+        if self.metanet.memory:
+            state["memory"] = torch.stack([zeros] * self.metanet.memory)
+        return state
+
+    def forward(self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
+        names, sizes = list(graph.parameters), _sizes(graph)
+        dtype = working_dtype(next(iter(params.values())))
+        p = graph.flatten(params).to(dtype)
+        g = graph.flatten(grads).to(dtype).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+        steps = torch.stack([state[name]["step"] for name in names]) + 1
+        horizon = torch.stack([state[name]["total_steps"] for name in names])
+        decays = p.new_tensor(self.config.decays)[:, None]
+        momenta = moments.decayed(graph.flatten({n: state[n]["momenta"] for n in names}), g, decays)
+        second = moments.decayed(graph.flatten({n: state[n]["second"] for n in names}), g * g, self.config.second_decay)
+        all_decays = p.new_tensor([*self.config.decays, self.config.second_decay])
+        correction = segment_expand(moments.bias_correction(steps, all_decays), sizes)
+        root = torch.sqrt(second * correction[-1] + moments.TINY)
+        history, features, context = self._observe(
+            graph, p, g, Moments(momenta * correction[:-1], root), steps, horizon
+        )
+        memory = graph.flatten({n: state[n]["memory"] for n in names}) if self.metanet.memory else None
+        like = self.log_rate.dtype
+        raw, memory = self.metanet(graph, features.to(like), context.to(like), memory)
+        delta = self._bounded(self._step(history, raw.to(dtype)), history.param_rms, sizes)
+        new = {
+            "momenta": graph.unflatten(momenta),
+            "second": graph.unflatten(second),
+            **({} if memory is None else {"memory": graph.unflatten(memory)}),
+        }
+        next_state = {
+            name: {**state[name], "step": steps[i], **{key: values[name] for key, values in new.items()}}
+            for i, name in enumerate(names)
+        }
+        return graph.unflatten(delta), next_state
+
+    def _observe(
+        self, graph: ParameterGraph, p: Tensor, g: Tensor, m: Moments, steps: Tensor, horizon: Tensor
+    ) -> tuple[History, Tensor, Tensor]:
+        """The gradient history of all scalars, their features (F, P) and the tensors' context (C, B)."""
+        shapes, sizes = _shapes(graph), _sizes(graph)
+        ratios = torch.cat([m.momenta, g[None]]) / (m.root + 1e-8)
+        rows = [p * p, g * g, m.momenta[0] ** 2, m.root**2, g * m.momenta[0], *(ratios * ratios).unbind(0)]
+        means = segment_mean(torch.stack(rows), sizes)
+        rms = torch.sqrt(means.clamp(min=0) + moments.TINY)
+        agreement = means[4] / (rms[1] * rms[2] + moments.TINY)
+        spread = segment_expand(torch.stack([rms[0], rms[2], rms[3]]), sizes)
+        factored = moments.factored_root(m.root**2, shapes)
+        history = History(p, g, m, factored, spread[0], spread[1], shapes)
+        features = per_scalar.per_scalar_features(p, g, m, factored, spread[0], spread[2])
+        context = torch.cat(
+            [
+                per_tensor.time_features(steps, horizon),
+                per_tensor.noise_features(rms[5:], rms[0], rms[1], agreement),
+                _static(graph).to(p),
+            ]
+        )
+        return history, features, context
+
+    def _step(self, history: History, raw: Tensor) -> Tensor:
+        """(P,) the unbounded step out of the raw outputs."""
+        magnitude = torch.exp(raw[0].clamp(-8, 4) - (-self.log_rate * RATE_SPEED).to(raw.dtype))
+        first, *others = [DIRECTIONS[name](history) for name in self.config.directions]
+        mixture = first * (1 + raw[1])
+        for row, direction in enumerate(others, start=2):
+            mixture = mixture + direction * raw[row]
+        return -magnitude * mixture
+
+    def _bounded(self, delta: Tensor, param_rms: Tensor, sizes: list[int]) -> Tensor:
+        """Shrink each tensor's step whose rms exceeds `max_step` times the tensor's."""
+        rms = segment_expand(torch.sqrt(segment_mean((delta * delta)[None], sizes) + moments.TINY), sizes)[0]
+        return delta * (self.config.max_step * param_rms.clamp(min=0.1) / rms).clamp(max=1)
+
+    def describe(self) -> dict[str, Any]:
+        """The config as JSON-able values, for the rule file."""
+        return asdict(self.config)
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> LearnedRule:
+        """The inverse of `describe`, with fresh meta-parameters."""
+        return cls(LearnedRuleConfig(**description))
+
+
+RATE_SPEED = 10.0
+"""The log of the base rate is learned in units of this, so that it moves as fast as the many other weights."""
+
+
+def _shapes(graph: ParameterGraph) -> list[tuple[int, ...]]:
+    return [spec.shape for spec in graph.parameters.values()]
+
+
+def _sizes(graph: ParameterGraph) -> list[int]:
+    return [spec.numel for spec in graph.parameters.values()]
+
+
+@lru_cache(maxsize=256)
+def _static(graph: ParameterGraph) -> Tensor:
+    return per_tensor.static_features(graph, torch.empty(0, dtype=torch.float64))
