@@ -1,0 +1,81 @@
+"""What the classical rules share: hyperparameters in the constructor, one independent step per parameter."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lopt.errors import ConfigError
+from lopt.graph import ParameterGraph
+from lopt.rules.base import Rule, State, Tensors, working_dtype
+
+
+class ClassicalRule(Rule):
+    """A rule with constant hyperparameters and no meta-parameters that treats each parameter by itself.
+
+    Where `linear_in_lr` holds, every delta is proportional to `lr`, so that one rule with lr=1 can be run at
+    many learning rates at once through `BoundRule.update(..., lr=...)`.
+    """
+
+    linear_in_lr: ClassVar[bool] = True
+
+    @abstractmethod
+    def start(self, param: Tensor) -> dict[str, Tensor]:
+        """The state of one parameter before the first step, in its working dtype."""
+
+    @abstractmethod
+    def step(self, grad: Tensor, state: dict[str, Tensor], param: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step of one parameter: what to add to it, and its next state. All in the working dtype."""
+
+    def init(
+        self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None
+    ) -> State:
+        return {name: self.start(param) for name, param in params.items()}
+
+    def forward(
+        self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors
+    ) -> tuple[Tensors, State]:
+        deltas, next_state = {}, {}
+        for name, param in params.items():
+            dtype = working_dtype(param)
+            deltas[name], next_state[name] = self.step(grads[name].to(dtype), state[name], param.to(dtype))
+        return deltas, next_state
+
+
+def zeros(param: Tensor, shape: torch.Size | None = None) -> Tensor:
+    """A fresh state tensor: of the parameter's shape unless told, in its working dtype."""
+    return param.new_zeros(param.shape if shape is None else shape, dtype=working_dtype(param))
+
+
+def counter(param: Tensor) -> Tensor:
+    """A step count of its own, () in the working dtype, so that states stack and vmap."""
+    return zeros(param, torch.Size())
+
+
+def bias_correction(decay: float, step: Tensor) -> Tensor:
+    """1 - decay^step, without the cancellation that 1 - decay**step suffers in float32."""
+    return -torch.expm1(step * (math.log(decay) if decay > 0 else -math.inf))
+
+
+def decay(param: Tensor, rate: float) -> Tensor:
+    """-rate * param, rounded as `param.mul_(1 - rate)` would be, whose error in float32 adds up over steps."""
+    return param * (1 - rate) - param
+
+
+def safe_sqrt(value: Tensor) -> Tensor:
+    """The square root of a non-negative tensor, with derivative 0 rather than infinity at 0."""
+    return value.clamp_min(torch.finfo(value.dtype).tiny).sqrt()
+
+
+def require(rule: Rule, low: float = 0.0, high: float = math.inf, **values: float) -> None:
+    """Check low <= value < high for each hyperparameter; raises ConfigError naming field, value and range."""
+    for field, value in values.items():
+        if not low <= value < high:
+            expected = f"at least {low:g}" + (f" and below {high:g}" if high < math.inf else "")
+            raise ConfigError(
+                f"{type(rule).__name__}: expected {field} of {expected}, found {value!r}; correct it."
+            )

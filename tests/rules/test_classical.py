@@ -1,0 +1,179 @@
+"""Classical rules: equal to torch.optim or to a slow twin; pure, vmap-able, differentiable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lopt.errors import ConfigError
+from lopt.graph import ParameterGraph
+from lopt.rules.base import Rule
+from lopt.rules.classical import CLASSICAL, ClassicalRule
+
+SHAPES = {"conv": (4, 3, 3, 3), "weight": (6, 5), "bias": (5,), "scalar": ()}
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
+
+
+def make_params(
+    dtype: torch.dtype = torch.float32, shapes: dict[str, tuple[int, ...]] = SHAPES
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
+
+
+def gradient(params: dict[str, Tensor], t: int) -> dict[str, Tensor]:
+    """A noisy gradient that depends on the parameters, so that errors would grow over the steps."""
+    generator = torch.Generator().manual_seed(t)
+    return {n: p.sin() + torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in params.items()}
+
+
+def run_rule(rule: Rule, params: dict[str, Tensor], steps: int = 100) -> dict[str, Tensor]:
+    bound = rule.on(ParameterGraph.untied(params.items()))
+    state = bound.init(params)
+    for t in range(steps):
+        params, state = bound.update(gradient(params, t), state, params)
+    return params
+
+
+def run_torch(
+    optimizer: type[torch.optim.Optimizer], params: dict[str, Tensor], **options: Any
+) -> dict[str, Tensor]:
+    params = {name: p.clone().requires_grad_() for name, p in params.items()}
+    optim = optimizer(params.values(), **options)
+    for t in range(100):
+        for name, g in gradient({n: p.detach() for n, p in params.items()}, t).items():
+            params[name].grad = g
+        optim.step()
+    return {name: p.detach() for name, p in params.items()}
+
+
+TORCH_TWINS = [
+    ("sgd", torch.optim.SGD, {"lr": 0.05}),
+    ("sgd", torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
+    ("sgd", torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+    ("adam", torch.optim.Adam, {"lr": 0.01}),
+    ("adam", torch.optim.Adam, {"lr": 0.01, "betas": (0.5, 0.95), "eps": 1e-3, "weight_decay": 0.1}),
+    ("adamw", torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.3}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("name", "optimizer", "options"), TORCH_TWINS)
+def test_equals_torch_optim(name: str, optimizer: Any, options: dict[str, Any], dtype: torch.dtype) -> None:
+    params = make_params(dtype)
+    ours, theirs = run_rule(CLASSICAL[name](**options), params), run_torch(optimizer, params, **options)
+    for key in params:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        assert (ours[key] - params[key]).abs().max() > 1e-3, "the run moved the parameters"
+
+
+def fixed_gradients(count: int = 5, dtype: torch.dtype = torch.float64) -> list[dict[str, Tensor]]:
+    return [gradient(make_params(dtype), t) for t in range(count)]
+
+
+def run_fixed(rule: Rule, params: dict[str, Tensor], grads: list[dict[str, Tensor]], lr: float = 1.0) -> Any:
+    bound = rule.on(ParameterGraph.untied(params.items()))
+    state = bound.init(params)
+    for g in grads:
+        params, state = bound.update(g, state, params, lr)
+    return params, state
+
+
+@pytest.mark.parametrize("name", CLASSICAL)
+def test_vmap_equals_loop(name: str) -> None:
+    factors = [1.0, 2.0, 0.0]
+    bound = CLASSICAL[name](lr=0.01).on(ParameterGraph.untied(make_params().items()))
+    many = {n: torch.stack([f * p for f in factors]) for n, p in make_params(torch.float64).items()}
+    state = torch.vmap(bound.init)(many)
+    for g in fixed_gradients():
+        stacked = {n: torch.stack([x, 3 * x, x.abs()]) for n, x in g.items()}
+        many, state = torch.vmap(bound.update)(stacked, state, many)
+    for index, factor in enumerate(factors):
+        change = [lambda x: x, lambda x: 3 * x, torch.abs][index]
+        grads = [{n: change(x) for n, x in g.items()} for g in fixed_gradients()]
+        one, _ = run_fixed(bound.rule, {n: factor * p for n, p in make_params(torch.float64).items()}, grads)
+        for n in one:
+            torch.testing.assert_close(many[n][index], one[n], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", CLASSICAL)
+def test_linear_in_lr(name: str) -> None:
+    """A unit-rate rule with a multiplier equals the rule at that rate, unless it says that it does not."""
+    inside, _ = run_fixed(CLASSICAL[name](lr=0.5), make_params(torch.float64), fixed_gradients())
+    outside, _ = run_fixed(CLASSICAL[name](lr=1.0), make_params(torch.float64), fixed_gradients(), lr=0.5)
+    equal = all(torch.allclose(inside[n], outside[n], rtol=1e-12, atol=1e-12) for n in inside)
+    rule = CLASSICAL[name]()
+    assert isinstance(rule, ClassicalRule)
+    assert equal == rule.linear_in_lr
+
+
+@pytest.mark.parametrize("name", CLASSICAL)
+def test_meta_gradient_is_finite_at_zero_gradients(name: str) -> None:
+    """Dead units have gradients of exactly zero; the derivative through sqrt(v) must not become NaN."""
+    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    grads = [{n: scale * 0 * x for n, x in g.items()} for g in fixed_gradients(2)]
+    params, _ = run_fixed(CLASSICAL[name](lr=0.01), make_params(torch.float64), grads)
+    total = sum(p.square().sum() for p in params.values())
+    assert torch.isfinite(torch.autograd.grad(total, scale)[0])
+
+
+@pytest.mark.parametrize("name", sorted(set(CLASSICAL) - {"lion"}))
+def test_meta_gradient_against_finite_difference(name: str) -> None:
+    def outcome(scale: Tensor) -> Tensor:
+        grads = [{n: x + scale * x.cos() for n, x in g.items()} for g in fixed_gradients(3)]
+        params, _ = run_fixed(CLASSICAL[name](lr=0.01), make_params(torch.float64), grads)
+        return torch.stack([p.sin().sum() for p in params.values()]).sum()
+
+    scale = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    (derivative,) = torch.autograd.grad(outcome(scale), scale)
+    with torch.no_grad():
+        difference = (outcome(scale + 1e-6) - outcome(scale - 1e-6)) / 2e-6
+    torch.testing.assert_close(derivative, difference, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", CLASSICAL)
+def test_pure_and_typed(name: str) -> None:
+    """Inputs are left alone, bf16 parameters stay bf16, and every state entry is a float32 tensor."""
+    params = make_params(torch.bfloat16)
+    grads = fixed_gradients(2, torch.bfloat16)
+    before = {n: (p.clone(), grads[0][n].clone()) for n, p in params.items()}
+    bound = CLASSICAL[name](lr=0.1).on(ParameterGraph.untied(params.items()))
+    state = bound.init(params)
+    frozen = {n: {k: x.clone() for k, x in entries.items()} for n, entries in state.items()}
+    new, new_state = bound.update(grads[0], state, params)
+    for n in params:
+        assert torch.equal(params[n], before[n][0])
+        assert torch.equal(grads[0][n], before[n][1])
+        assert all(torch.equal(state[n][k], frozen[n][k]) for k in frozen[n])
+        assert new[n].dtype == torch.bfloat16
+        assert all(x.dtype == torch.float32 for x in new_state[n].values())
+        assert state[n].keys() == new_state[n].keys()
+
+
+@pytest.mark.parametrize("name", CLASSICAL)
+def test_compiles(name: str) -> None:
+    shapes = {"weight": (3, 2), "bias": (2,)}
+    bound = CLASSICAL[name](lr=0.1).on(ParameterGraph.untied(make_params(shapes=shapes).items()))
+    compiled = torch.compile(bound.update, backend="aot_eager", fullgraph=True)
+    params = make_params(shapes=shapes)
+    state = bound.init(params)
+    grads = gradient(params, 0)
+    for ours, theirs in zip(compiled(grads, state, params), bound.update(grads, state, params), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("sgd", {"lr": -1.0}, "SGD: expected lr of at least 0, found -1.0"),
+        ("sgd", {"nesterov": True}, "momentum above 0"),
+        ("adam", {"betas": (0.9, 1.0)}, "Adam: expected beta2 of at least 0 and below 1, found 1.0"),
+        ("adamw", {"weight_decay": float("nan")}, "weight_decay"),
+    ],
+)
+def test_bad_hyperparameters(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CLASSICAL[name](**options)
