@@ -1,0 +1,51 @@
+"""What all families share: options in, specs drawn, tasks built."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Generator
+
+from lopt.meta.task import Task, TaskFamily
+from meta_tasks.data import locate
+from meta_tasks.spec import Spec, SpecDistribution
+
+S = TypeVar("S", bound=Spec)
+
+
+class SpecFamily(TaskFamily, Generic[S]):
+    """A family whose tasks one `Spec` class describes; `meta_tasks.spec` says how its options are written.
+
+    Raises `ConfigError` for bad options, `DataError` if a data set that it may draw is missing.
+    """
+
+    spec_class: ClassVar[type[Any]]
+
+    def __init__(
+        self,
+        options: Mapping[str, Any] | None = None,
+        data_root: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.name = self.spec_class.family
+        self.distribution = SpecDistribution(self.spec_class, options or {})
+        self.data_root = data_root
+        self.device = device
+        if "dataset" in self.distribution.defaults:
+            for name in self.distribution.values("dataset"):
+                locate(name, data_root)
+
+    def sample_spec(self, generator: Generator) -> dict[str, Any]:
+        """Draw one task as JSON-able values."""
+        return self.distribution.draw(generator).to_json()
+
+    def build(self, spec: Mapping[str, Any]) -> Task:
+        """The task that a spec describes; fields that it leaves out have their defaults."""
+        return self.task(self.spec_class.parse(spec))
+
+    @abstractmethod
+    def task(self, spec: S) -> Task:
+        """The task of a valid spec."""

@@ -1,0 +1,99 @@
+"""A task on an ordinary module: everything that is the same whatever the data."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lopt.graph import ParameterGraph
+from lopt.meta.task import Task
+
+Pair = tuple[Tensor, Tensor]
+"""Inputs and targets."""
+
+
+class ModuleTask(Task):
+    """A module, called with other parameters through `torch.func.functional_call`.
+
+    `build` makes a freshly initialised network on the CPU; it must draw its random numbers from torch's
+    default generator, as the layers of `torch.nn` do.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[], nn.Module],
+        device: str | torch.device = "cpu",
+        init_scale: float = 1.0,
+    ) -> None:
+        self.name = name
+        self.device = torch.device(device)
+        self._build = build
+        self._init_scale = init_scale
+        with torch.random.fork_rng(devices=[]):
+            self.module = build().to(self.device)
+
+    @abstractmethod
+    def figures(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Means over the examples; "loss" is the training loss."""
+
+    @abstractmethod
+    def evaluation(self, split: str) -> Iterable[Pair]:
+        """A fixed part of a split, in chunks. Called under vmap, so nothing random happens here."""
+
+    def init(self, count: int, generator: Generator) -> dict[str, Tensor]:
+        """(count, *shape) of every parameter, initialised by the modules themselves."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(draw_seed(generator))
+            networks = [dict(self._build().named_parameters()) for _ in range(count)]
+        return {name: self._stack(name, networks) for name in networks[0]}
+
+    def _stack(self, name: str, networks: list[dict[str, nn.Parameter]]) -> Tensor:
+        stacked = torch.stack([network[name].detach() for network in networks]).to(self.device)
+        return stacked * self._init_scale if stacked.dim() > 2 else stacked
+
+    def predict(self, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """The network's outputs with the given parameters, computed in their precision."""
+        if inputs.is_floating_point():
+            inputs = inputs.to(next(iter(params.values())).dtype)
+        return torch.func.functional_call(self.module, dict(params), (inputs,))
+
+    def loss(self, params: Mapping[str, Tensor], batch: Pair) -> Tensor:
+        """The scalar training loss of one network on one batch."""
+        inputs, targets = batch
+        return self.figures(self.predict(params, inputs), targets)["loss"]
+
+    def metrics(self, params: Mapping[str, Tensor], split: str) -> dict[str, Tensor]:
+        """Means over the evaluation part of a split."""
+        total: dict[str, Tensor] = {}
+        examples = 0
+        for inputs, targets in self.evaluation(split):
+            examples += len(inputs)
+            figures = self.figures(self.predict(params, inputs), targets)
+            total = {name: total.get(name, 0.0) + len(inputs) * figure for name, figure in figures.items()}
+        return {name: value / examples for name, value in total.items()}
+
+    def trace(self) -> ParameterGraph:
+        """The parameter graph of the module, from one training batch."""
+        inputs, _ = self.sample("train", 1, torch.Generator(self.device).manual_seed(0))
+        return ParameterGraph.trace(self.module, (inputs[0],))
+
+
+def draw_seed(generator: Generator) -> int:
+    """A seed for another generator."""
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+
+def draw_indices(limit: int, shape: tuple[int, ...], generator: Generator, device: Any) -> Tensor:
+    """Uniform integers below `limit`, with replacement."""
+    return torch.randint(limit, shape, generator=generator, device=generator.device).to(device)
+
+
+def evenly_spaced(count: int, limit: int, device: Any = "cpu") -> Tensor:
+    """At most `limit` of the first `count` integers, evenly spaced."""
+    kept = min(count, limit)
+    return torch.arange(kept, device=device) * count // kept
