@@ -156,7 +156,7 @@ class LearnedRule(Rule):
 
     def _step(self, history: History, raw: Tensor) -> Tensor:
         """(P,) the unbounded step out of the raw outputs."""
-        magnitude = torch.exp(raw[0].clamp(-8, 4) - (-self.log_rate * RATE_SPEED).to(raw.dtype))
+        magnitude = torch.exp(raw[0].clamp(-8, 4) + (self.log_rate * RATE_SPEED).to(raw.dtype))
         first, *others = [DIRECTIONS[name](history) for name in self.config.directions]
         mixture = first * (1 + raw[1])
         for row, direction in enumerate(others, start=2):
@@ -167,6 +167,10 @@ class LearnedRule(Rule):
         """Shrink each tensor's step whose rms exceeds `max_step` times the tensor's."""
         rms = segment_expand(torch.sqrt(segment_mean((delta * delta)[None], sizes) + moments.TINY), sizes)[0]
         return delta * (self.config.max_step * param_rms.clamp(min=0.1) / rms).clamp(max=1)
+
+    def gauges(self) -> dict[str, float]:
+        """Figures worth watching in meta-training."""
+        return {"base_rate": (self.log_rate.detach() * RATE_SPEED).exp().item()}
 
     def describe(self) -> dict[str, Any]:
         """The config as JSON-able values, for the rule file."""

@@ -1,0 +1,68 @@
+"""Settings of a meta-training run, checked when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lopt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """How to meta-train. One outer step is one truncation of one cohort; cohorts take turns."""
+
+    steps: int = 300
+    """Outer steps."""
+    cohorts: int = 4
+    """Task architectures in training at any time."""
+    networks: int = 8
+    """Networks in each cohort, trained side by side."""
+    cohort_turns: int = 50
+    """Truncations after which a cohort makes room for one of another architecture."""
+    truncation: int = 20
+    """Inner steps that one meta-gradient looks through."""
+    shortest_horizon: int = 20
+    """Horizons are log-uniform from here..."""
+    longest_horizon: int = 300
+    """...to here."""
+    known_horizon: float = 0.5
+    """Share of the networks whose horizon is told to the rule."""
+    second_order: bool = True
+    """Differentiate through the inner gradients. False is cheaper and biased."""
+    rematerialise: bool = False
+    """Keep only the networks between inner steps: much less memory, a third more time."""
+    outer_loss: Literal["mean", "log", "final"] = "mean"
+    """What to lower: mean relative loss over the truncation, its logarithm, or the last loss alone."""
+    learning_rate: float = 3e-3
+    """Peak learning rate of the outer Adam."""
+    warmup: int = 20
+    """Outer steps of linear warm-up; a cosine to zero follows."""
+    clip: float = 0.2
+    """Limit on the norm of the meta-gradient."""
+    ema: float = 0.9
+    """Decay of the average of the meta-parameters that is validated and kept; 0 keeps the last ones."""
+    validate_every: int = 50
+    """Outer steps between validations; each may choose the rule that is kept."""
+    validation_steps: int = 300
+    """Inner steps of a validation run."""
+    validation_networks: int = 4
+    """Networks trained for each validation task."""
+    checkpoint_every: int = 25
+    """Outer steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "cohorts", "networks", "cohort_turns", "truncation", "shortest_horizon", "validate_every",
+                  "validation_steps", "validation_networks", "checkpoint_every")  # fmt: skip
+        for name in counts:
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        self._check("longest_horizon", self.longest_horizon >= self.shortest_horizon, "at least shortest_horizon")
+        self._check("known_horizon", 0 <= self.known_horizon <= 1, "from 0 to 1")
+        self._check("learning_rate", self.learning_rate > 0, "above 0")
+        self._check("warmup", self.warmup >= 0, "at least 0")
+        self._check("clip", self.clip > 0, "above 0")
+        self._check("ema", 0 <= self.ema < 1, "from 0 up to but not 1")
+
+    def _check(self, name: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise ConfigError(f"meta.{name}: expected a number {expected}, found {getattr(self, name)!r}")

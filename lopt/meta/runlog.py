@@ -1,0 +1,59 @@
+"""The record of a run: metrics as JSON lines and in TensorBoard; resuming drops what came after the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from lopt.rules.io import write_atomically
+
+
+class RunLog:
+    """Writes the scalars of each outer step to RUN/metrics.jsonl and RUN/tensorboard."""
+
+    def __init__(self, folder: Path, first_step: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        self._cut(first_step)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+
+    def _cut(self, first_step: int) -> None:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _step_of(line) is not None and _step_of(line) < first_step]
+        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Record named scalars of one outer step."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.board.close()
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a line; None for one that a kill cut short."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on: versions, machine, threads."""
+    return {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
