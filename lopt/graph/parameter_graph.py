@@ -168,7 +168,7 @@ class ParameterGraph:
         parts = flat.split([spec.numel for spec in self.parameters.values()], dim=-1)
         batch = flat.shape[:-1]
         return {
-            name: part.reshape(*batch, *spec.shape)
+            name: part.reshape((*batch, *spec.shape))
             for (name, spec), part in zip(self.parameters.items(), parts, strict=True)
         }
 
@@ -220,11 +220,11 @@ class ParameterGraph:
 
         return summary(self)
 
-    def to_pyg(self, values: Mapping[str, Tensor]) -> Data:
-        """`torch_geometric` data with one edge per scalar; `lopt.graph.pyg.from_pyg` is the exact inverse."""
+    def to_pyg(self, values: Mapping[str, Tensor], style: str = "axes") -> Data:
+        """`torch_geometric` data with one edge per scalar weight; `lopt.graph.pyg.from_pyg` is the exact inverse."""
         from lopt.graph.pyg import to_pyg
 
-        return to_pyg(self, values)
+        return to_pyg(self, values, style)
 
 
 def axis_index(axis: Axis, groups: tuple[AxisGroup, ...], permutation: Permutation) -> Tensor:

@@ -1,0 +1,234 @@
+"""Where each scalar of a ParameterGraph sits in each `torch_geometric` style: nodes, edges, types; no values.
+
+A style is a function graph -> attributes of `Data`, among them `edge_scalar` (and `node_scalar`): the flat
+numbers of the scalars that the edges (and nodes) hold.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lopt.graph.parameter_graph import PARAMETER_KINDS, Block, ParameterGraph, ParameterSpec, Segment
+
+NODE_KINDS = (
+    "unit", "hidden", "input", "output", "tap", "vocabulary", "position", "untied", "bias", "norm", "other",
+)  # fmt: skip
+"""The constant 1, the kinds of axis groups, and the nodes for a bias or a norm in the "gmn" style."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One block, and which of its atomic axes make its target neuron, its source neuron and its taps."""
+
+    spec: ParameterSpec
+    block: Block
+    number: int
+    target: tuple[int, ...]
+    source: tuple[int, ...]
+    taps: tuple[int, ...]
+
+    @property
+    def is_edge(self) -> bool:
+        return len(self.spec.shape) > 1
+
+
+def neuron(graph: ParameterGraph, segment: Segment) -> Segment:
+    """The atomic axes of a segment that make one neuron: the permutable ones, or all where none is.
+
+    A linear layer behind a flatten reads (channel, position): its neuron is the channel, position is a tap.
+    """
+    return tuple(g for g in segment if graph.groups[g].permutable) or segment
+
+
+def axes_style(graph: ParameterGraph) -> dict[str, object]:
+    """One node per element of each group; one edge per scalar, further atomic axes in `edge_tap_index`."""
+    nodes, places = _Nodes(graph), _places(graph, atoms=1)
+    for group in graph.groups:
+        nodes.first(("group", group.id), group.size, group.kind)
+
+    def atom(place: _Place, positions: tuple[int, ...]) -> Tensor:
+        node = nodes.keys[("group", place.block.groups[positions[0]])] if positions else 0
+        return node + _count(place.block, positions)
+
+    def tap(k: int) -> Tensor:
+        return _column(graph, places, lambda place: atom(place, place.taps[k : k + 1]))
+
+    depth = max((len(place.taps) for place in places), default=0)
+    tap_index = torch.stack([tap(k) for k in range(depth)]) if depth else torch.empty(0, graph.numel).long()
+    source = _column(graph, places, lambda place: atom(place, place.source))
+    target = _column(graph, places, lambda place: atom(place, place.target))
+    kind, parameter, edge = _kinds(graph, places), _parameters(graph, places), _edges(graph, places)
+    return {
+        "num_nodes": nodes.count,
+        "node_type": nodes.types(),
+        "node_group": torch.cat([torch.tensor([-1]), *[torch.full((g.size,), g.id) for g in graph.groups]]),
+        "edge_index": torch.stack([source, target])[:, edge],
+        "edge_tap_index": tap_index[:, edge],
+        "edge_type": kind[edge],
+        "edge_parameter": parameter[edge],
+        "edge_scalar": edge.nonzero().squeeze(1),
+        "node_index": target[~edge],
+        "node_tap_index": tap_index[:, ~edge],
+        "node_attr_type": kind[~edge],
+        "node_attr_parameter": parameter[~edge],
+        "node_scalar": (~edge).nonzero().squeeze(1),
+    }
+
+
+def neural_graphs_style(graph: ParameterGraph) -> dict[str, object]:
+    """One edge per pair of neurons and block, taps in slots; biases and scales in slots of nodes."""
+    nodes, places = _Nodes(graph), _places(graph)
+    source = _column(graph, places, lambda place: nodes.of(place, place.source))
+    target = _column(graph, places, lambda place: nodes.of(place, place.target))
+    tap = _column(graph, places, lambda place: _count(place.block, place.taps))
+    block = _column(graph, places, lambda place: torch.tensor(place.number))
+    kind, parameter, edge = _kinds(graph, places), _parameters(graph, places), _edges(graph, places)
+    pairs, row = torch.stack([parameter, block, source, target, kind])[:, edge].unique(
+        dim=1, return_inverse=True
+    )
+    node_scalar = _in_slots(target[~edge], _rank(target[~edge]), (~edge).nonzero().squeeze(1), nodes.count)
+    return {
+        "num_nodes": nodes.count,
+        "node_type": nodes.types(),
+        "edge_index": pairs[2:4],
+        "edge_type": pairs[4],
+        "edge_parameter": pairs[0],
+        "edge_scalar": _in_slots(row, tap[edge], edge.nonzero().squeeze(1), pairs.shape[1]),
+        "node_scalar": node_scalar,
+        "x_type": torch.where(node_scalar >= 0, kind[node_scalar.clamp(min=0)], -1),
+    }
+
+
+def gmn_style(graph: ParameterGraph) -> dict[str, object]:
+    """One edge per scalar; those of a parameter with fewer than two axes come from a node of its own."""
+    nodes, places = _Nodes(graph), _places(graph)
+
+    def source(place: _Place) -> Tensor:
+        if place.is_edge:
+            return nodes.of(place, place.source)
+        kind = "norm" if place.block.kind in ("scale", "shift") else "bias"
+        return torch.tensor(nodes.first(("parameter", place.spec.name, place.block.kind), 1, kind))
+
+    target = _column(graph, places, lambda place: nodes.of(place, place.target))
+    return {
+        "edge_index": torch.stack([_column(graph, places, source), target]),
+        "edge_type": _kinds(graph, places),
+        "edge_parameter": _parameters(graph, places),
+        "edge_tap": _column(graph, places, lambda place: _count(place.block, place.taps)),
+        "edge_scalar": torch.arange(graph.numel),
+        "num_nodes": nodes.count,
+        "node_type": nodes.types(),
+    }
+
+
+STYLES: dict[str, Callable[[ParameterGraph], dict[str, object]]] = {
+    "axes": axes_style,
+    "neural_graphs": neural_graphs_style,
+    "gmn": gmn_style,
+}
+
+
+class _Nodes:
+    """Hands out nodes on first sight of their neuron axis; node 0 is the constant 1."""
+
+    def __init__(self, graph: ParameterGraph) -> None:
+        self.graph = graph
+        self.keys: dict[tuple[object, ...], int] = {}
+        self.count = 1
+        self._kinds = [("unit", 1)]
+
+    def first(self, key: tuple[object, ...], size: int, kind: str) -> int:
+        """The first of the `size` nodes of `key`."""
+        if key not in self.keys:
+            self.keys[key] = self.count
+            self._kinds.append((kind if kind in NODE_KINDS else "other", size))
+            self.count += size
+        return self.keys[key]
+
+    def of(self, place: _Place, positions: tuple[int, ...]) -> Tensor:
+        """The node of each scalar of a block along the atomic axes of one neuron; node 0 for no axis."""
+        if not positions:
+            return torch.tensor(0)
+        groups = tuple(place.block.groups[p] for p in positions)
+        size = math.prod(place.block.shape[p] for p in positions)
+        first = self.first(("neuron", *groups), size, self.graph.groups[groups[0]].kind)
+        return first + _count(place.block, positions)
+
+    def types(self) -> Tensor:
+        """(N,) number of each node's kind in `NODE_KINDS`."""
+        return torch.cat([torch.full((size,), NODE_KINDS.index(kind)) for kind, size in self._kinds])
+
+
+def _places(graph: ParameterGraph, atoms: int | None = None) -> list[_Place]:
+    """All blocks; a neuron keeps at most `atoms` of its atomic axes (None: all), the others become taps."""
+    blocks, places = iter(graph.blocks), []
+    for spec in graph.parameters.values():
+        for number, segments in enumerate(itertools.product(*spec.axes)):
+            target, source = (_neuron_positions(graph, spec, segments, role, atoms) for role in ("out", "in"))
+            taps = tuple(i for i in range(sum(map(len, segments))) if i not in target + source)
+            places.append(_Place(spec, next(blocks), number, target or source, source or target, taps))
+    return places
+
+
+def _neuron_positions(
+    graph: ParameterGraph, spec: ParameterSpec, segments: tuple[Segment, ...], role: str, atoms: int | None
+) -> tuple[int, ...]:
+    """Positions, among all atomic axes of the block, of the neuron on the first axis that has this role."""
+    start = 0
+    for segment, axis_role in zip(segments, spec.roles, strict=True):
+        if axis_role == role and segment:
+            keep = neuron(graph, segment)[:atoms]
+            return tuple(start + i for i, group in enumerate(segment) if group in keep)
+        start += len(segment)
+    return ()
+
+
+def _count(block: Block, positions: tuple[int, ...]) -> Tensor:
+    """Row-major number of each scalar along some atomic axes of a block; broadcasts to its shape."""
+    number = torch.zeros([1] * len(block.shape), dtype=torch.long)
+    for position in positions:
+        view = [-1 if axis == position else 1 for axis in range(len(block.shape))]
+        number = number * block.shape[position] + torch.arange(block.shape[position]).reshape(view)
+    return number
+
+
+def _column(graph: ParameterGraph, places: list[_Place], number: Callable[[_Place], Tensor]) -> Tensor:
+    """One number for each scalar of each block -> (P,), in the order of `graph.flatten`."""
+    wholes = {name: torch.empty(spec.shape, dtype=torch.long) for name, spec in graph.parameters.items()}
+    for place in places:
+        part = wholes[place.spec.name][place.block.slices]
+        part.copy_(number(place).expand(place.block.shape).reshape(part.shape))
+    return graph.flatten(wholes)
+
+
+def _kinds(graph: ParameterGraph, places: list[_Place]) -> Tensor:
+    return _column(graph, places, lambda place: torch.tensor(PARAMETER_KINDS.index(place.block.kind)))
+
+
+def _parameters(graph: ParameterGraph, places: list[_Place]) -> Tensor:
+    numbers = {name: torch.tensor(number) for number, name in enumerate(graph.parameters)}
+    return _column(graph, places, lambda place: numbers[place.spec.name])
+
+
+def _edges(graph: ParameterGraph, places: list[_Place]) -> Tensor:
+    return _column(graph, places, lambda place: torch.tensor(int(place.is_edge))).bool()
+
+
+def _rank(key: Tensor) -> Tensor:
+    """How many earlier entries have the same key."""
+    order = key.argsort(stable=True)
+    _, counts = key.unique(return_counts=True)
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return torch.empty_like(key).index_copy(0, order, torch.arange(len(key)) - first)
+
+
+def _in_slots(row: Tensor, slot: Tensor, scalar: Tensor, rows: int) -> Tensor:
+    """Scalars laid out in (rows, slots), -1 where there is none."""
+    slots = int(slot.max()) + 1 if len(slot) else 1
+    return torch.full((rows, slots), -1).index_put((row, slot), scalar)
