@@ -35,6 +35,10 @@ class Rule(nn.Module, ABC):
     def forward(self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
         """One step: the *deltas* to add to the parameters, and the next state. Pure; no input is modified."""
 
+    def evaluation_params(self, params: Tensors, state: State, lr: Tensor | float = 1.0) -> Tensors:
+        """The parameters to evaluate the network at, for rules that train at one point and average at another."""
+        return params
+
     def on(self, graph: ParameterGraph, meta_parameters: Tensors | None = None) -> BoundRule:
         """This rule on one network, optionally with other meta-parameters than its own."""
         return BoundRule(self, graph, meta_parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.rules.base import Rule
-from lopt.rules.classical import CLASSICAL, ClassicalRule
+from lopt.rules.classical import CLASSICAL, AdamW, ClassicalRule, Muon, ScheduleFreeAdamW, TorchOptim
 
 SHAPES = {"conv": (4, 3, 3, 3), "weight": (6, 5), "bias": (5,), "scalar": ()}
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
@@ -57,6 +58,8 @@ TORCH_TWINS = [
     ("adam", torch.optim.Adam, {"lr": 0.01}),
     ("adam", torch.optim.Adam, {"lr": 0.01, "betas": (0.5, 0.95), "eps": 1e-3, "weight_decay": 0.1}),
     ("adamw", torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.3}),
+    ("adafactor", torch.optim.Adafactor, {"lr": 0.02}),
+    ("adafactor", torch.optim.Adafactor, {"lr": 0.3, "beta2_decay": -0.5, "weight_decay": 0.1}),
 ]
 
 
@@ -68,6 +71,99 @@ def test_equals_torch_optim(name: str, optimizer: Any, options: dict[str, Any], 
     for key in params:
         torch.testing.assert_close(ours[key], theirs[key], rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
         assert (ours[key] - params[key]).abs().max() > 1e-3, "the run moved the parameters"
+
+
+def test_muon_equals_torch_optim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to torch's bfloat16, whose iteration is replaced by the same one in float64."""
+    monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", slow_newton_schulz)
+    params = make_params(torch.float64, {"tall": (7, 4), "wide": (3, 6), "square": (5, 5)})
+    for nesterov in (True, False):
+        options: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.2, "momentum": 0.9, "nesterov": nesterov}
+        theirs = run_torch(torch.optim.Muon, params, adjust_lr_fn="match_rms_adamw", **options)
+        torch.testing.assert_close(run_rule(Muon(**options), params), theirs, rtol=1e-12, atol=1e-12)
+
+
+def slow_newton_schulz(matrix: Tensor, *_: Any) -> Tensor:
+    """The polynomial a s + b s^3 + c s^5, five times, on each singular value s of matrix / |matrix|."""
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    s = s / s.norm()
+    for _step in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return u @ torch.diag(s) @ vt
+
+
+def test_muon_leaves_vectors_embeddings_and_the_output_layer_to_adamw() -> None:
+    params = make_params(torch.float64, {"embed": (9, 4), "conv": (4, 3, 3, 3), "head": (2, 4), "bias": (4,)})
+    graph = ParameterGraph.untied(params.items())
+    groups = [replace(g, kind="output") if g.members == (("head", 0),) else g for g in graph.groups]
+    embed = replace(graph.parameters["embed"], kind="embedding")
+    graph = replace(graph, groups=tuple(groups), parameters={**graph.parameters, "embed": embed})
+    adamw, muon = AdamW(0.1, weight_decay=0.1).on(graph), Muon(0.1).on(graph)
+    grads = gradient(params, 0)
+    plain, _ = adamw.update(grads, adamw.init(params), params)
+    new, _ = muon.update(grads, muon.init(params), params)
+    assert [n for n in params if torch.equal(new[n], plain[n])] == ["embed", "head", "bias"]
+    kernel = (new["conv"] - params["conv"] * (1 - 0.1 * 0.1)).flatten(1)
+    expected = slow_newton_schulz(grads["conv"].flatten(1)) * -0.1 * 0.2 * 27**0.5
+    torch.testing.assert_close(kernel, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_lion_equals_slow_twin() -> None:
+    """Chen et al. 2023, algorithm 2, in its own notation."""
+    eta, beta1, beta2, lam = 0.01, 0.8, 0.95, 0.1
+    theta, m = make_params(torch.float64), dict.fromkeys(SHAPES, torch.tensor(0.0))
+    for t in range(100):
+        for n, g in gradient(theta, t).items():
+            c = beta1 * m[n] + (1 - beta1) * g
+            theta[n] = theta[n] - eta * (torch.sign(c) + lam * theta[n])
+            m[n] = beta2 * m[n] + (1 - beta2) * g
+    ours = run_rule(
+        CLASSICAL["lion"](lr=eta, betas=(beta1, beta2), weight_decay=lam), make_params(torch.float64)
+    )
+    torch.testing.assert_close(ours, theta, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0, 30])
+def test_schedule_free_equals_slow_twin(warmup: int) -> None:
+    """Defazio et al. 2024, algorithm 1, in its own notation with z and x kept apart."""
+    gamma, beta1, beta2, eps, lam = 0.02, 0.9, 0.99, 1e-8, 0.1
+    z, x = make_params(torch.float64), make_params(torch.float64)
+    v, total = dict.fromkeys(SHAPES, torch.tensor(0.0)), 0.0
+    for t in range(1, 101):
+        y = {n: (1 - beta1) * z[n] + beta1 * x[n] for n in SHAPES}
+        gamma_t = gamma * (1 - beta2**t) ** 0.5 * min(1.0, t / max(warmup, 1))
+        total += gamma_t**2
+        for n, g in gradient(y, t - 1).items():
+            v[n] = beta2 * v[n] + (1 - beta2) * g**2
+            z[n] = z[n] - gamma_t * (g / (v[n] ** 0.5 + eps) + lam * y[n])
+            x[n] = (1 - gamma_t**2 / total) * x[n] + gamma_t**2 / total * z[n]
+    rule = ScheduleFreeAdamW(1.0, (beta1, beta2), eps, lam, warmup)
+    params = make_params(torch.float64)
+    bound = rule.on(ParameterGraph.untied(params.items()))
+    state = bound.init(params)
+    for t in range(100):
+        params, state = bound.update(gradient(params, t), state, params, gamma)
+    expected = {n: (1 - beta1) * z[n] + beta1 * x[n] for n in SHAPES}
+    torch.testing.assert_close(params, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(rule.evaluation_params(params, state, gamma), x, rtol=1e-12, atol=1e-12)
+
+
+TORCH_NAMES = sorted(
+    set(dir(torch.optim)) & {"NAdam", "RAdam", "Adagrad", "RMSprop", "Rprop", "SGD", "ASGD", "Adamax"}
+)
+
+
+@pytest.mark.parametrize("name", TORCH_NAMES)
+def test_torch_optim_as_a_rule_equals_the_optimizer(name: str) -> None:
+    params = make_params(torch.float64)
+    theirs = run_torch(getattr(torch.optim, name), params, lr=0.01)
+    torch.testing.assert_close(run_rule(TorchOptim(name, lr=0.01), params), theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "options"), [("Adamm", {}), ("LBFGS", {}), ("Adam", {"learning_rate": 1})])
+def test_torch_optim_refusals(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=name):
+        TorchOptim(name, **options)
 
 
 def fixed_gradients(count: int = 5, dtype: torch.dtype = torch.float64) -> list[dict[str, Tensor]]:

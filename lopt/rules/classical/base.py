@@ -34,7 +34,7 @@ class ClassicalRule(Rule):
     def init(
         self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None
     ) -> State:
-        return {name: self.start(param) for name, param in params.items()}
+        return {name: self.part(graph, name).start(param) for name, param in params.items()}
 
     def forward(
         self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors
@@ -42,8 +42,13 @@ class ClassicalRule(Rule):
         deltas, next_state = {}, {}
         for name, param in params.items():
             dtype = working_dtype(param)
-            deltas[name], next_state[name] = self.step(grads[name].to(dtype), state[name], param.to(dtype))
+            step = self.part(graph, name).step
+            deltas[name], next_state[name] = step(grads[name].to(dtype), state[name], param.to(dtype))
         return deltas, next_state
+
+    def part(self, graph: ParameterGraph, name: str) -> ClassicalRule:
+        """The rule that moves parameter `name`: this one, unless it leaves some parameters to another."""
+        return self
 
 
 def zeros(param: Tensor, shape: torch.Size | None = None) -> Tensor:
@@ -62,7 +67,7 @@ def bias_correction(decay: float, step: Tensor) -> Tensor:
 
 
 def decay(param: Tensor, rate: float) -> Tensor:
-    """-rate * param, rounded as `param.mul_(1 - rate)` would be, whose error in float32 adds up over steps."""
+    """-rate * param, rounded as `param.mul_(1 - rate)` rounds it: in float32 the difference adds up."""
     return param * (1 - rate) - param
 
 
