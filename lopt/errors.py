@@ -19,3 +19,7 @@ class DataError(LoptError, FileNotFoundError):
 
 class RuleFileError(LoptError, ValueError):
     """A rule or checkpoint file that is damaged, foreign or of another version."""
+
+
+class GradientError(LoptError, RuntimeError):
+    """Gradients that no rule can read: sparse or complex ones."""

@@ -1,0 +1,383 @@
+"""The `torch.optim` face of a rule: it gathers gradients and state, lets the rule decide and applies the result."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lopt.errors import ConfigError, GradientError, GraphError
+from lopt.graph import ParameterGraph
+from lopt.graph.first_forward import FirstForwardGraph
+from lopt.optim_matching import Entry, extended, match, untied_names
+from lopt.optim_sharding import gathered, is_sharded, local, sharded_like
+from lopt.rules.base import BoundRule, Rule, State
+
+DECAY_RATE = 1e-3
+"""The learning rate that `weight_decay` is relative to: AdamW's default."""
+
+
+class LearnedOptimizer(Optimizer):
+    """Trains the parameters with a learned (or classical) rule; used as `torch.optim.AdamW` is.
+
+    One step is
+
+        p <- (1 - lr * 1e-3 * weight_decay) p + lr * delta,    delta = rule(gradients, state, parameters)
+
+    where the rule sees all parameters with a gradient at once, exactly as in meta-training. `lr` multiplies what
+    the rule decides, so 1.0 is right and schedulers work on it. `weight_decay` is decoupled and means what it
+    means to AdamW at its default learning rate of 1e-3. Gradients are never modified. A step with a gradient that
+    is not finite changes nothing and is counted in `skipped_steps`.
+
+    Args:
+        params: parameters, named parameters or parameter groups. A group may have its own lr, weight_decay and
+            maximize.
+        rule: a `lopt.rules.Rule`, the name of one that ships with lopt, or the path of a rule file.
+        graph: the model's `ParameterGraph`, or `lopt.trace_on_first_forward(model)`. Without one the axes of all
+            tensors stay untied. Parameters are matched by name where they have names, else by shape and order;
+            those added by a later `add_param_group` may lie outside the graph and stay untied.
+        lr: multiplies every step; a number or a one-element tensor.
+        weight_decay: see above.
+        total_steps: the planned number of steps, for rules that anneal.
+        maximize: ascend instead of descending.
+
+    Raises `GraphError` if parameters and graph do not fit, `ConfigError` for a value out of range, and, in `step`,
+    `GradientError` for sparse gradients.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        rule: Rule | str | os.PathLike[str] = "lopt-base",
+        graph: ParameterGraph | FirstForwardGraph | None = None,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        total_steps: float | None = None,
+        maximize: bool = False,
+    ) -> None:
+        _check(total_steps is None or total_steps > 0, "total_steps", "a number above 0 or None", total_steps)
+        self._names: list[str] | None = None
+        self._calls: dict[Any, list[_Call]] = {}
+        self._rules: dict[torch.device, Rule] = {}
+        self._skipped = torch.zeros((), dtype=torch.int64)
+        self.graph = graph
+        self.total_steps = total_steps
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
+        self.rule = _frozen_copy(rule)
+        if not isinstance(graph, FirstForwardGraph):
+            self._name_parameters()
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped because a gradient was not finite."""
+        return int(self._skipped)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; those that the graph does not hold are tied to nothing."""
+        super().add_param_group(param_group)
+        try:
+            _check_group(self.param_groups[-1])
+            if self._names is not None:
+                self._name_added()
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step; `closure`, if given, recomputes the gradients and returns the loss, which is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self._step()
+        return loss
+
+    def _step(self) -> None:
+        calls = self._plan()
+        if not calls:
+            return
+        inputs = [[gathered(p.grad) for p in call.params] for call in calls]  # type: ignore[arg-type]
+        finite = _all_finite([g for grads in inputs for g in grads])
+        if finite.device != self._skipped.device:
+            self._skipped = self._skipped.to(finite.device)
+        self._skipped += ~finite
+        # Elsewhere than on the CPU, asking for the value would stall the device: there a skipped step is a step of
+        # size zero that keeps the old state.
+        gate = finite if finite.device.type != "cpu" or torch.compiler.is_compiling() else None
+        if gate is None and not finite:
+            return
+        for call, grads in zip(calls, inputs, strict=True):
+            self._run(
+                call, grads, None if gate is None else gate.to(call.params[0].device, non_blocking=True)
+            )
+
+    def _run(self, call: _Call, grads: list[Tensor], gate: Tensor | None) -> None:
+        """Let the rule act on the parameters of one device."""
+        old = self._states(call)
+        params = dict(zip(call.names, map(gathered, call.params), strict=True))
+        for part in call.parts:
+            if self.param_groups[part.group]["maximize"]:
+                for i in part.indices:
+                    grads[i] = -grads[i]
+        with torch.autocast(call.params[0].device.type, enabled=False):
+            deltas, new = call.bound.delta(dict(zip(call.names, grads, strict=True)), old, params)
+        if gate is not None:
+            deltas = {name: torch.where(gate, delta, 0) for name, delta in deltas.items()}
+            new = _chosen(gate, new, old)
+        self._remember(call, new)
+        for part in call.parts:
+            _apply(
+                [call.params[i] for i in part.indices],
+                [deltas[call.names[i]] for i in part.indices],
+                self.param_groups[part.group],
+                gate,
+            )
+
+    def _states(self, call: _Call) -> State:
+        """The state of every parameter of a call, made for those that have none."""
+        states = dict(zip(call.names, (self.state[p] for p in call.params), strict=True))
+        fresh = [name for name, state in states.items() if not state]
+        if fresh:
+            params = {n: gathered(p) for n, p in zip(call.names, call.params, strict=True) if n in set(fresh)}
+            bound = call.bound.rule.on(call.bound.graph.subset(fresh))
+            states.update(bound.init(params, self.total_steps))
+        if call.sharded:
+            return {n: {key: gathered(value) for key, value in state.items()} for n, state in states.items()}
+        return states
+
+    def _remember(self, call: _Call, new: State) -> None:
+        owners = list(zip(call.names, call.params, strict=True))
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            # A CUDA graph replays on the memory it was captured with.
+            pairs = [(self.state[p][key], value) for name, p in owners for key, value in new[name].items()]
+            torch._foreach_copy_([old for old, _ in pairs], [value for _, value in pairs])
+            return
+        for name, p in owners:
+            state = new[name]
+            self.state[p] = {k: sharded_like(t, p) for k, t in state.items()} if call.sharded else state
+
+    def _plan(self) -> list[_Call]:
+        """The rule bound to the parameters that have a gradient now, one call for each device."""
+        if self._names is None:
+            self._name_parameters()
+        assert self._names is not None
+        params = [p for group in self.param_groups for p in group["params"]]
+        active = [(i, id(p), p.device) for i, p in enumerate(params) if p.grad is not None and p.numel() > 0]
+        for i, _, _ in active:
+            _check_gradient(self._names[i], params[i].grad)
+        key = tuple(active)
+        if key not in self._calls:
+            self._calls[key] = self._bind(key)
+        return self._calls[key]
+
+    def _bind(self, active: Sequence[tuple[int, int, torch.device]]) -> list[_Call]:
+        assert self._names is not None
+        assert isinstance(self.graph, ParameterGraph)
+        owners = [(p, number) for number, group in enumerate(self.param_groups) for p in group["params"]]
+        calls = []
+        for device in dict.fromkeys(device for _, _, device in active):
+            chosen = {self._names[i]: owners[i] for i, _, d in active if d == device}
+            whole = chosen.keys() == self.graph.parameters.keys()
+            graph = self.graph if whole else self.graph.subset(chosen)
+            names = list(graph.parameters)
+            params, groups = zip(*(chosen[name] for name in names), strict=True)
+            calls.append(_Call(self._rule_on(device).on(graph), names, list(params), _parts(groups)))
+        if len(self._calls) >= MAX_PLANS:
+            self._calls.clear()
+        return calls
+
+    def _rule_on(self, device: torch.device) -> Rule:
+        tensors = [*self.rule.parameters(), *self.rule.buffers()]
+        if all(t.device == device for t in tensors):
+            return self.rule
+        if device not in self._rules:
+            self._rules[device] = copy.deepcopy(self.rule).to(device)
+        return self._rules[device]
+
+    def _name_parameters(self) -> None:
+        """Find every parameter in the graph."""
+        groups = [_entries(group) for group in self.param_groups]
+        if isinstance(self.graph, FirstForwardGraph):
+            if self.graph.graph is None:
+                raise GraphError(
+                    "expected a forward pass of the model given to trace_on_first_forward before the first step,"
+                    " found none; call the model itself, or pass a ParameterGraph"
+                )
+            self.graph = self.graph.graph
+        if self.graph is None:
+            self._names = untied_names(groups)
+            tensors = [tensor for group in groups for _, tensor in group]
+            self.graph = ParameterGraph.untied(zip(self._names, tensors, strict=True))
+        else:
+            self._names = match(groups, self.graph)
+
+    def _name_added(self) -> None:
+        """The same for the last group, which may lie outside the graph."""
+        assert self._names is not None
+        assert isinstance(self.graph, ParameterGraph)
+        entries, used = _entries(self.param_groups[-1]), set(self._names)
+        free = self.graph.subset(set(self.graph.parameters) - used)
+        try:
+            added = match([entries], free)
+        except GraphError:
+            added = untied_names([entries], len(self.param_groups) - 1)
+            if not used.isdisjoint(added) or not self.graph.parameters.keys().isdisjoint(added):
+                added = [f"{len(self.param_groups) - 1}.{name}" for name in added]
+            tensors = [tensor for _, tensor in entries]
+            self.graph = extended(self.graph, zip(added, tensors, strict=True))
+        self._names = self._names + added
+
+    def state_dict(self) -> dict[str, Any]:
+        """As for every torch optimizer, and the count of skipped steps."""
+        return {**super().state_dict(), "skipped_steps": self.skipped_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As for every torch optimizer, except that state keeps its dtype; it moves to the parameters' devices."""
+        final: dict[str, Any] = {}
+        hooks = (
+            self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded)),
+            self.register_load_state_dict_post_hook(lambda _: self._load_exactly(final), prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _load_exactly(self, state_dict: Mapping[str, Any]) -> None:
+        """torch casts loaded state to the dtype of its parameter; put in what was saved instead."""
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for key, p in zip(keys, params, strict=True):
+            saved = state_dict["state"].get(key, {})
+            if saved:
+                self.state[p] = {k: t.to(p.device, copy=True) for k, t in saved.items()}
+        self._skipped = torch.tensor(state_dict.get("skipped_steps", 0), dtype=torch.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("rule", "graph", "total_steps", "_names", "_skipped")
+        return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._calls, self._rules = {}, {}
+
+
+MAX_PLANS = 64
+"""How many sets of parameters with gradients are remembered at once."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The parameters of a call that belong to one parameter group."""
+
+    group: int
+    indices: list[int]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The rule bound to some of the parameters, in the order of its graph."""
+
+    bound: BoundRule
+    names: list[str]
+    params: list[Tensor]
+    parts: list[_Part]
+
+    @cached_property
+    def sharded(self) -> bool:
+        return any(is_sharded(p) for p in self.params)
+
+
+def _parts(groups: Sequence[int]) -> list[_Part]:
+    return [_Part(group, [i for i, g in enumerate(groups) if g == group]) for group in dict.fromkeys(groups)]
+
+
+def _entries(group: Mapping[str, Any]) -> list[Entry]:
+    names = group.get("param_names", [None] * len(group["params"]))
+    return list(zip(names, group["params"], strict=True))
+
+
+def _frozen_copy(rule: Rule | str | os.PathLike[str]) -> Rule:
+    """The rule for this optimizer alone: nothing outside can move or train it."""
+    if isinstance(rule, (str, os.PathLike)):
+        from lopt.rules.io import load_rule
+
+        rule = load_rule(rule)
+    if not isinstance(rule, Rule):
+        raise ConfigError(f"rule: expected a Rule, or the name or path of one, found {type(rule).__name__}")
+    return copy.deepcopy(rule).requires_grad_(False).eval()
+
+
+def _all_finite(grads: list[Tensor]) -> Tensor:
+    """() bool. Extremes carry NaN along and cannot overflow."""
+    device = grads[0].device
+    if device.type == "cpu":
+        extremes = [value for g in grads for value in torch.aminmax(g)]
+    else:
+        extremes = [norm.to(device) for norm in torch._foreach_norm(grads, math.inf)]
+    return torch.stack(extremes).isfinite().all()
+
+
+def _chosen(gate: Tensor, new: State, old: State) -> State:
+    """The new state where the gate is open, else the old one."""
+    return {
+        name: {
+            key: value if value is old[name][key] else torch.where(gate, value, old[name][key])
+            for key, value in state.items()
+        }
+        for name, state in new.items()
+    }
+
+
+def _apply(
+    params: Sequence[Tensor], deltas: Sequence[Tensor], group: Mapping[str, Any], gate: Tensor | None
+) -> None:
+    """p <- (1 - lr * 1e-3 * weight_decay) p + lr * delta, in place, on this process's part of every tensor."""
+    lr, decay = group["lr"], DECAY_RATE * group["weight_decay"]
+    steps = [local(sharded_like(delta, p)) for p, delta in zip(params, deltas, strict=True)]
+    locals_ = [local(p) for p in params]
+    if decay:
+        keep = 1 - lr * decay
+        torch._foreach_mul_(locals_, keep if gate is None else torch.where(gate, keep, 1.0))
+    if isinstance(lr, Tensor):
+        steps, lr = list(torch._foreach_mul(steps, lr)), 1.0
+    torch._foreach_add_(locals_, steps, alpha=lr)
+
+
+def _check(valid: object, name: str, expected: str, found: object) -> None:
+    if not valid:
+        raise ConfigError(f"{name}: expected {expected}, found {found!r}")
+
+
+def _check_group(group: Mapping[str, Any]) -> None:
+    lr = group["lr"]
+    _check(not isinstance(lr, Tensor) or lr.numel() == 1, "lr", "a number or a one-element tensor", lr)
+    _check(lr >= 0, "lr", "a number from 0", lr)
+    _check(group["weight_decay"] >= 0, "weight_decay", "a number from 0", group["weight_decay"])
+    for p in group["params"]:
+        _check(p.is_floating_point(), "params", "real floating-point tensors", p.dtype)
+
+
+def _check_gradient(name: str, grad: Tensor) -> None:
+    if grad.layout is not torch.strided:
+        raise GradientError(
+            f"parameter {name!r}: expected a dense gradient, found a sparse one ({grad.layout}); build its layer with"
+            " sparse=False, or train it with torch.optim.SparseAdam"
+        )
