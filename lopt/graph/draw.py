@@ -1,0 +1,206 @@
+"""A picture of a ParameterGraph: groups as bars, parameters as arrows between them.
+
+Time runs to the right: each weight has a column of its own, in order of depth. A group of neurons is a bar from the
+first weight that writes it to the last one that reads it, so that a residual stream is a long bar and the blocks
+that read and write it stand above it. Parameters of one axis (biases, scales) are dots on the bar of their group.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from lopt.errors import GraphError
+from lopt.graph.parameter_graph import ParameterGraph, ParameterSpec, Segment
+from lopt.graph.pyg_styles import neuron
+from lopt.graph.summary import group_names, totals
+
+_SUFFIXES = (".png", ".svg", ".pdf")
+
+_COLOURS = {
+    "weight": "#4c72b0", "depthwise": "#64b5cd", "embedding": "#8172b3", "position": "#937860", "query": "#c44e52",
+    "key": "#dd8452", "value": "#55a868", "output": "#2f6b3c", "bias": "#8c8c8c", "scale": "#ccb974",
+    "shift": "#b5a642", "input_gate": "#c44e52", "forget_gate": "#dd8452", "cell_gate": "#55a868",
+    "output_gate": "#8172b3", "reset_gate": "#c44e52", "update_gate": "#dd8452", "new_gate": "#55a868",
+    "gate": "#da8bc3", "other": "#000000",
+}  # fmt: skip
+
+_READ, _WRITE = 0.3, 0.7
+"""Where in its column a weight leaves the neurons it reads and meets those it feeds."""
+
+
+@dataclass(frozen=True)
+class _Arrow:
+    """One block of a parameter with an in- and an out-axis."""
+
+    parameter: str
+    kind: str
+    column: int
+    source: Segment
+    target: Segment
+
+
+@dataclass
+class _Bar:
+    """One neuron axis and the columns over which it lives."""
+
+    start: float = float("inf")
+    end: float = float("-inf")
+    lane: int = 0
+    dots: list[tuple[float, str]] = field(default_factory=list)
+
+    def reach(self, position: float) -> None:
+        self.start, self.end = min(self.start, position), max(self.end, position)
+
+
+def draw(graph: ParameterGraph, path: str | Path, title: str = "") -> None:
+    """Write a picture of `graph` to `path`, in the format of its suffix: .png, .svg or .pdf.
+
+    Raises `GraphError` for another suffix.
+    """
+    if Path(path).suffix.lower() not in _SUFFIXES:
+        raise GraphError(f"expected a picture named {', '.join(_SUFFIXES)}, found {str(path)!r}")
+    figure(graph, title).savefig(path, bbox_inches="tight", dpi=120)
+
+
+def figure(graph: ParameterGraph, title: str = "") -> Figure:
+    """The picture as a matplotlib figure."""
+    arrows = _arrows(graph)
+    bars = _bars(graph, arrows)
+    columns = 1 + max((arrow.column for arrow in arrows), default=0)
+    lanes = 1 + max((bar.lane for bar in bars.values()), default=0)
+    fig = Figure(figsize=(min(max(1.1 * columns, 7), 80), 1.6 + 1.25 * lanes))
+    ax = fig.add_subplot()
+    for key, bar in bars.items():
+        _draw_bar(ax, graph, key, bar)
+    for arrow in arrows:
+        _draw_arrow(ax, arrow, bars)
+    _draw_parameter_names(ax, arrows)
+    _draw_legend(ax, graph)
+    ax.set_title("\n".join(filter(None, [title, totals(graph)])), fontsize=10, loc="left")
+    ax.set_xlim(-0.3, columns + 0.3)
+    ax.set_ylim(-0.9, lanes - 0.3)
+    ax.axis("off")
+    return fig
+
+
+# -- layout ---------------------------------------------------------------------------------------------------------
+
+
+def _arrows(graph: ParameterGraph) -> list[_Arrow]:
+    """Every pair of neuron axes that a parameter connects; columns count the parameters by depth."""
+    weights = [spec for spec in graph.parameters.values() if {"in", "out"} <= set(spec.roles)]
+    columns = {spec.name: column for column, spec in enumerate(sorted(weights, key=lambda spec: spec.depth))}
+    arrows = []
+    for spec in weights:
+        kinds = spec.block_kinds or itertools.repeat(spec.kind)
+        for kind, segments in zip(kinds, itertools.product(*spec.axes), strict=False):
+            source, target = (_end(graph, spec, segments, role) for role in ("in", "out"))
+            if target:
+                arrows.append(_Arrow(spec.name, kind, columns[spec.name], source or target, target))
+    return list(dict.fromkeys(arrows))
+
+
+def _end(graph: ParameterGraph, spec: ParameterSpec, segments: tuple[Segment, ...], role: str) -> Segment:
+    candidates = (s for s, r in zip(segments, spec.roles, strict=True) if r == role)
+    return next((neuron(graph, s) for s in candidates if any(graph.groups[g].size > 1 for g in s)), ())
+
+
+def _bars(graph: ParameterGraph, arrows: list[_Arrow]) -> dict[Segment, _Bar]:
+    bars: dict[Segment, _Bar] = {}
+    for arrow in arrows:
+        bars.setdefault(arrow.source, _Bar()).reach(arrow.column + _READ)
+        bars.setdefault(arrow.target, _Bar()).reach(arrow.column + _WRITE)
+    for key, position, kind in _dots(graph, arrows):
+        if key in bars:
+            bar = bars[key]
+            bar.dots.append((min(max(position, bar.start), bar.end), kind))
+    _assign_lanes(bars)
+    return bars
+
+
+def _dots(graph: ParameterGraph, arrows: list[_Arrow]) -> Iterator[tuple[Segment, float, str]]:
+    """(neuron axis, column, kind) of every segment of every parameter that is not an arrow."""
+    columns = {arrow.parameter: arrow.column for arrow in arrows}
+    depths = [(graph.parameters[name].depth, column) for name, column in columns.items()]
+    for spec in graph.parameters.values():
+        if spec.name in columns or not spec.axes:
+            continue
+        nearest = min(depths, key=lambda pair: abs(pair[0] - spec.depth), default=(0.0, 0))[1]
+        kinds = spec.block_kinds or (spec.kind,) * len(spec.axes[0])
+        for segment, kind in dict.fromkeys(zip(spec.axes[0], kinds, strict=False)):
+            yield neuron(graph, segment), nearest + _WRITE, kind
+
+
+def _assign_lanes(bars: dict[Segment, _Bar]) -> None:
+    """Long bars at the bottom, each other one in the lowest lane where nothing is in its way."""
+    taken: list[list[_Bar]] = []
+    for bar in sorted(bars.values(), key=lambda bar: (bar.start - bar.end, bar.start)):
+        free = (
+            n for n, lane in enumerate(taken) if all(bar.end < b.start or b.end < bar.start for b in lane)
+        )
+        bar.lane = next(free, len(taken))
+        if bar.lane == len(taken):
+            taken.append([])
+        taken[bar.lane].append(bar)
+
+
+# -- drawing --------------------------------------------------------------------------------------------------------
+
+
+def _draw_bar(ax: Axes, graph: ParameterGraph, key: Segment, bar: _Bar) -> None:
+    groups = [graph.groups[g] for g in key]
+    hidden = any(group.permutable for group in groups)
+    names = group_names(graph)
+    ax.add_patch(
+        FancyBboxPatch(
+            (bar.start - 0.12, bar.lane - 0.11), bar.end - bar.start + 0.24, 0.22,
+            boxstyle="round,pad=0,rounding_size=0.08", linewidth=1,
+            facecolor="#dbe7f5" if hidden else "#eeeeee", edgecolor="#38506b" if hidden else "#999999",
+        )
+    )  # fmt: skip
+    size = " x ".join(str(group.size) for group in groups)
+    label = " x ".join(names[g] for g in key) + f" ({size})"
+    activation = next((group.activation for group in groups if group.activation), None)
+    text = f"{label}, {activation}" if activation else label
+    ax.text((bar.start + bar.end) / 2, bar.lane + 0.13, text, ha="center", va="bottom", fontsize=6.5)
+    for kind, number in _stacked(bar.dots):
+        ax.plot(kind[0] + 0.07 * number, bar.lane, "o", color=_COLOURS[kind[1]], markersize=3.5)
+
+
+def _stacked(dots: list[tuple[float, str]]) -> Iterator[tuple[tuple[float, str], int]]:
+    """Each dot with its number among those at the same place."""
+    for _, same in itertools.groupby(sorted(set(dots)), key=lambda dot: dot[0]):
+        yield from ((dot, number) for number, dot in enumerate(same))
+
+
+def _draw_arrow(ax: Axes, arrow: _Arrow, bars: dict[Segment, _Bar]) -> None:
+    start = (arrow.column + _READ, bars[arrow.source].lane)
+    end = (arrow.column + _WRITE, bars[arrow.target].lane)
+    loop = arrow.source == arrow.target
+    ax.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=8, linewidth=1.4, color=_COLOURS[arrow.kind], zorder=3,
+            connectionstyle=f"arc3,rad={-0.9 if loop else 0}", shrinkA=0 if loop else 4, shrinkB=0 if loop else 4,
+        )
+    )  # fmt: skip
+
+
+def _draw_parameter_names(ax: Axes, arrows: list[_Arrow]) -> None:
+    for name, column in {arrow.parameter: arrow.column for arrow in arrows}.items():
+        ax.text(column + 0.5, -0.25, name, rotation=35, ha="right", va="top", fontsize=6.5, color="#444444")
+
+
+def _draw_legend(ax: Axes, graph: ParameterGraph) -> None:
+    kinds = dict.fromkeys(
+        kind for spec in graph.parameters.values() for kind in spec.block_kinds or (spec.kind,)
+    )
+    handles = [Line2D([], [], color=_COLOURS[kind], marker="o", markersize=4, label=kind) for kind in kinds]
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), fontsize=7, frameon=False)
