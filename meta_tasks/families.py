@@ -52,8 +52,4 @@ def make_task(
     device: str | torch.device = "cpu",
 ) -> Task:
     """One task of a family, by its spec; fields that it leaves out have their defaults."""
-    return make_family(name, _dataset_of(spec), data_root, device).build(spec or {})
-
-
-def _dataset_of(spec: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {"dataset": spec["dataset"]} if spec and "dataset" in spec else {}
+    return make_family(name, None, data_root, device).build(spec or {})
