@@ -2,7 +2,8 @@
 
 Time runs to the right: each weight has a column of its own, in order of depth. A group of neurons is a bar from the
 first weight that writes it to the last one that reads it, so that a residual stream is a long bar and the blocks
-that read and write it stand above it. Parameters of one axis (biases, scales) are dots on the bar of their group.
+that read and write it stand above it. Atomic axes that only occur inside a product (head size in heads x head size)
+share the bar of the outermost one. Parameters of one axis (biases, scales) are dots on the bar of their group.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ _READ, _WRITE = 0.3, 0.7
 """Where in its column a weight leaves the neurons it reads and meets those it feeds."""
 
 
+_HALO = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+
+
 @dataclass(frozen=True)
 class _Arrow:
     """One block of a parameter with an in- and an out-axis."""
@@ -54,10 +58,13 @@ class _Bar:
     start: float = float("inf")
     end: float = float("-inf")
     lane: int = 0
+    inner: dict[int, None] = field(default_factory=dict)
+    """Further atomic axes of the neurons, in order of appearance."""
     dots: list[tuple[float, str]] = field(default_factory=list)
 
-    def reach(self, position: float) -> None:
+    def reach(self, neurons: Segment, position: float) -> None:
         self.start, self.end = min(self.start, position), max(self.end, position)
+        self.inner.update(dict.fromkeys(neurons[1:]))
 
 
 def draw(graph: ParameterGraph, path: str | Path, title: str = "") -> None:
@@ -76,12 +83,15 @@ def figure(graph: ParameterGraph, title: str = "") -> Figure:
     bars = _bars(graph, arrows)
     columns = 1 + max((arrow.column for arrow in arrows), default=0)
     lanes = 1 + max((bar.lane for bar in bars.values()), default=0)
-    fig = Figure(figsize=(min(max(1.1 * columns, 7), 80), 1.6 + 1.25 * lanes))
+    fig = Figure(figsize=(min(max(1.1 * columns, 7), 80), 1.6 + lanes))
     ax = fig.add_subplot()
-    for key, bar in bars.items():
-        _draw_bar(ax, graph, key, bar)
-    for arrow in arrows:
-        _draw_arrow(ax, arrow, bars)
+    for group, bar in bars.items():
+        _draw_bar(ax, graph, group, bar)
+    for _, parallel in itertools.groupby(
+        arrows, key=lambda arrow: (arrow.parameter, arrow.source[0], arrow.target[0])
+    ):
+        for number, arrow in enumerate(parallel):
+            _draw_arrow(ax, arrow, bars, shift=0.09 * number)
     _draw_parameter_names(ax, arrows)
     _draw_legend(ax, graph)
     ax.set_title("\n".join(filter(None, [title, totals(graph)])), fontsize=10, loc="left")
@@ -113,14 +123,13 @@ def _end(graph: ParameterGraph, spec: ParameterSpec, segments: tuple[Segment, ..
     return next((neuron(graph, s) for s in candidates if any(graph.groups[g].size > 1 for g in s)), ())
 
 
-def _bars(graph: ParameterGraph, arrows: list[_Arrow]) -> dict[Segment, _Bar]:
-    bars: dict[Segment, _Bar] = {}
+def _bars(graph: ParameterGraph, arrows: list[_Arrow]) -> dict[int, _Bar]:
+    bars: dict[int, _Bar] = {}
     for arrow in arrows:
-        bars.setdefault(arrow.source, _Bar()).reach(arrow.column + _READ)
-        bars.setdefault(arrow.target, _Bar()).reach(arrow.column + _WRITE)
-    for key, position, kind in _dots(graph, arrows):
-        if key in bars:
-            bar = bars[key]
+        bars.setdefault(arrow.source[0], _Bar()).reach(arrow.source, arrow.column + _READ)
+        bars.setdefault(arrow.target[0], _Bar()).reach(arrow.target, arrow.column + _WRITE)
+    for neurons, position, kind in _dots(graph, arrows):
+        if bar := bars.get(next(iter(neurons), -1)):
             bar.dots.append((min(max(position, bar.start), bar.end), kind))
     _assign_lanes(bars)
     return bars
@@ -139,7 +148,7 @@ def _dots(graph: ParameterGraph, arrows: list[_Arrow]) -> Iterator[tuple[Segment
             yield neuron(graph, segment), nearest + _WRITE, kind
 
 
-def _assign_lanes(bars: dict[Segment, _Bar]) -> None:
+def _assign_lanes(bars: dict[int, _Bar]) -> None:
     """Long bars at the bottom, each other one in the lowest lane where nothing is in its way."""
     taken: list[list[_Bar]] = []
     for bar in sorted(bars.values(), key=lambda bar: (bar.start - bar.end, bar.start)):
@@ -155,10 +164,8 @@ def _assign_lanes(bars: dict[Segment, _Bar]) -> None:
 # -- drawing --------------------------------------------------------------------------------------------------------
 
 
-def _draw_bar(ax: Axes, graph: ParameterGraph, key: Segment, bar: _Bar) -> None:
-    groups = [graph.groups[g] for g in key]
-    hidden = any(group.permutable for group in groups)
-    names = group_names(graph)
+def _draw_bar(ax: Axes, graph: ParameterGraph, outer: int, bar: _Bar) -> None:
+    hidden = graph.groups[outer].permutable
     ax.add_patch(
         FancyBboxPatch(
             (bar.start - 0.12, bar.lane - 0.11), bar.end - bar.start + 0.24, 0.22,
@@ -166,13 +173,28 @@ def _draw_bar(ax: Axes, graph: ParameterGraph, key: Segment, bar: _Bar) -> None:
             facecolor="#dbe7f5" if hidden else "#eeeeee", edgecolor="#38506b" if hidden else "#999999",
         )
     )  # fmt: skip
-    size = " x ".join(str(group.size) for group in groups)
-    label = " x ".join(names[g] for g in key) + f" ({size})"
-    activation = next((group.activation for group in groups if group.activation), None)
-    text = f"{label}, {activation}" if activation else label
-    ax.text((bar.start + bar.end) / 2, bar.lane + 0.13, text, ha="center", va="bottom", fontsize=6.5)
+    middle = min((bar.start + bar.end) / 2, bar.start + 1.2)
+    ax.text(
+        middle,
+        bar.lane + 0.14,
+        _label(graph, outer, bar),
+        ha="center",
+        va="bottom",
+        fontsize=6.5,
+        zorder=4,
+        bbox=_HALO,
+    )
     for kind, number in _stacked(bar.dots):
         ax.plot(kind[0] + 0.07 * number, bar.lane, "o", color=_COLOURS[kind[1]], markersize=3.5)
+
+
+def _label(graph: ParameterGraph, outer: int, bar: _Bar) -> str:
+    """Names and sizes of the atomic axes, and what the neurons pass through."""
+    names = group_names(graph)
+    atoms = [f"{names[g]} ({graph.groups[g].size})" for g in (outer, *bar.inner)]
+    activations = (graph.groups[g].activation for g in (outer, *bar.inner))
+    activation = next((f"\n{name}" for name in activations if name), "")
+    return " x ".join(filter(None, [atoms[0], ", ".join(atoms[1:])])) + activation
 
 
 def _stacked(dots: list[tuple[float, str]]) -> Iterator[tuple[tuple[float, str], int]]:
@@ -181,10 +203,10 @@ def _stacked(dots: list[tuple[float, str]]) -> Iterator[tuple[tuple[float, str],
         yield from ((dot, number) for number, dot in enumerate(same))
 
 
-def _draw_arrow(ax: Axes, arrow: _Arrow, bars: dict[Segment, _Bar]) -> None:
-    start = (arrow.column + _READ, bars[arrow.source].lane)
-    end = (arrow.column + _WRITE, bars[arrow.target].lane)
-    loop = arrow.source == arrow.target
+def _draw_arrow(ax: Axes, arrow: _Arrow, bars: dict[int, _Bar], shift: float) -> None:
+    start = (arrow.column + _READ + shift, bars[arrow.source[0]].lane)
+    end = (arrow.column + _WRITE + shift, bars[arrow.target[0]].lane)
+    loop = arrow.source[0] == arrow.target[0]
     ax.add_patch(
         FancyArrowPatch(
             start, end, arrowstyle="-|>", mutation_scale=8, linewidth=1.4, color=_COLOURS[arrow.kind], zorder=3,
