@@ -24,6 +24,7 @@ from meta_tasks.spec import choice, number
 class ClassificationSpec(ImageSpec):
     """What every image classifier has."""
 
+    dataset: str = choice("digits", "mnist", "fashion_mnist", "cifar10")
     label_noise: float = number(0.0, 0.0, 0.5)
     """Share of the training labels that are replaced by random ones, once and for all."""
     activation: str = choice(*ACTIVATIONS)
@@ -91,7 +92,7 @@ class MlpFamily(SpecFamily[MlpSpec]):
 
     def task(self, spec: MlpSpec) -> ClassificationTask:
         """The classifier of one spec."""
-        stream = _labelled_stream(spec, self.data_root, self.device)
+        stream = _stream(spec, self.data_root, self.device)
         pixels = torch.Size(stream.shape).numel()
         build = partial(mlp, pixels, spec.widths, stream.classes, spec.activation, spec.norm)
         return ClassificationTask(
@@ -106,7 +107,7 @@ class CnnFamily(SpecFamily[CnnSpec]):
 
     def task(self, spec: CnnSpec) -> ClassificationTask:
         """The classifier of one spec."""
-        stream = _labelled_stream(spec, self.data_root, self.device)
+        stream = _stream(spec, self.data_root, self.device)
         if spec.strides == "first" and spec.kernel > stream.shape[1]:
             raise ConfigError(
                 f"cnn.kernel = {spec.kernel}: expected at most the image size, {stream.shape[1]}"
@@ -127,11 +128,8 @@ class CnnFamily(SpecFamily[CnnSpec]):
         )
 
 
-def _labelled_stream(spec: ClassificationSpec, root: str | None, device: str | torch.device) -> ImageStream:
-    data = load_images(spec.dataset, spec.size, root, device)
-    if not data.classes:
-        raise ConfigError(f"{spec.family}.dataset = {spec.dataset!r}: expected a set with labels")
-    return ImageStream(spec, data, spec.label_noise)
+def _stream(spec: ClassificationSpec, root: str | None, device: str | torch.device) -> ImageStream:
+    return ImageStream(spec, load_images(spec.dataset, spec.size, root, device), spec.label_noise)
 
 
 def _name(spec: ClassificationSpec, stream: ImageStream, widths: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ from torch import Generator
 
 from lopt.meta.task import Task, TaskFamily
 from meta_tasks.data import locate
+from meta_tasks.data.images import check_size
 from meta_tasks.spec import Spec, SpecDistribution
 
 S = TypeVar("S", bound=Spec)
@@ -37,6 +38,8 @@ class SpecFamily(TaskFamily, Generic[S]):
         if "dataset" in self.distribution.defaults:
             for name in self.distribution.values("dataset"):
                 locate(name, data_root)
+                if "size" in self.distribution.defaults:
+                    check_size(name, max(self.distribution.values("size")))
 
     def sample_spec(self, generator: Generator) -> dict[str, Any]:
         """Draw one task as JSON-able values."""

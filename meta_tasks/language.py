@@ -11,7 +11,6 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from lopt.errors import ConfigError
 from meta_tasks.data import TextSet, load_text
 from meta_tasks.data.text import TEXT_SETS
 from meta_tasks.family import SpecFamily
@@ -36,7 +35,7 @@ class CharLmSpec(NetworkSpec):
     width: int = number(32, 1, 1024)
     depth: int = number(1, 1, 16)
     heads: int = number(4, 1, 16)
-    """Attention heads of the transformer; they divide its width."""
+    """Attention heads of the transformer."""
     batch_size: int = number(32, 1, 4096)
     evaluation_examples: int = number(500, 1, 100_000)
 
@@ -76,8 +75,6 @@ class CharLmFamily(SpecFamily[CharLmSpec]):
 
     def task(self, spec: CharLmSpec) -> CharLmTask:
         """The language model of one spec."""
-        if spec.network == "transformer" and spec.width % spec.heads:
-            raise ConfigError(f"char_lm.width = {spec.width}: expected a multiple of heads = {spec.heads}")
         return CharLmTask(spec, load_text(spec.dataset, self.data_root, self.device), self.device)
 
 

@@ -178,15 +178,19 @@ class TransformerBlock(nn.Module):
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention of each character to itself and the ones before, on (B, L, D)."""
+    """Multi-head attention of each character to itself and the ones before, on (B, L, D).
+
+    The heads have D // heads dimensions each, rounded down, so that any width will do.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.output = nn.Linear(width, width)
+        inner = heads * max(1, width // heads)
+        self.query = nn.Linear(width, inner)
+        self.key = nn.Linear(width, inner)
+        self.value = nn.Linear(width, inner)
+        self.output = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (

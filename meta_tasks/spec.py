@@ -9,6 +9,7 @@ A family's options give each field of its spec a distribution:
 
 A field that holds one value per layer (`widths`) draws each by itself, `depth` of them; `depth` is an option
 with a distribution of its own. A nested list names whole stacks: `widths: [[16, 32, 32], [32, 64, 64]]`.
+Fields that hold a name (or one of a few numbers, as `kernel`) take a value or a list, no range.
 """
 
 from __future__ import annotations
@@ -147,9 +148,14 @@ class SpecDistribution:
     def __init__(self, spec_class: type[Spec], options: Mapping[str, Any]) -> None:
         self.spec_class = spec_class
         self.defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(spec_class)}
+        self.choices = {f.name for f in dataclasses.fields(spec_class) if "allowed" in f.metadata}
         layered = "widths" in self.defaults
         check_keys(spec_class.family, options, [*self.defaults, *(["depth"] if layered else [])])
         self.fields = {name: self._parse(name, value) for name, value in options.items()}
+        if "depth" in self.fields and any(isinstance(v, tuple) for v in self.values("widths")):
+            raise ConfigError(
+                f"{spec_class.family}.depth: expected widths of single layers beside it, found stacks"
+            )
 
     def draw(self, generator: Generator) -> Spec:
         """One spec. Fields without an option keep their default, except the seed, which is random."""
@@ -198,6 +204,8 @@ class SpecDistribution:
         distribution = _distribution(where, value)
         if isinstance(distribution, OneOf):
             return OneOf(tuple(self._checked(name, v) for v in distribution.values))
+        if name in self.choices:
+            raise ConfigError(f"{where} = {value}: expected a value or a list of values, found a range")
         low, high = self._checked(name, distribution.low), self._checked(name, distribution.high)
         return Between(low, high, distribution.log)
 
@@ -224,9 +232,11 @@ def _between(where: str, value: Mapping[str, Any]) -> Between:
     low, high, log = value.get("low"), value.get("high"), value.get("log", False)
     if not (isinstance(low, (int, float)) and isinstance(high, (int, float)) and low <= high):
         raise ConfigError(f"{where} = {dict(value)}: expected numbers low <= high")
+    if not isinstance(log, bool):
+        raise ConfigError(f"{where}.log = {log!r}: expected true or false")
     if log and low <= 0:
         raise ConfigError(f"{where} = {dict(value)}: expected low above 0, for the logarithm")
-    return Between(low, high, bool(log))
+    return Between(low, high, log)
 
 
 def _extremes(distribution: Distribution) -> tuple[Any, ...]:

@@ -18,6 +18,8 @@ from meta_tasks.data.sources import data_root, locate
 
 VALIDATION_LIMIT = 5000
 PATCH = 32
+PUBLISHED_SIZES = {"digits": 8, "photos": PATCH, "mnist": 28, "fashion_mnist": 28, "cifar10": 32}
+"""Height and width of the images of each set."""
 
 Labelled = tuple[Tensor, Tensor]
 """Images (N, C, H, W) and labels (N), both uint8."""
@@ -61,6 +63,13 @@ def load_images(
     return _on_device(name, size, None if folder is None else folder.resolve(), str(device))
 
 
+def check_size(name: str, size: int) -> None:
+    """Raise `ConfigError` if the images of a set are smaller than that."""
+    published = PUBLISHED_SIZES[name]
+    if size > published:
+        raise ConfigError(f"size = {size}: expected at most {published}, the size of the images of {name}")
+
+
 @cache
 def _on_device(name: str, size: int, root: Path | None, device: str) -> ImageSet:
     return _pooled(name, size, root).to(device)
@@ -68,12 +77,10 @@ def _on_device(name: str, size: int, root: Path | None, device: str) -> ImageSet
 
 @cache
 def _pooled(name: str, size: int, root: Path | None) -> ImageSet:
+    check_size(name, size)
     full = _published(name, root)
-    published = full.shape[1]
-    if size in (0, published):
+    if size in (0, PUBLISHED_SIZES[name]):
         return full
-    if size > published:
-        raise ConfigError(f"size = {size}: expected at most {published}, the size of the images of {name}")
     images = {split: _pool(tensor, size) for split, tensor in full.images.items()}
     return ImageSet(name, full.classes, images, full.labels, *_moments(images["train"]))
 

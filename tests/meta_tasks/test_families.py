@@ -34,7 +34,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "autoencoder": ("autoencoder", {"widths": (12,), "code": 3, "noise": 0.5, "activation": "tanh"}),
     "siren": ("siren", {"widths": (8, 8), "size": 16}),
     "rnn": ("char_lm", {"network": "rnn", "width": 8, "depth": 2, "context": 8}),
-    "transformer": ("char_lm", {"network": "transformer", "width": 8, "heads": 2, "context": 8}),
+    "transformer": ("char_lm", {"network": "transformer", "width": 9, "heads": 2, "context": 8}),
     "shakespeare": ("char_lm", {"dataset": "tinyshakespeare", "width": 8}),
     "quadratic": ("quadratic", {"dimension": 5, "noise": 0.1}),
     "rosenbrock": ("rosenbrock", {"dimension": 4, "steepness": 10.0, "noise": 0.1}),
@@ -217,6 +217,12 @@ def test_rosenbrock_is_scipys() -> None:
         ("cnm", {}, ConfigError, "there is no task family 'cnm'; there are autoencoder"),
         ("cnn", {"dataset": "imagenet"}, ConfigError, "cnn.dataset = 'imagenet': expected one of digits"),
         ("cnn", {"dataset": ["digits", "cifar10"]}, DataError, "CIFAR-10, binary version is missing"),
+        (
+            "cnn",
+            {"size": [8, 14]},
+            ConfigError,
+            "size = 14: expected at most 8, the size of the images of digits",
+        ),
         ("cnn", {"noise": 2.5}, ConfigError, "cnn.noise = 2.5: expected a number from 0.0 to 2.0"),
     ],
 )
@@ -228,9 +234,8 @@ def test_bad_options(name: str, options: dict[str, Any], error: type[Exception],
 @pytest.mark.parametrize(
     ("name", "spec", "message"),
     [
-        ("mlp", {"dataset": "photos"}, "expected a set with labels"),
+        ("mlp", {"dataset": "photos"}, "mlp.dataset = 'photos': expected one of digits, mnist"),
         ("mlp", {"size": 14}, "size = 14: expected at most 8"),
-        ("char_lm", {"network": "transformer", "width": 10, "heads": 4}, "expected a multiple of heads = 4"),
         ("cnn", {"size": 4, "kernel": 5}, "cnn.kernel = 5: expected at most the image size, 4"),
     ],
 )

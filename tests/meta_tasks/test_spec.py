@@ -59,6 +59,10 @@ def test_bad_spec(values: dict[str, Any], message: str) -> None:
         ({"widths": {"low": 8, "high": 65}}, "example.widths = 65"),
         ({"widths": [[8, 99]]}, "example.widths = 99"),
         ({"depth": 0}, "example.depth = 0: expected an integer from 1 to 16"),
+        ({"depth": 3}, "expected widths of single layers beside it, found stacks"),
+        ({"depth": 3, "widths": [[8, 8]]}, "found stacks"),
+        ({"activation": {"low": 0, "high": 1}}, "expected a value or a list of values, found a range"),
+        ({"noise": {"low": 0, "high": 1, "log": "yes"}}, "example.noise.log = 'yes': expected true or false"),
         ({"deep": 3}, "example has no option 'deep'"),
     ],
 )

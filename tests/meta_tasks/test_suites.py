@@ -5,12 +5,12 @@ import torch
 
 from lopt.errors import ConfigError
 from meta_tasks import FAMILIES, SUITES, TASKS, make_family, named_task, suite_families, suite_tasks
+from meta_tasks.data.images import PUBLISHED_SIZES
 from meta_tasks.spec import Spec
 
 NOT_ARCHITECTURE = {
     "seed", "batch_size", "init_scale", "evaluation_examples", "noise", "label_noise", "data_fraction", "classes",
 }  # fmt: skip
-PUBLISHED_SIZE = {"digits": 8, "photos": 32, "mnist": 28, "fashion_mnist": 28, "cifar10": 32}
 
 
 def parsed(name: str) -> Spec:
@@ -22,7 +22,7 @@ def identity(spec: Spec) -> dict[str, object]:
     """Family, data set and architecture."""
     values = {name: value for name, value in spec.to_json().items() if name not in NOT_ARCHITECTURE}
     if values.get("size") == 0:
-        values["size"] = PUBLISHED_SIZE[str(values["dataset"])]
+        values["size"] = PUBLISHED_SIZES[str(values["dataset"])]
     return {"family": spec.family, **values}
 
 
@@ -58,6 +58,15 @@ def test_every_named_task_runs(name: str, fabricated: str) -> None:
         {name: tensor[0] for name, tensor in params.items()}, tuple(tensor[0] for tensor in batch)
     )
     assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_drawn_task_can_be_built(name: str, fabricated: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for family in suite_families(name, fabricated):
+        for _ in range(10):
+            task = family.build(family.sample_spec(generator))
+            assert task.init(1, generator).keys() == dict(task.module.named_parameters()).keys()
 
 
 @pytest.mark.parametrize("name", ["digits", "built-in"])
