@@ -20,7 +20,7 @@ from torch.nn.functional import linear, relu
 
 from lopt.graph import Block, ParameterGraph
 from lopt.graph.parameter_graph import PARAMETER_KINDS
-from lopt.metanets.base import Metanet
+from lopt.metanets.base import Metanet, check_sizes
 
 MESSAGE_ROLES = ("out", "in")
 """Axis roles with neurons of their own; taps are few, and scalars along them are told apart by nobody."""
@@ -41,7 +41,7 @@ class AxisNet(Metanet):
         self, features: int, context: int, outputs: int, width: int = 16, neuron_width: int = 32, layers: int = 2
     ) -> None:
         super().__init__()
-        self.neuron_width = neuron_width
+        check_sizes(width=width, neuron_width=neuron_width, layers=layers)
         self.kind_embedding = nn.Parameter(0.1 * torch.randn(len(PARAMETER_KINDS), neuron_width))
         self.encode_context = nn.Linear(context, neuron_width)
         self.layers = nn.ModuleList(
@@ -143,7 +143,8 @@ def collect(plan: Plan, scalars: Tensor) -> tuple[Tensor, Tensor]:
     rows = []
     for role in MESSAGE_ROLES:
         received = [average(inbox.get((role, group)), scalars, size) for group, size in enumerate(plan.group_sizes)]
-        rows.append(torch.cat(received, -1))
+        # A network whose parameters have no axes has no neurons either.
+        rows.append(torch.cat([scalars.new_zeros(width, 0), *received], -1))
     return torch.cat(rows), torch.stack(means, -1)
 
 
@@ -159,6 +160,7 @@ class Plan:
     """What is known of a graph before any value is: where blocks and neurons lie."""
 
     blocks: tuple[Block, ...]
+    """Those that hold any scalar: the others have no mean to speak of."""
     sizes: list[int]
     """Scalars in each block; blocks follow each other."""
     owners: Tensor
@@ -180,14 +182,15 @@ class Plan:
 def plan_of(graph: ParameterGraph) -> Plan:
     """The plan of a graph, made once."""
     names = list(graph.parameters)
+    blocks = tuple(block for block in graph.blocks if prod(block.shape))
     order = _block_order(graph)
     sizes = [group.size for group in graph.groups]
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
     return Plan(
-        blocks=graph.blocks,
-        sizes=[prod(block.shape) for block in graph.blocks],
-        owners=torch.tensor([names.index(block.parameter) for block in graph.blocks]),
-        kinds=torch.tensor([PARAMETER_KINDS.index(block.kind) for block in graph.blocks]),
+        blocks=blocks,
+        sizes=[prod(block.shape) for block in blocks],
+        owners=torch.tensor([names.index(block.parameter) for block in blocks]),
+        kinds=torch.tensor([PARAMETER_KINDS.index(block.kind) for block in blocks]),
         group_sizes=sizes,
         group_starts=starts,
         order=order,

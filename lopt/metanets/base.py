@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 
 
@@ -30,3 +31,10 @@ class Metanet(nn.Module, ABC):
 
         Pure and vmap-able. Raises `GraphError` on a graph that this metanet cannot take.
         """
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise a `ConfigError` unless each of a metanet's named sizes is a whole number of at least 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ConfigError(f"metanet: {name} must be a whole number of at least 1, found {size!r}")
