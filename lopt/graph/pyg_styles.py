@@ -23,7 +23,7 @@ NODE_KINDS = (
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """One block, and which of its atomic axes make its target neuron, its source neuron and its taps."""
 
     spec: ParameterSpec
@@ -48,11 +48,11 @@ def neuron(graph: ParameterGraph, segment: Segment) -> Segment:
 
 def axes_style(graph: ParameterGraph) -> dict[str, object]:
     """One node per element of each group; one edge per scalar, further atomic axes in `edge_tap_index`."""
-    nodes, places = _Nodes(graph), _places(graph, atoms=1)
+    nodes, places = _Nodes(graph), neuron_places(graph, atoms=1)
     for group in graph.groups:
         nodes.first(("group", group.id), group.size, group.kind)
 
-    def atom(place: _Place, positions: tuple[int, ...]) -> Tensor:
+    def atom(place: Place, positions: tuple[int, ...]) -> Tensor:
         node = nodes.keys[("group", place.block.groups[positions[0]])] if positions else 0
         return node + _count(place.block, positions)
 
@@ -83,7 +83,7 @@ def axes_style(graph: ParameterGraph) -> dict[str, object]:
 
 def neural_graphs_style(graph: ParameterGraph) -> dict[str, object]:
     """One edge per pair of neurons and block, taps in slots; biases and scales in slots of nodes."""
-    nodes, places = _Nodes(graph), _places(graph)
+    nodes, places = _Nodes(graph), neuron_places(graph)
     source = _column(graph, places, lambda place: nodes.of(place, place.source))
     target = _column(graph, places, lambda place: nodes.of(place, place.target))
     tap = _column(graph, places, lambda place: _count(place.block, place.taps))
@@ -107,9 +107,9 @@ def neural_graphs_style(graph: ParameterGraph) -> dict[str, object]:
 
 def gmn_style(graph: ParameterGraph) -> dict[str, object]:
     """One edge per scalar; those of a parameter with fewer than two axes come from a node of its own."""
-    nodes, places = _Nodes(graph), _places(graph)
+    nodes, places = _Nodes(graph), neuron_places(graph)
 
-    def source(place: _Place) -> Tensor:
+    def source(place: Place) -> Tensor:
         if place.is_edge:
             return nodes.of(place, place.source)
         kind = "norm" if place.block.kind in ("scale", "shift") else "bias"
@@ -151,7 +151,7 @@ class _Nodes:
             self.count += size
         return self.keys[key]
 
-    def of(self, place: _Place, positions: tuple[int, ...]) -> Tensor:
+    def of(self, place: Place, positions: tuple[int, ...]) -> Tensor:
         """The node of each scalar of a block along the atomic axes of one neuron; node 0 for no axis."""
         if not positions:
             return torch.tensor(0)
@@ -165,14 +165,14 @@ class _Nodes:
         return torch.cat([torch.full((size,), NODE_KINDS.index(kind)) for kind, size in self._kinds])
 
 
-def _places(graph: ParameterGraph, atoms: int | None = None) -> list[_Place]:
+def neuron_places(graph: ParameterGraph, atoms: int | None = None) -> list[Place]:
     """All blocks; a neuron keeps at most `atoms` of its atomic axes (None: all), the others become taps."""
     blocks, places = iter(graph.blocks), []
     for spec in graph.parameters.values():
         for number, segments in enumerate(itertools.product(*spec.axes)):
             target, source = (_neuron_positions(graph, spec, segments, role, atoms) for role in ("out", "in"))
             taps = tuple(i for i in range(sum(map(len, segments))) if i not in target + source)
-            places.append(_Place(spec, next(blocks), number, target or source, source or target, taps))
+            places.append(Place(spec, next(blocks), number, target or source, source or target, taps))
     return places
 
 
@@ -198,7 +198,7 @@ def _count(block: Block, positions: tuple[int, ...]) -> Tensor:
     return number
 
 
-def _column(graph: ParameterGraph, places: list[_Place], number: Callable[[_Place], Tensor]) -> Tensor:
+def _column(graph: ParameterGraph, places: list[Place], number: Callable[[Place], Tensor]) -> Tensor:
     """One number for each scalar of each block -> (P,), in the order of `graph.flatten`."""
     wholes = {name: torch.empty(spec.shape, dtype=torch.long) for name, spec in graph.parameters.items()}
     for place in places:
@@ -207,16 +207,16 @@ def _column(graph: ParameterGraph, places: list[_Place], number: Callable[[_Plac
     return graph.flatten(wholes)
 
 
-def _kinds(graph: ParameterGraph, places: list[_Place]) -> Tensor:
+def _kinds(graph: ParameterGraph, places: list[Place]) -> Tensor:
     return _column(graph, places, lambda place: torch.tensor(PARAMETER_KINDS.index(place.block.kind)))
 
 
-def _parameters(graph: ParameterGraph, places: list[_Place]) -> Tensor:
+def _parameters(graph: ParameterGraph, places: list[Place]) -> Tensor:
     numbers = {name: torch.tensor(number) for number, name in enumerate(graph.parameters)}
     return _column(graph, places, lambda place: numbers[place.spec.name])
 
 
-def _edges(graph: ParameterGraph, places: list[_Place]) -> Tensor:
+def _edges(graph: ParameterGraph, places: list[Place]) -> Tensor:
     return _column(graph, places, lambda place: torch.tensor(int(place.is_edge))).bool()
 
 
