@@ -23,3 +23,7 @@ class RuleFileError(LoptError, ValueError):
 
 class GradientError(LoptError, RuntimeError):
     """Gradients that no rule can read: sparse or complex ones."""
+
+
+class GraphWarning(UserWarning):
+    """A parameter graph that ties less than it might, and why."""

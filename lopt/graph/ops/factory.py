@@ -1,0 +1,38 @@
+"""Tensors made from nothing: uniform ones have no axes to speak of, counted ones have fixed axes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lopt.graph.ops.table import rule
+from lopt.graph.values import Dim
+
+if TYPE_CHECKING:
+    from lopt.graph.interpreter import Interpreter
+
+
+@rule(
+    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like",
+    "full_like", "empty_like", "scalar_tensor", "empty_strided", "new_empty_strided", "empty_permuted", "fill",
+    "zero", "_efficientzerotensor",
+)  # fmt: skip
+def uniform(s: Interpreter, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """All entries alike."""
+    s.constant = True
+    return tuple(Dim(n, None) for n in s.shapes[0])
+
+
+@rule(
+    "rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "normal", "uniform", "log_normal",
+    "exponential", "cauchy", "geometric", "random", "normal_functional", "multinomial", "poisson",
+)  # fmt: skip
+def random(s: Interpreter, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """Entries exchangeable in distribution."""
+    s.constant = True
+    return tuple(s.free(n) for n in s.shapes[0])
+
+
+@rule("arange", "linspace", "logspace", "eye", "randperm", "tril_indices", "triu_indices", "hann_window")
+def counted(s: Interpreter, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """Entries that say where they stand."""
+    return tuple(s.fixed(n, "constant") for n in s.shapes[0])

@@ -1,0 +1,196 @@
+"""Watch a network run: every ATen operation with its arguments, as references to numbered tensors.
+
+`Recorder` is a dispatch mode, so Python control flow, in-place operations and views are seen as they happen and
+composite functions arrive already decomposed. A few functions are kept whole instead (`FUNCTIONS`), because what
+they mean for the axes is clearer before the decomposition, and must not depend on the backend that runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+FUNCTIONS: dict[Callable[..., Any], str] = {
+    torch.functional.einsum: "einsum",
+    torch.nn.functional.scaled_dot_product_attention: "scaled_dot_product_attention",
+    torch.lstm: "lstm",
+    torch.gru: "gru",
+    torch.rnn_tanh: "rnn",
+    torch.rnn_relu: "rnn",
+    torch.lstm_cell: "lstm_cell",
+    torch.gru_cell: "gru_cell",
+    torch.rnn_tanh_cell: "rnn_cell",
+    torch.rnn_relu_cell: "rnn_cell",
+}
+"""Functions recorded whole, under these names."""
+
+FILLS = ("fill_", "zero_")
+"""In-place operations after which a tensor is as uniform as before."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands for a tensor in a recorded call."""
+
+    index: int
+
+
+@dataclass
+class Call:
+    """One operation: its name without overload and trailing underscore, and its arguments."""
+
+    name: str
+    label: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: Any
+    writes: tuple[Ref, ...]
+    pointwise: bool
+
+
+@dataclass
+class TensorInfo:
+    """What a solver needs to know of a recorded tensor."""
+
+    shape: tuple[int, ...]
+    storage: int
+
+
+@dataclass
+class Tape:
+    """What happened in one forward pass."""
+
+    calls: list[Call] = field(default_factory=list)
+    infos: list[TensorInfo] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    """Reference number -> name of the parameter or buffer."""
+    inputs: set[int] = field(default_factory=set)
+    outputs: list[int] = field(default_factory=list)
+    mutated: set[int] = field(default_factory=set)
+    """Storages that were written to in place."""
+    _numbers: dict[int, int] = field(default_factory=dict)
+    _alive: list[Tensor] = field(default_factory=list)
+
+    def ref(self, tensor: Tensor) -> Ref:
+        """The reference of a tensor; the tensor is kept alive so that its identity stays its own."""
+        number = self._numbers.get(id(tensor))
+        if number is None:
+            number = self._numbers[id(tensor)] = len(self.infos)
+            self._alive.append(tensor)
+            self.infos.append(TensorInfo(tuple(int(n) for n in tensor.shape), _storage(tensor)))
+        return Ref(number)
+
+    def refs(self, tree: Any) -> Any:
+        """`tree` with references in place of tensors."""
+        return tree_map(lambda x: self.ref(x) if isinstance(x, Tensor) else x, tree)
+
+    def record(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> None:
+        """Append one call."""
+        written = _written(func, args, kwargs)
+        name, label = _names(func)
+        if name + "_" not in FILLS:
+            self.mutated.update(_storage(t) for t in written)
+        pointwise = torch.Tag.pointwise in getattr(func, "tags", ())
+        writes = tuple(self.ref(t) for t in written)
+        recorded = (self.refs(args), self.refs(kwargs), self.refs(outputs))
+        self.calls.append(Call(name, label, *recorded, writes, pointwise))
+
+    def release(self) -> None:
+        """Let go of the tensors; the record stays."""
+        self._alive.clear()
+        self._numbers.clear()
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse tensors have none
+        return id(tensor)
+
+
+def _names(func: Any) -> tuple[str, str]:
+    if func in FUNCTIONS:
+        return FUNCTIONS[func], FUNCTIONS[func]
+    packet = getattr(func, "overloadpacket", func)
+    label = str(packet)
+    name = label.removeprefix("aten.")
+    return (name.rstrip("_") if name.endswith("_") and not name.endswith("__") else name), label
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    written: list[Tensor] = []
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            written += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+    return written
+
+
+class Recorder(TorchDispatchMode):
+    """Writes every operation that involves tensors to a tape."""
+
+    def __init__(self, tape: Tape, before: Callable[[list[Tensor]], None] | None = None) -> None:
+        super().__init__()
+        self.tape = tape
+        self.before = before
+        """Called with the tensors that an operation is about to write to."""
+        self.paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.paused or func.namespace == "prim":
+            return func(*args, **kwargs)
+        if self.before is not None and func._schema.is_mutable:
+            self.before(_written(func, args, kwargs))
+        outputs = func(*args, **kwargs)
+        if any(isinstance(x, Tensor) for x in tree_leaves(outputs)) or func._schema.is_mutable:
+            self.tape.record(func, args, kwargs, outputs)
+        return outputs
+
+
+class _WholeFunctions(TorchFunctionMode):
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.recorder.paused or not _hashable(func) or func not in FUNCTIONS:
+            return func(*args, **kwargs)
+        with self.recorder_paused():
+            outputs = func(*args, **kwargs)
+        self.recorder.tape.record(func, args, kwargs, outputs)
+        return outputs
+
+    @contextmanager
+    def recorder_paused(self) -> Iterator[None]:
+        self.recorder.paused = True
+        try:
+            yield
+        finally:
+            self.recorder.paused = False
+
+
+def _hashable(func: Any) -> bool:
+    return getattr(func, "__hash__", None) is not None
+
+
+@contextmanager
+def recording(tape: Tape, before: Callable[[list[Tensor]], None] | None = None) -> Iterator[None]:
+    """Record what runs inside on the tape."""
+    recorder = Recorder(tape, before)
+    with ExitStack() as stack:
+        stack.enter_context(recorder)
+        stack.enter_context(_WholeFunctions(recorder))
+        yield

@@ -1,0 +1,262 @@
+"""Derive the parameter graph of a network from the operations that it runs.
+
+The network runs once on fake tensors (shapes and dtypes without storage) under a dispatch mode that sees every
+ATen operation as it executes. Of the mechanisms tried this is the one that takes most networks as they are:
+`torch.export` (strict or not) rejects modules that cache tensors, mutate attributes, return objects it does not
+know or read `.shape` in loops it cannot prove, and costs tens of seconds on a deep network; `make_fx` gives the
+same operations but must also wrap every argument. A dispatch mode only watches, so Python control flow, hooks
+and in-place updates simply happen.
+
+Ladder: "traced" on fake tensors; "recorded" from one forward pass on the real values, where values steer the
+control flow; "untied", where neither works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
+
+from lopt.errors import GraphError, GraphWarning
+from lopt.graph.assemble import assemble
+from lopt.graph.interpreter import Interpreter, interpret
+from lopt.graph.isolation import input_tensors, output_tensors, plain_kernels, untouched
+from lopt.graph.parameter_graph import ParameterGraph
+from lopt.graph.tape import Tape, recording
+from lopt.graph.untied import untied_graph
+
+
+class _CannotRecord(Exception):
+    """The forward pass would change the model's parameters."""
+
+
+def trace(
+    model: nn.Module, example_args: tuple[Any, ...], example_kwargs: Mapping[str, Any] | None = None
+) -> ParameterGraph:
+    """Derive the graph of `model` from its operations on the example inputs; the model is left unchanged.
+
+    Warns once (`GraphWarning`) where axes had to be left untied, naming the operations and parameters.
+    Raises `GraphError` for a model without parameters, with complex, integer, sparse or uninitialised ones, or one
+    that fails on the example inputs.
+    """
+    kwargs = dict(example_kwargs or {})
+    check_model(model)
+    check_inputs(example_args)
+    try:
+        tape = _run_fake(model, example_args, kwargs)
+    except Exception as fake_error:
+        return _without_fakes(model, example_args, kwargs, fake_error)
+    return _graph(model, tape, "traced", None)
+
+
+def _without_fakes(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fake_error: Exception
+) -> ParameterGraph:
+    """The lower rungs of the ladder."""
+    why = f"tracing without values failed ({_last_line(fake_error)})"
+    if any(t.is_meta for t in [*model.parameters(), *model.buffers(), *input_tensors((args, kwargs))]):
+        if not _needs_values(fake_error):
+            raise _does_not_fit(model, fake_error) from fake_error
+        return _untied(model, f"{why}, and there are no values on the meta device")
+    try:
+        tape = _run_real(model, args, kwargs, record=True)
+    except Exception as record_error:
+        try:
+            _run_real(model, args, kwargs, record=False)
+        except Exception as own_error:
+            raise _does_not_fit(model, own_error) from own_error
+        return _untied(model, f"{why}, and so did recording a forward pass ({_last_line(record_error)})")
+    return _graph(
+        model, tape, "recorded", f"{why}; its structure was read from one forward pass on the example inputs"
+    )
+
+
+def _needs_values(error: Exception) -> bool:
+    """Whether fake tensors, not the model, are at fault."""
+    names = {"DataDependentOutputException", "DynamicOutputShapeException", "UnsupportedOperatorException",
+             "UnsupportedFakeTensorException", "GuardOnDataDependentSymNode", "UnsupportedMutationAliasingException",
+             "NotImplementedError"}  # fmt: skip
+    return type(error).__name__ in names
+
+
+def _graph(model: nn.Module, tape: Tape, rung: str, remark: str | None) -> ParameterGraph:
+    tape.release()
+    kinds = {name: "parameter" for name, _ in model.named_parameters()}
+    kinds.update({name: "buffer" for name, _ in model.named_buffers()})
+    interpreter = interpret(tape, kinds)
+    remarks = [remark] if remark else []
+    remarks += _unknown_operations(interpreter)
+    if remarks:
+        warnings.warn("; ".join(remarks), GraphWarning, stacklevel=4)
+    return assemble(interpreter, aliases(model), rung)
+
+
+def _unknown_operations(interpreter: Interpreter) -> list[str]:
+    unknown = {op: names for op, names in interpreter.know.unknown.items() if names}
+    if not unknown:
+        return []
+    parts = [f"{op} (parameters {', '.join(sorted(names))})" for op, names in sorted(unknown.items())]
+    return [f"no rule for the operation {'; '.join(parts)}: the axes that it touches stay in place"]
+
+
+def _untied(model: nn.Module, why: str) -> ParameterGraph:
+    names = [name for name, _ in model.named_parameters()]
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    message = f"the axes of all parameters ({listed}) of {type(model).__name__} stay untied: {why}"
+    warnings.warn(message, GraphWarning, stacklevel=5)
+    return untied_graph(model.named_parameters())
+
+
+# -- what is accepted --------------------------------------------------------------------------------------------
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise `GraphError` if no graph can be made of the model's parameters."""
+    if not isinstance(model, nn.Module):
+        raise GraphError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise GraphError(
+            f"expected a model with parameters, found none in {type(model).__name__}: nothing to optimize"
+        )
+    for name, p in parameters.items():
+        found = _unsuitable(p)
+        if found:
+            raise GraphError(f"expected dense real floating-point parameters, found {name} which is {found}")
+
+
+def _unsuitable(p: Tensor) -> str | None:
+    if isinstance(p, nn.parameter.UninitializedTensorMixin):
+        return "not initialised yet: run one forward pass through the lazy module first"
+    if p.layout is not torch.strided:
+        return f"sparse ({p.layout}): store it densely, with sparse=False"
+    if p.is_complex():
+        return f"complex ({p.dtype}): store its real and imaginary parts as two real parameters"
+    if not p.is_floating_point():
+        return f"not floating point ({p.dtype}): register it as a buffer instead"
+    return None
+
+
+def check_inputs(example_args: Any) -> None:
+    """Raise `GraphError` unless the example inputs are a tuple of positional arguments."""
+    if not isinstance(example_args, tuple):
+        found = type(example_args).__name__
+        raise GraphError(
+            f"expected example inputs as a tuple of positional arguments, found {found}: write (x,) for x"
+        )
+
+
+def _does_not_fit(model: nn.Module, error: Exception) -> GraphError:
+    return GraphError(
+        f"expected example inputs that {type(model).__name__} accepts, but its forward pass raised "
+        f"{_last_line(error)}{_place(error)}: check the number, shapes and dtypes of the example inputs"
+    )
+
+
+def _last_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _place(error: Exception) -> str:
+    """Where in code outside of PyTorch and this package the model failed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [f for f in frames if "/torch/" not in f.filename and "/lopt/graph/" not in f.filename]
+    return f" (in {outside[-1].name}: {outside[-1].line})" if outside else ""
+
+
+# -- running the model -------------------------------------------------------------------------------------------
+
+
+def aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """First name of each tied parameter -> its further names."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    found: dict[str, tuple[str, ...]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if first[id(p)] != name:
+            found[first[id(p)]] = (*found.get(first[id(p)], ()), name)
+    return found
+
+
+def _run_fake(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tape:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    stand_ins = {name: _fake(mode, t) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    inputs = {id(t): _fake(mode, t) for t in input_tensors((args, kwargs))}
+    fake_args, fake_kwargs = tree_map(
+        lambda x: inputs.get(id(x), x) if isinstance(x, Tensor) else x, (args, kwargs)
+    )
+    tape = Tape()
+    with untouched(model), plain_kernels(), _quiet():
+        with mode:
+            _run(
+                model,
+                tape,
+                stand_ins,
+                fake_args,
+                fake_kwargs,
+                [*inputs.values(), *input_tensors((args, kwargs))],
+            )
+    return tape
+
+
+def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    """A tensor without storage; one on the meta device is taken to be on the CPU."""
+    if not tensor.is_meta:
+        return mode.from_tensor(tensor, static_shapes=True)
+    with mode:
+        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(fake, requires_grad=tensor.requires_grad)
+    return fake
+
+
+def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], record: bool) -> Tape:
+    """One forward pass on the real values, with copies of the buffers only."""
+    parameters = dict(model.named_parameters())
+    storages = {p.untyped_storage().data_ptr() for p in parameters.values()}
+
+    def refuse(written: list[Tensor]) -> None:
+        if any(t.untyped_storage().data_ptr() in storages for t in written):
+            raise _CannotRecord("the forward pass writes to its parameters in place")
+
+    stand_ins = {**parameters, **{name: b.clone() for name, b in model.named_buffers()}}
+    tape = Tape()
+    with untouched(model), plain_kernels(), _quiet(), torch.no_grad():
+        if record:
+            with recording(tape, before=refuse):
+                _call(model, tape, stand_ins, args, kwargs, input_tensors((args, kwargs)))
+        else:
+            torch.func.functional_call(model, stand_ins, args, kwargs)
+    return tape
+
+
+def _run(
+    model: nn.Module, tape: Tape, stand_ins: dict[str, Tensor], args: Any, kwargs: Any, inputs: list[Tensor]
+) -> None:
+    with recording(tape):
+        _call(model, tape, stand_ins, args, kwargs, inputs)
+
+
+def _call(
+    model: nn.Module, tape: Tape, stand_ins: dict[str, Tensor], args: Any, kwargs: Any, inputs: list[Tensor]
+) -> None:
+    for name, tensor in stand_ins.items():
+        tape.names[tape.ref(tensor).index] = name
+    tape.inputs.update(tape.ref(t).index for t in inputs)
+    output = torch.func.functional_call(model, stand_ins, args, kwargs)
+    tape.outputs = [tape.ref(t).index for t in output_tensors(output)]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The model's own warnings are for its own runs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
