@@ -1,0 +1,55 @@
+"""Where a figure comes from: command, commit, machine and versions."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from lopt.meta.runlog import environment
+
+
+def provenance() -> dict[str, Any]:
+    """JSON-able account of the running process; absolute paths of the command are cut to their last part."""
+    return {
+        "command": shlex.join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv),
+        "commit": commit(),
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": cpu_model(),
+        "cpus": os.cpu_count(),
+        **environment(),
+    }
+
+
+def commit() -> str | None:
+    """The git commit of the package's own checkout, with "+" if there are changes to it; None outside of one."""
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
+    found = _git("rev-parse", "HEAD")
+    if tracked is None or found is None:
+        return None
+    return found + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def cpu_model() -> str:
+    """The processor's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(*args: str) -> str | None:
+    try:
+        run = subprocess.run(
+            ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()

@@ -1,0 +1,116 @@
+"""The results of a comparison as a table, a picture and a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lopt.rules.io import write_atomically
+
+COLUMNS = (
+    "optimizer", "lr", "schedule", "mean train loss", "final train loss", "test loss", "test accuracy",
+    "steps to baseline", "ms/step", "diverged",
+)  # fmt: skip
+
+
+def render_table(results: Mapping[str, Any]) -> str:
+    """One aligned Markdown table for each horizon; figures are mean ± standard deviation over the seeds."""
+    return "\n\n".join(_table(results, horizon) for horizon in ("horizon", "long_horizon"))
+
+
+def plot_curves(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Training loss over steps, one panel for each horizon: median over the seeds, and a band from min to max."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, horizon in zip(panels, ("horizon", "long_horizon"), strict=True):
+        _panel(axes, results, horizon)
+    panels[0].legend(frameon=False)
+    seeds = len(results["seeds"])
+    figure.suptitle(f"{results['task']}: training loss, median of {seeds} seeds, band from lowest to highest")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)
+
+
+def write_results(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write the results as JSON, atomically."""
+    write_atomically(Path(path), json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def _table(results: Mapping[str, Any], horizon: str) -> str:
+    steps = results["steps" if horizon == "horizon" else "long_steps"]
+    title = f"{results['task']}, {steps} steps, mean ± deviation over {len(results['seeds'])} seeds"
+    if results["best_baseline"]:
+        title += f"; steps to the final loss of {results['best_baseline']}"
+    rows = [_row(name, entry, entry[horizon]) for name, entry in results["entries"].items()]
+    return f"{title}\n\n{aligned(COLUMNS, rows)}"
+
+
+def _row(name: str, entry: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    edge = " (edge)" if entry.get("at_edge") else ""
+    reached = found["steps_to_baseline"]
+    return [
+        name,
+        f"{entry['lr']:g}{edge}" if "lr" in entry else "-",
+        entry.get("schedule", "-"),
+        _spread(found["mean_train_loss"]),
+        _spread(found["final_train_loss"]),
+        _spread(found.get("test_loss")),
+        _spread(found.get("test_accuracy")),
+        "-" if reached is None else str(reached),
+        f"{entry['ms_per_step']:.2f}",
+        f"{found['diverged']} of {len(found['mean_train_loss']['values'])}",
+    ]
+
+
+def _spread(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    if found["mean"] is None:
+        return "diverged"
+    return f"{found['mean']:.4f}" + ("" if found["std"] is None else f" ± {found['std']:.4f}")
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are also aligned as plain text: the first to the left, the others right."""
+    widths = [max(len(row[k]) for row in (header, *rows)) for k in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [":" + "-" * (w - 1) if k == 0 else "-" * (w - 1) + ":" for k, w in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+def _panel(axes: Axes, results: Mapping[str, Any], horizon: str) -> None:
+    lowest = np.inf
+    for number, (name, entry) in enumerate(results["entries"].items()):
+        curve = entry[horizon]["curve"]
+        losses = np.array(curve["train_loss"], dtype=float)  # None becomes nan
+        steps, losses = np.array(curve["steps"]), np.where(np.isnan(losses), np.inf, losses)
+        shown = np.isfinite(np.median(losses, 0))
+        lowest = min(lowest, losses.min())
+        colour, style = f"C{number}", "-" if entry["kind"] == "rule" else "--"
+        axes.plot(steps[shown], np.median(losses, 0)[shown], style, color=colour, label=_label(name, entry))
+        highest = np.minimum(losses.max(0), np.nanmax(losses[np.isfinite(losses)], initial=0))
+        axes.fill_between(
+            steps[shown], losses.min(0)[shown], highest[shown], color=colour, alpha=0.18, linewidth=0
+        )
+    if lowest > 0:
+        axes.set_yscale("log")
+    axes.set(xlabel="training steps", ylabel="training loss", xlim=(0, entry[horizon]["steps"]))
+    axes.set_title(f"{entry[horizon]['steps']} steps")
+    axes.grid(alpha=0.3, which="both", linewidth=0.5)
+
+
+def _label(name: str, entry: Mapping[str, Any]) -> str:
+    return f"{name} ({entry['schedule']}, lr {entry['lr']:g})" if "lr" in entry else name
