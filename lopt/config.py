@@ -1,7 +1,7 @@
 """YAML -> typed, frozen dataclasses. Unknown keys, wrong types and values out of range are errors that say where.
 
-A config class is a plain dataclass. Its fields may be bool, int, float, str, Path, Any, Literal, other dataclasses,
-and lists, tuples, string-keyed dicts and unions of these. A number's range stands in its field's metadata:
+A config class is a plain dataclass. Its fields may be bool, int, float, str, Any, Literal, other dataclasses, and
+lists, tuples, string-keyed dicts and unions of these. A number's range stands in its field's metadata:
 
     steps: int = field(default=100, metadata={"min": 1})
     decay: float = field(default=0.9, metadata={"min": 0, "below": 1})   # "min", "max", "above", "below"
@@ -32,7 +32,7 @@ BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 }
 """The metadata keys that bound a number, how to say them, and how to check them."""
 
-SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 class Place(NamedTuple):
@@ -75,24 +75,12 @@ def to_mapping(config: Any) -> Any:
         return {key: to_mapping(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
         return [to_mapping(value) for value in config]
-    return str(config) if isinstance(config, Path) else config
+    return config
 
 
 def dump(config: Any) -> str:
     """The config as YAML that `load` reads back."""
     return yaml.safe_dump(to_mapping(config), sort_keys=False, default_flow_style=None, width=110)
-
-
-def check_ranges(config: Any) -> None:
-    """Check the bounds in the fields' metadata; for the `__post_init__` of classes that are also built in code."""
-    hints = get_type_hints(type(config))
-    for f in fields(config):
-        _convert(
-            hints[f.name],
-            to_mapping(getattr(config, f.name)),
-            Place(type(config).__name__) / f.name,
-            f.metadata,
-        )
 
 
 class _Loader(yaml.SafeLoader):
@@ -171,8 +159,9 @@ def _build(cls: type[T], mapping: object, place: Place) -> T:
     }
     try:
         return cls(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from None
+    except ConfigError as error:  # from __post_init__; its message may start with the section's name
+        section = "".join(f"{key}." for key in place.keys)
+        raise ConfigError(f"{place.source}: {section}{str(error).removeprefix(section)}") from None
 
 
 def _convert(hint: Any, value: Any, place: Place, bounds: Mapping[Any, Any]) -> Any:
@@ -184,7 +173,7 @@ def _convert(hint: Any, value: Any, place: Place, bounds: Mapping[Any, Any]) -> 
         return value if isinstance(value, hint) else _build(hint, value, place)
     if origin in (Union, UnionType):
         return _convert_union(hint, value, place, bounds)
-    if origin in (list, Sequence) and isinstance(value, list):
+    if origin is list and isinstance(value, list):
         return [_convert(args[0], item, place / i, bounds) for i, item in enumerate(value)]
     if origin is tuple and isinstance(value, list) and (args[-1] is ... or len(args) == len(value)):
         items = [args[0]] * len(value) if args[-1] is ... else args
@@ -209,8 +198,9 @@ def _convert_union(hint: Any, value: Any, place: Place, bounds: Mapping[Any, Any
     if value is None and NoneType in members:
         return None
     others = [member for member in members if member is not NoneType]
-    if len(others) == 1 and _is_nested(others[0]):
-        return _convert(others[0], value, place, bounds)
+    nested = [member for member in others if _is_nested(member)]
+    if len(nested) == 1 and (len(others) == 1 or isinstance(value, (Mapping, list))):
+        return _convert(nested[0], value, place, bounds)
     for member in others:
         try:
             return _convert(member, value, place, bounds)
@@ -220,7 +210,7 @@ def _convert_union(hint: Any, value: Any, place: Place, bounds: Mapping[Any, Any
 
 
 def _is_nested(hint: Any) -> bool:
-    return is_dataclass(hint) or get_origin(hint) in (list, tuple, dict, Sequence, Mapping)
+    return is_dataclass(hint) or get_origin(hint) in (list, tuple, dict, Mapping)
 
 
 def _is_scalar(hint: Any, value: Any) -> bool:
@@ -228,8 +218,6 @@ def _is_scalar(hint: Any, value: Any) -> bool:
         return value is None
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if hint is Path:
-        return isinstance(value, (str, Path))
     return hint in SCALARS and type(value) is hint
 
 
@@ -255,7 +243,7 @@ def _name(hint: Any, bounds: Mapping[Any, Any]) -> str:
         return f"one of {', '.join(map(repr, args))}"
     if origin in (dict, Mapping):
         return "a section"
-    if origin in (list, Sequence) or (origin is tuple and args[-1] is ...):
+    if origin is list or (origin is tuple and args[-1] is ...):
         return f"a list, each {_name(args[0], bounds)}"
     if origin is tuple:
         return f"a list of {len(args)}: {', '.join(_name(item, bounds) for item in args)}"

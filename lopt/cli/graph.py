@@ -1,0 +1,152 @@
+"""`lopt graph`: the parameter graph of a user's model, printed, verified and drawn."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from lopt.errors import GraphError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+DESCRIPTION = """Derive the parameter graph of a model, print it, and verify that permuting its neurons
+leaves the model's function as it is. The exit code is 1 if it does not.
+
+MODULE:FACTORY names a function without arguments, in an importable module or a .py file, that
+returns (model, example_args), or (model, example_args, example_kwargs). It may also return, or
+be, a model or its class, if --input gives the shape of its input.
+
+examples:
+  lopt graph models.py:build
+  lopt graph models.py:Net --input 1,3,32,32 --draw net.svg"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("factory", metavar="MODULE:FACTORY", help="where the model comes from")
+    parser.add_argument(
+        "--input",
+        metavar="SHAPE",
+        action="append",
+        default=[],
+        type=_shape,
+        help="shape of a float input such as 1,3,32,32, if the factory returns no example_args; once per argument",
+    )
+    parser.add_argument("--draw", metavar="FILE", help="write a picture: .png, .svg or .pdf")
+    parser.add_argument("--no-verify", action="store_true", help="skip the verification")
+
+
+def run(args: argparse.Namespace) -> int:
+    from lopt.graph import ParameterGraph
+
+    model, example_args, example_kwargs = _with_inputs(load(args.factory), args.factory, args.input)
+    graph = ParameterGraph.trace(model, example_args, example_kwargs)
+    print(graph.summary())
+    if args.draw:
+        from lopt.graph.draw import draw
+
+        draw(graph, args.draw, type(model).__name__)
+        print(f"\npicture: {args.draw}")
+    if args.no_verify:
+        return 0
+    report = graph.verify(model, example_args, example_kwargs=example_kwargs)
+    print(f"\n{report}")
+    return 0 if report.ok else 1
+
+
+def load(name: str) -> Any:
+    """What MODULE:FACTORY is or returns. Raises `GraphError`, naming the line where the user's code failed."""
+    from torch import nn
+
+    module_name, colon, attribute = name.rpartition(":")
+    if not (colon and module_name and attribute):
+        raise GraphError(f"expected MODULE:FACTORY, for example models.py:build, found {name!r}")
+    try:
+        module = _import(module_name)
+    except Exception as error:
+        raise GraphError(f"{name}: importing {module_name} failed: {_account(error)}") from None
+    if not hasattr(module, attribute):
+        raise GraphError(
+            f"{name}: expected a function or model named {attribute!r} in {module_name}, found none"
+        )
+    found = getattr(module, attribute)
+    if isinstance(found, nn.Module) or not callable(found):
+        return found
+    try:
+        return found()
+    except Exception as error:
+        raise GraphError(f"{name}: calling {attribute}() failed: {_account(error)}") from None
+
+
+def _import(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        return importlib.import_module(name)
+    path = Path(name)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    sys.path.insert(0, str(path.resolve().parent))  # as if it were run: it may import its neighbours
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _account(error: Exception) -> str:
+    """The error in one line, with the place in the user's code that raised it."""
+    machinery = (__file__, importlib.__file__)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename not in machinery and not frame.filename.startswith("<frozen")
+    ]
+    place = f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _with_inputs(
+    found: Any, name: str, shapes: list[tuple[int, ...]]
+) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """(model, example_args, example_kwargs) out of what the factory gave."""
+    import torch
+    from torch import nn
+
+    model, *inputs = found if isinstance(found, tuple) else (found,)
+    if not isinstance(model, nn.Module) or len(inputs) > 2:
+        raise GraphError(f"{name}: expected a model or (model, example_args), found {_describe(found)}")
+    if shapes:
+        return model, tuple(torch.randn(shape) for shape in shapes), {}
+    if not inputs:
+        raise GraphError(
+            f"{name}: expected (model, example_args), found a model alone; give --input, e.g. 1,3,32,32"
+        )
+    args, kwargs = inputs[0], (inputs[1] if len(inputs) == 2 else {})
+    return model, _as_tuple(args), dict(kwargs)
+
+
+def _as_tuple(args: Tensor | tuple[Any, ...] | list[Any]) -> tuple[Any, ...]:
+    return tuple(args) if isinstance(args, (tuple, list)) else (args,)
+
+
+def _describe(found: Any) -> str:
+    if isinstance(found, tuple):
+        return f"({', '.join(type(part).__name__ for part in found)})"
+    return f"{type(found).__name__}"
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected sizes such as 1,3,32,32, found {text!r}") from None
+    if min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"expected sizes of at least 1, found {text!r}")
+    return shape

@@ -1,0 +1,106 @@
+"""The command `lopt`: parse, run, and turn what went wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module, metadata
+from typing import Any, NoReturn
+
+from lopt.errors import LoptError
+
+COMMANDS = {
+    "train": "meta-train a rule as a config says",
+    "resume": "continue an interrupted training run",
+    "evaluate": "train test networks with a rule and print the figures",
+    "graph": "derive, print and verify the parameter graph of a model",
+    "data": "which data sets are there, which are missing and where to get them",
+}
+"""Each is a module of this package; its `DESCRIPTION` says more."""
+
+USER_ERROR, INTERRUPTED = 2, 128 + 2
+
+EPILOG = """examples:
+  lopt data                                       what can be trained on
+  lopt graph models.py:build --draw net.png       the graph of your own network
+  lopt train configs/demo.yaml --meta.steps 100   meta-train a rule
+  lopt compare runs/demo adamw --task digits-mlp  learning curves against tuned AdamW
+
+`lopt COMMAND --help` describes each command."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"lopt: error: {message} (see `{self.prog} --help`)\n")
+
+
+def build_parser() -> Parser:
+    """The parser of the command line with all its commands."""
+    parser = Parser(
+        prog="lopt",
+        description="Learned optimizers for PyTorch: meta-train graph metanetworks, compare and inspect them.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"lopt {metadata.version('lopt')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        module = _module(name)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=module.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit code. A user's mistake is 2 and one line on stderr."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _run(sys.argv[1:] if argv is None else argv)
+    except LoptError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader of a pipe has gone; what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        print("\nlopt: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not hasattr(args, "overrides"):
+        parser.error(f"unknown arguments for {args.command}: {' '.join(rest)}")
+    if rest:
+        args.overrides = rest
+    code = _module(args.command).run(args)
+    sys.stdout.flush()
+    return code
+
+
+def _module(name: str) -> Any:
+    return import_module(f"lopt.cli.{name}")
+
+
+def _fail(message: str) -> int:
+    print(f"lopt: error: {' '.join(message.split())}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"lopt: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,0 +1,142 @@
+"""`lopt train`: a config -> a run folder with a trained rule."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lopt import config as configs
+from lopt.errors import ConfigError
+from lopt.meta.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lopt.meta.task import Task
+    from lopt.meta.trainer import Trainer
+
+DESCRIPTION = """Meta-train a rule. Every value of the config can be replaced on the command line by its
+dotted key: --meta.steps 100, --seed 3, --tasks.0.weight 2, --rule.options.width 8.
+
+The run folder gets config.yaml, checkpoint.safetensors, rule.safetensors (the best rule so far,
+which `lopt evaluate` and `lopt compare` take), metrics.jsonl and tensorboard/. A run that was
+stopped or killed goes on with `lopt resume RUN`.
+
+examples:
+  lopt train configs/demo.yaml
+  lopt train configs/fashion_mlp.yaml --data ~/data --out runs/fashion --meta.steps 500"""
+
+CONFIG_FILE = "config.yaml"
+TERMINATED = 128 + 15
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="YAML file; see configs/ for complete ones")
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder of the data sets (default: the config's, $LOPT_DATA)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="run folder (default: the config's, or runs/NAME)")
+    parser.set_defaults(overrides=[])
+
+
+def run(args: argparse.Namespace) -> int:
+    from lopt.meta.trainer import CHECKPOINT
+    from lopt.rules.io import write_atomically
+
+    overrides = parse_overrides(args.overrides)
+    overrides |= {key: value for key in ("data", "out") if (value := getattr(args, key)) is not None}
+    config = configs.load(RunConfig, args.config, overrides)
+    out = Path(config.out or f"runs/{config.name}")
+    if (out / CHECKPOINT).exists():
+        raise ConfigError(
+            f"{out}: holds a run already; continue it with `lopt resume {out}` or choose another --out"
+        )
+    trainer = build(config, out, args.config)
+    write_atomically(out / CONFIG_FILE, configs.dump(config).encode())
+    return finish(trainer)
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """["--meta.steps", "300", "--seed=1"] -> {"meta.steps": 300, "seed": 1}; values are YAML."""
+    overrides: dict[str, Any] = {}
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("--") or len(word) == 2:
+            raise ConfigError(f"command line: expected --KEY VALUE, found {word!r}")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if not queue:
+                raise ConfigError(f"command line: expected a value after {word}, found nothing")
+            text = queue.pop(0)
+        overrides[key] = configs.parse_yaml(text, f"command line: {key}")
+    return overrides
+
+
+def build(config: RunConfig, out: Path, source: str) -> Trainer:
+    """The trainer that a config describes; `source` names the config in errors."""
+    import torch
+
+    import lopt
+    from lopt.meta.runlog import environment
+    from lopt.meta.trainer import Trainer, Weighted
+    from lopt.rules import LearnedRule
+    from meta_tasks import make_family
+
+    with _errors_name(f"{source}: rule"):
+        torch.manual_seed(config.seed)
+        rule = lopt.make_rule(config.rule.metanet, **config.rule.options)
+        if not isinstance(rule, LearnedRule):
+            raise ConfigError(
+                f"expected a learned rule, found {config.rule.metanet!r}, which has nothing to learn"
+            )
+    with _errors_name(f"{source}: tasks"):
+        families = [
+            Weighted(make_family(entry.family, entry.options, config.data), entry.weight)
+            for entry in config.tasks
+        ]
+    with _errors_name(f"{source}: validation"):
+        validation = _validation(config)
+    provenance = {"config": configs.to_mapping(config), "environment": environment()}
+    return Trainer(rule, families, validation, config.meta, out, config.seed, provenance)
+
+
+def _validation(config: RunConfig) -> list[Task]:
+    from meta_tasks import make_task, named_task
+
+    return [
+        named_task(entry, config.data)
+        if isinstance(entry, str)
+        else make_task(entry.family, entry.options, config.data)
+        for entry in config.validation
+    ]
+
+
+@contextmanager
+def _errors_name(place: str) -> Iterator[None]:
+    """Config errors from inside say where in the config the matter stands."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+
+
+def finish(trainer: Trainer) -> int:
+    """Train to the end, and say what came of it."""
+    from lopt.meta.runtime import prepare_cpu
+    from lopt.meta.trainer import RULE
+
+    prepare_cpu()
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        print(f"stopped; continue with: lopt resume {trainer.out}")
+        raise
+    if trainer.step < trainer.config.steps:
+        print(f"stopped at outer step {trainer.step}; continue with: lopt resume {trainer.out}")
+        return TERMINATED
+    print(f"rule: {trainer.out / RULE}   outer steps: {trainer.step}   best validation: {trainer.best}")
+    return 0
