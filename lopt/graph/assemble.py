@@ -76,9 +76,8 @@ def assemble(interpreter: Interpreter, aliases: dict[str, tuple[str, ...]], rung
 
 def settle(axes: Sequence[Axis]) -> None:
     """Rewrite (by ties or fixes, never by loosening) until every axis is a concatenation of products."""
-    changed = True
-    while changed:
-        changed = any([_settle(axis) for axis in axes])
+    while any(_settle(axis) for axis in axes):
+        pass
 
 
 def _settle(axis: Axis) -> bool:
@@ -86,12 +85,12 @@ def _settle(axis: Axis) -> bool:
     if not root.children or is_fixed(root):
         return False
     if root.form == "concat":
-        return any([_settle(child) for child in root.children])
+        return any(_settle(child) for child in root.children)
     for k, child in enumerate(map(find, root.children)):
         if k and child.form == "concat" and not is_fixed(child) and not _repeatable(root.children[:k], child):
             _same_or_fixed(child)
             return True
-    return any([_settle(child) for child in root.children])
+    return any(_settle(child) for child in root.children)
 
 
 def _repeatable(outer: Sequence[Axis], concat: Axis) -> bool:
@@ -195,7 +194,9 @@ class _Register:
 def _group(number: int, atom: Atom, members: tuple[tuple[str, int], ...]) -> AxisGroup:
     activation = next((a.activation for a in atom.axes if a.activation), None)
     permutable = atom.fixed is None and atom.size > 1
-    return AxisGroup(number, atom.size, atom.fixed or "hidden", permutable, members, activation)
+    return AxisGroup(
+        number, atom.size, atom.fixed or "hidden", permutable, members, activation if permutable else None
+    )
 
 
 Ranges = list[list[tuple[int, int]]]

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 
 FIXED_KINDS = (
-    "input", "output", "vocabulary", "tap", "position", "constant", "untied", "unused",
+    "vocabulary", "input", "output", "tap", "position", "constant", "untied", "unused",
 )  # fmt: skip
 """Why an axis must stay in place; where several reasons meet, the first of them is reported."""
 

@@ -69,7 +69,10 @@ class Interpreter:
             )
             self.values[number] = self.tensors[name] = Value(dims, pure=True)
         for number in self.tape.inputs:
-            self.values[number] = Value(fixed_dims(self.tape.infos[number].shape, "input"), pure=False)
+            info = self.tape.infos[number]  # indices and masks have places, no features
+            self.values[number] = Value(
+                fixed_dims(info.shape, "input" if info.floating else "position"), pure=False
+            )
         for self.position, call in enumerate(self.tape.calls):  # noqa: B020
             self._step(call)
         for number in self.tape.outputs:

@@ -62,6 +62,7 @@ class TensorInfo:
 
     shape: tuple[int, ...]
     storage: int
+    floating: bool
 
 
 @dataclass
@@ -85,7 +86,9 @@ class Tape:
         if number is None:
             number = self._numbers[id(tensor)] = len(self.infos)
             self._alive.append(tensor)
-            self.infos.append(TensorInfo(tuple(int(n) for n in tensor.shape), _storage(tensor)))
+            shape = tuple(int(n) for n in tensor.shape)
+            floating = tensor.is_floating_point() or tensor.is_complex()
+            self.infos.append(TensorInfo(shape, _storage(tensor), floating))
         return Ref(number)
 
     def refs(self, tree: Any) -> Any:

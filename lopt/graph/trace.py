@@ -33,7 +33,7 @@ from lopt.graph.tape import Tape, recording
 from lopt.graph.untied import untied_graph
 
 
-class _CannotRecord(Exception):
+class _CannotRecordError(Exception):
     """The forward pass would change the model's parameters."""
 
 
@@ -133,7 +133,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def _unsuitable(p: Tensor) -> str | None:
-    if isinstance(p, nn.parameter.UninitializedTensorMixin):
+    if isinstance(p, nn.parameter.UninitializedParameter):
         return "not initialised yet: run one forward pass through the lazy module first"
     if p.layout is not torch.strided:
         return f"sparse ({p.layout}): store it densely, with sparse=False"
@@ -193,16 +193,9 @@ def _run_fake(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         lambda x: inputs.get(id(x), x) if isinstance(x, Tensor) else x, (args, kwargs)
     )
     tape = Tape()
-    with untouched(model), plain_kernels(), _quiet():
-        with mode:
-            _run(
-                model,
-                tape,
-                stand_ins,
-                fake_args,
-                fake_kwargs,
-                [*inputs.values(), *input_tensors((args, kwargs))],
-            )
+    known = [*inputs.values(), *input_tensors((args, kwargs))]
+    with untouched(model), plain_kernels(), _quiet(), mode, recording(tape):
+        _call(model, tape, stand_ins, fake_args, fake_kwargs, known)
     return tape
 
 
@@ -224,7 +217,7 @@ def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], r
 
     def refuse(written: list[Tensor]) -> None:
         if any(t.untyped_storage().data_ptr() in storages for t in written):
-            raise _CannotRecord("the forward pass writes to its parameters in place")
+            raise _CannotRecordError("the forward pass writes to its parameters in place")
 
     stand_ins = {**parameters, **{name: b.clone() for name, b in model.named_buffers()}}
     tape = Tape()
@@ -235,13 +228,6 @@ def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], r
         else:
             torch.func.functional_call(model, stand_ins, args, kwargs)
     return tape
-
-
-def _run(
-    model: nn.Module, tape: Tape, stand_ins: dict[str, Tensor], args: Any, kwargs: Any, inputs: list[Tensor]
-) -> None:
-    with recording(tape):
-        _call(model, tape, stand_ins, args, kwargs, inputs)
 
 
 def _call(

@@ -168,9 +168,9 @@ def einsum(s: Interpreter, equation: str, *operands: Any, **_: Any) -> tuple[Dim
     values = (
         list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
     )
-    terms, _, output = equation.replace(" ", "").partition("->")
+    terms, arrow, output = equation.replace(" ", "").partition("->")
     labels = [_spelled(term, v.rank) for term, v in zip(terms.split(","), values, strict=True)]
-    if "->" not in equation:
+    if not arrow:
         every = "".join(labels)
         output = "".join(sorted(name for name in set(every) if every.count(name) == 1))
     elif "..." in output:

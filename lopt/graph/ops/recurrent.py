@@ -27,8 +27,9 @@ def cell(s: Interpreter, kind: str, x: Dim, weights: Sequence[Value | None]) -> 
 
     weights: w_ih (gates x H, in), w_hh (gates x H, out), b_ih, b_hh, w_hr (out, H).
     """
-    w_ih, w_hh, b_ih, b_hh, w_hr = [*weights, *[None] * (5 - len(weights))]
-    assert w_ih is not None and w_hh is not None
+    w_ih, w_hh, b_ih, b_hh, w_hr = (*weights, *[None] * (5 - len(weights)))
+    assert w_ih is not None
+    assert w_hh is not None
     gates = GATES[kind]
     hidden = Axis(w_ih.dims[0].size // len(gates))
     hidden.activation = ACTIVATION[kind]
@@ -140,7 +141,7 @@ def rnn(s: Interpreter, *args: Any) -> list[Any]:
 def _cell_step(
     s: Interpreter, kind: str, x: Value, states: Any, weights: Sequence[Value | None]
 ) -> list[Any]:
-    out, hidden = cell(s, kind, x.dims[-1], weights)
+    _, hidden = cell(s, kind, x.dims[-1], weights)
     states = [states] if isinstance(states, Value) else list(states)
     for state in states:
         s.tie(state.dims[-1], Dim(hidden.size, hidden))

@@ -26,11 +26,11 @@ def convolution(
     first, second = (1, 0) if transposed else (0, 1)
     source, target = weight.dims[second], weight.dims[first]
     if groups > 1 and transposed:
-        group, inner = _halves(s, source, groups)
+        group = _halves(s, source, groups)[0]
         out = _product(group, target, groups)
         s.tie(x.dims[1], source)
     elif groups > 1:
-        group, _ = _halves(s, target, groups)
+        group = _halves(s, target, groups)[0]
         s.tie(x.dims[1], _product(group, source, groups))
         out = target
     else:

@@ -1,0 +1,271 @@
+"""Prove a parameter graph right: permuted parameters must give the same function, uncoupled ones must not.
+
+f(P theta) = f(theta) is checked in float64 on a randomised copy of the parameters (zero biases, unit scales and
+fresh statistics would hide wrong ties), then every axis of every group is permuted alone: an axis whose
+uncoupling changes nothing is not tied to the others for any reason that the outputs show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from lopt.errors import GraphError
+from lopt.graph.isolation import input_tensors, output_tensors, plain_kernels, untouched
+from lopt.graph.parameter_graph import AxisGroup, ParameterGraph, Permutation, axis_index
+
+WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+
+
+@dataclass(frozen=True)
+class Control:
+    """One axis that was permuted without its partners."""
+
+    group: int
+    tensor: str
+    axis: int
+    change: float
+    """Largest relative change of an output."""
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What `verify` found."""
+
+    ok: bool
+    """The function is unchanged by a random permutation, and every uncoupled axis was noticed."""
+    max_error: float
+    """Largest |f(P theta) - f(theta)| of any output, relative to that output's largest entry."""
+    tolerance: float
+    controls: int
+    """How many axes were permuted alone."""
+    controls_detected: int
+    """How many of them changed an output."""
+    undetected: tuple[Control, ...]
+    """The others: their tie is not needed, or the outputs are too symmetric to show it."""
+    inert: tuple[tuple[str, int], ...]
+    """Axes of tensors that no output depends on here (a bias in front of a normalisation): not counted."""
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.ok else "NOT ok"
+        lines = [
+            f"{verdict}: |f(P theta) - f(theta)| is {self.max_error:.1e} relative (at most {self.tolerance:.0e}), "
+            f"{self.controls_detected} of {self.controls} uncoupled axes noticed"
+        ]
+        lines += [
+            f"  not noticed: axis {c.axis} of {c.tensor} alone (group {c.group})" for c in self.undetected
+        ]
+        return "\n".join(lines)
+
+
+def verify(
+    graph: ParameterGraph,
+    model: nn.Module,
+    example_args: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any] | None = None,
+    generator: torch.Generator | None = None,
+    tolerance: float = 1e-9,
+    max_controls: int | None = None,
+) -> VerificationReport:
+    """Check f(P theta) = f(theta) in float64 with randomised parameters, then the negative controls.
+
+    The model runs in evaluation mode; neither it nor the example inputs are changed. `max_controls` bounds the
+    number of forward passes spent on controls, chosen at random; by default all on models of up to a million
+    parameters, 64 above. Axes of groups with a single member have nothing to be uncoupled from.
+    Raises `GraphError` for a graph of another model, parameters without values, or inputs that do not fit.
+    """
+    _check(graph, model, example_args)
+    generator = generator or torch.Generator().manual_seed(0)
+    run = _Runner(graph, model, example_args, dict(example_kwargs or {}), generator)
+    permutation = {g.id: _moving(g.size, generator) for g in graph.groups if g.permutable}
+    with untouched(model):
+        reference = run(run.tensors)
+        max_error = _difference(reference, run(graph.permute(run.tensors, permutation)))
+        limit = (
+            max_controls if max_controls is not None else len(_axes(graph)) if graph.numel <= 10**6 else 64
+        )
+        controls, inert = _controls(graph, run, reference, permutation, tolerance, limit, generator)
+    undetected = tuple(c for c in controls if c.change <= tolerance)
+    ok = max_error <= tolerance and not undetected
+    detected = len(controls) - len(undetected)
+    return VerificationReport(ok, max_error, tolerance, len(controls), detected, undetected, tuple(inert))
+
+
+def _check(graph: ParameterGraph, model: nn.Module, example_args: Any) -> None:
+    found = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    expected = {name: spec.shape for name, spec in graph.parameters.items()}
+    if found != expected:
+        name = next(n for n in [*expected, *found] if found.get(n) != expected.get(n))
+        raise GraphError(
+            f"expected the model that the graph was traced from, found {name} with shape {found.get(name)} instead "
+            f"of {expected.get(name)}: trace this model again"
+        )
+    if not isinstance(example_args, tuple):
+        given = type(example_args).__name__
+        raise GraphError(
+            f"expected example inputs as a tuple of positional arguments, found {given}: write (x,) for x"
+        )
+    if any(b.is_meta for b in model.buffers()):
+        raise GraphError(
+            "expected a model whose buffers have values, found some on the meta device: build it on cpu"
+        )
+
+
+def _axes(graph: ParameterGraph) -> list[tuple[AxisGroup, str, int]]:
+    """Every (group, tensor, axis) that can be uncoupled from something."""
+    return [(g, *m) for g in graph.groups if g.permutable and len(g.members) > 1 for m in g.members]
+
+
+def _moving(size: int, generator: torch.Generator) -> Tensor:
+    """A random permutation that is not the identity."""
+    p = torch.randperm(size, generator=generator)
+    return p.roll(1) if torch.equal(p, torch.arange(size)) else p
+
+
+def _controls(
+    graph: ParameterGraph, run: _Runner, reference: list[Tensor], permutation: Permutation, tolerance: float,
+    limit: int, generator: torch.Generator,
+) -> tuple[list[Control], list[tuple[str, int]]]:  # fmt: skip
+    """Permute axes alone; where nothing changes, ask whether the tensor matters at all."""
+    axes = _axes(graph)
+    chosen = sorted(torch.randperm(len(axes), generator=generator)[:limit].tolist())
+    controls: list[Control] = []
+    inert: list[tuple[str, int]] = []
+    for group, name, dim in (axes[k] for k in chosen):
+        alone = _permute_alone(graph, run.tensors[name], name, dim, {group.id: permutation[group.id]})
+        change = _difference(reference, run({**run.tensors, name: alone}))
+        if change <= tolerance:
+            other = run.randomised(name, run.tensors[name])
+            if _difference(reference, run({**run.tensors, name: other})) <= tolerance:
+                inert.append((name, dim))
+                continue
+        controls.append(Control(group.id, name, dim, change))
+    return controls, inert
+
+
+def _permute_alone(
+    graph: ParameterGraph, tensor: Tensor, name: str, dim: int, permutation: Permutation
+) -> Tensor:
+    spec = graph.parameters.get(name) or graph.buffers[name]
+    index = axis_index(spec.axes[dim], graph.groups, permutation)
+    return tensor.index_select(dim, index.to(tensor.device))
+
+
+def _difference(a: list[Tensor], b: list[Tensor]) -> float:
+    """Largest difference of any output, relative to that output's largest entry; infinite if not finite."""
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        if x.shape != y.shape:
+            return float("inf")
+        if not x.numel():
+            continue
+        if not (x.is_floating_point() or x.is_complex()):
+            worst = max(worst, 0.0 if torch.equal(x, y) else float("inf"))
+            continue
+        same = (x == y) | (x.isnan() & y.isnan())  # masked scores are infinite on both sides
+        gap = torch.where(same, 0.0, (x - y).abs()).max().item()
+        scale = torch.where(x.isfinite(), x.abs(), 0.0).max().item()
+        worst = max(worst, gap / max(scale, 1e-30) if gap == gap else float("inf"))
+    return worst
+
+
+class _Runner:
+    """The model as a function of its tensors, in float64 and evaluation mode."""
+
+    def __init__(
+        self,
+        graph: ParameterGraph,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        generator: torch.Generator,
+    ) -> None:
+        self.model = model
+        self.generator = generator
+        wide = {id(t): _wide(t) for t in input_tensors((args, kwargs))}
+        self.args, self.kwargs = tree_map(
+            lambda x: wide.get(id(x), x) if isinstance(x, Tensor) else x, (args, kwargs)
+        )
+        parameters = {name: self.randomised(name, p.detach()) for name, p in model.named_parameters()}
+        self.constants = {n: _wide(b).clone() for n, b in model.named_buffers() if n not in graph.buffers}
+        statistics = {n: self._positive(b) for n, b in model.named_buffers() if n in graph.buffers}
+        self.tensors: dict[str, Tensor] = {**parameters, **statistics}
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """All output tensors."""
+        for module in self.model.modules():
+            module.__dict__["training"] = False
+        stand_ins = {**{n: b.clone() for n, b in self.constants.items()}, **tensors}
+        torch.manual_seed(0)
+        with torch.no_grad(), plain_kernels(), _double(), _Widening():
+            try:
+                output = torch.func.functional_call(self.model, stand_ins, self.args, self.kwargs)
+            except Exception as error:
+                text = str(error).strip().splitlines()
+                raise GraphError(
+                    f"expected example inputs that {type(self.model).__name__} accepts, but its forward pass in "
+                    f"float64 raised {type(error).__name__}: {text[0] if text else ''}: check the example inputs"
+                ) from error
+        return output_tensors(output)
+
+    def randomised(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor in float64 with noise of its own scale on top; one without values gets values."""
+        noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64)
+        fan_in = max(tensor[0].numel(), 1) if tensor.dim() > 1 else 10
+        if tensor.is_meta:
+            return noise / fan_in**0.5 + (tensor.dim() <= 1)
+        noise = noise.to(tensor.device)
+        spread = tensor.double().std().item() if tensor.numel() > 1 else 0.0
+        return (
+            tensor.double()
+            + (spread if spread > 1e-3 else 0.3 if tensor.dim() <= 1 else fan_in**-0.5) * noise
+        )
+
+    def _positive(self, tensor: Tensor) -> Tensor:
+        """Running statistics: any positive numbers are means and variances."""
+        noise = torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64)
+        return (0.5 + noise).to(tensor.device)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(WIDE.get(tensor.dtype, tensor.dtype))
+
+
+class _Widening(TorchDispatchMode):
+    """Computes in float64 where the model asks for less (norms in float32, half-precision constants)."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("dtype") in WIDE:
+            kwargs = {**kwargs, "dtype": WIDE[kwargs["dtype"]]}
+        if not func._schema.is_mutable:
+            args, kwargs = tree_map(lambda x: _wide(x) if _narrow(x) else x, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _narrow(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dtype in WIDE
+
+
+@contextmanager
+def _double() -> Iterator[None]:
+    """New tensors are float64 unless their dtype is named."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
