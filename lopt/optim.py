@@ -248,10 +248,13 @@ class LearnedOptimizer(Optimizer):
         return {**super().state_dict(), "skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As for every torch optimizer, except that state keeps its dtype; it moves to the parameters' devices."""
+        """As for every torch optimizer, except that state keeps its dtype; it moves to the parameters' devices.
+
+        Raises `ConfigError`, before anything changes, for the state of another rule.
+        """
         final: dict[str, Any] = {}
         hooks = (
-            self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded)),
+            self.register_load_state_dict_pre_hook(lambda _, loaded: self._check_loaded(final, loaded)),
             self.register_load_state_dict_post_hook(lambda _: self._load_exactly(final), prepend=True),
         )
         try:
@@ -260,14 +263,32 @@ class LearnedOptimizer(Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _load_exactly(self, state_dict: Mapping[str, Any]) -> None:
-        """torch casts loaded state to the dtype of its parameter; put in what was saved instead."""
+    def _check_loaded(self, final: dict[str, Any], loaded: dict[str, Any]) -> None:
+        """Keep what is loaded after all hooks of the user, if it fits the rule: asked of the smallest parameter."""
+        final.update(loaded)
+        pairs = [(p, saved) for p, saved in self._loaded_states(loaded) if saved]
+        if pairs:
+            p, saved = min(pairs, key=lambda pair: pair[0].numel())
+            expected = {key: tuple(value.shape) for key, value in self._fresh_state(p).items()}
+            found = {key: tuple(value.shape) for key, value in saved.items()}
+            _check(found == expected, "state_dict", f"this rule's {expected} for {tuple(p.shape)}", found)
+
+    def _fresh_state(self, p: Tensor) -> dict[str, Tensor]:
+        like = {"p": torch.empty(p.shape, dtype=p.dtype, device=p.device)}
+        return (
+            self._rule_on(p.device).on(ParameterGraph.untied(like.items())).init(like, self.total_steps)["p"]
+        )
+
+    def _loaded_states(self, state_dict: Mapping[str, Any]) -> list[tuple[Tensor, dict[str, Tensor]]]:
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
-        for key, p in zip(keys, params, strict=True):
-            saved = state_dict["state"].get(key, {})
+        return [(p, state_dict["state"].get(key, {})) for key, p in zip(keys, params, strict=False)]
+
+    def _load_exactly(self, state_dict: Mapping[str, Any]) -> None:
+        """torch casts loaded state to the dtype of its parameter; put in what was saved instead."""
+        for p, saved in self._loaded_states(state_dict):
             if saved:
-                self.state[p] = {k: t.to(p.device, copy=True) for k, t in saved.items()}
+                self.state[p] = {key: value.to(p.device, copy=True) for key, value in saved.items()}
         self._skipped = torch.tensor(state_dict.get("skipped_steps", 0), dtype=torch.int64)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -38,11 +38,10 @@ def match(groups: Sequence[Sequence[Entry]], graph: ParameterGraph) -> list[str]
     if all(name is not None for name, _ in entries):
         names = _match_names(entries, graph)
     else:
+        _check_shapes(entries, graph)
         try:
             names = _match_shapes(entries, graph)
         except GraphError:
-            if len(groups) == 1:
-                raise
             names = [name for group in groups for name in _match_shapes(group, graph)]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -97,6 +96,15 @@ def _find(name: str, tensor: Tensor, known: dict[str, ParameterSpec]) -> Paramet
     return spec
 
 
+def _check_shapes(entries: Sequence[Entry], graph: ParameterGraph) -> None:
+    available = Counter(spec.shape for spec in graph.parameters.values())
+    for shape, count in Counter(tuple(tensor.shape) for _, tensor in entries).items():
+        if count > available[shape]:
+            raise GraphError(
+                f"expected {available[shape]} parameters of shape {shape} as in the graph, found {count}; {REMEDY}"
+            )
+
+
 def _match_shapes(entries: Sequence[Entry], graph: ParameterGraph) -> list[str]:
     """The only way in which the shapes are a subsequence of the graph's: the leftmost is also the rightmost."""
     wanted = [tuple(tensor.shape) for _, tensor in entries]
@@ -104,7 +112,7 @@ def _match_shapes(entries: Sequence[Entry], graph: ParameterGraph) -> list[str]:
     shapes = [spec.shape for spec in specs]
     left = _leftmost(wanted, shapes)
     if left is None:
-        raise GraphError(_misfit(wanted, shapes))
+        raise GraphError(f"expected the parameters in the graph's order, found another; {REMEDY}")
     right = _leftmost(wanted[::-1], shapes[::-1])
     assert right is not None
     if left != [len(shapes) - 1 - index for index in reversed(right)]:
@@ -124,15 +132,6 @@ def _leftmost(wanted: Sequence[Shape], shapes: Sequence[Shape]) -> list[int] | N
         found.append(index)
         start = index + 1
     return found
-
-
-def _misfit(wanted: Sequence[Shape], shapes: Sequence[Shape]) -> str:
-    first = next((i for i, pair in enumerate(zip(wanted, shapes, strict=False)) if pair[0] != pair[1]), None)
-    if first is None:
-        what = f"expected at most {len(shapes)} parameters, found {len(wanted)}"
-    else:
-        what = f"expected shape {shapes[first]} for parameter {first}, found {wanted[first]}"
-    return f"the parameters do not fit the graph's in order: {what}; {REMEDY}"
 
 
 def _some(names: Iterable[str], most: int = 4) -> str:
