@@ -134,6 +134,21 @@ def test_second_derivative_matches_finite_differences(task: ModuleTask) -> None:
     torch.testing.assert_close(curvature, (ahead - behind) / (2 * step), rtol=1e-4, atol=1e-6)
 
 
+def test_the_graph_is_traced_and_its_permutations_keep_the_loss(task: ModuleTask) -> None:
+    graph = task.graph
+    assert graph.rung == "traced"
+    assert {name: spec.shape for name, spec in graph.parameters.items()} == {
+        name: tuple(parameter.shape) for name, parameter in task.module.named_parameters()
+    }
+    params, batch = to_double((one(task.init(1, generator())), one(task.sample("train", 1, generator()))))
+    # Zero biases and unit scales would hide wrong permutations.
+    params = {name: p + 0.1 * torch.randn(p.shape, generator=generator(2)) for name, p in params.items()}
+    permuted = graph.permute(params, graph.random_permutation(generator(3)))
+    if len(params) > 1:
+        assert any(not torch.equal(permuted[name], p) for name, p in params.items())
+    torch.testing.assert_close(task.loss(permuted, batch), task.loss(params, batch), rtol=1e-9, atol=1e-9)
+
+
 def test_initial_losses_weigh_alike(task: ModuleTask) -> None:
     losses = vmap(task.loss)(task.init(16, generator()), task.sample("train", 16, generator()))
     assert 0.2 < float(losses.mean()) < 6
