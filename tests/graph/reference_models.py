@@ -53,12 +53,7 @@ def _norm(name: str, group: str) -> dict[str, str]:
 
 
 def _batch_norm(name: str, group: str) -> dict[str, str]:
-    return {
-        **_norm(name, group),
-        f"{name}.running_mean": group,
-        f"{name}.running_var": group,
-        f"{name}.num_batches_tracked": "",
-    }
+    return {**_norm(name, group), f"{name}.running_mean": group, f"{name}.running_var": group}
 
 
 def _affine(name: str, out: str, rest: str) -> dict[str, str]:
