@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,6 +20,11 @@ COLUMNS = (
     "optimizer", "lr", "schedule", "mean train loss", "final train loss", "test loss", "test accuracy",
     "steps to baseline", "ms/step", "diverged",
 )  # fmt: skip
+
+SMOOTHING = 25
+"""A drawn curve is a running mean over that fraction of the run."""
+
+FloatArray = npt.NDArray[np.float64]
 
 
 def render_table(results: Mapping[str, Any]) -> str:
@@ -31,9 +38,11 @@ def plot_curves(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
     panels = figure.subplots(1, 2)
     for axes, horizon in zip(panels, ("horizon", "long_horizon"), strict=True):
         _panel(axes, results, horizon)
-    panels[0].legend(frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     seeds = len(results["seeds"])
-    figure.suptitle(f"{results['task']}: training loss, median of {seeds} seeds, band from lowest to highest")
+    figure.suptitle(
+        f"{results['task']}: smoothed training loss, median of {seeds} seeds, band from the lowest to the highest"
+    )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
 
@@ -74,7 +83,7 @@ def _spread(found: Mapping[str, Any] | None) -> str:
         return "-"
     if found["mean"] is None:
         return "diverged"
-    return f"{found['mean']:.4f}" + ("" if found["std"] is None else f" ± {found['std']:.4f}")
+    return f"{found['mean']:.4g}" + ("" if found["std"] is None else f" ± {found['std']:.2g}")
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -92,24 +101,33 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _panel(axes: Axes, results: Mapping[str, Any], horizon: str) -> None:
-    lowest = np.inf
+    lowest = []
     for number, (name, entry) in enumerate(results["entries"].items()):
         curve = entry[horizon]["curve"]
-        losses = np.array(curve["train_loss"], dtype=float)  # None becomes nan
-        steps, losses = np.array(curve["steps"]), np.where(np.isnan(losses), np.inf, losses)
-        shown = np.isfinite(np.median(losses, 0))
-        lowest = min(lowest, losses.min())
-        colour, style = f"C{number}", "-" if entry["kind"] == "rule" else "--"
-        axes.plot(steps[shown], np.median(losses, 0)[shown], style, color=colour, label=_label(name, entry))
-        highest = np.minimum(losses.max(0), np.nanmax(losses[np.isfinite(losses)], initial=0))
+        losses = np.array([[math.inf if x is None else x for x in row] for row in curve["train_loss"]])
+        losses = smoothed(losses, len(curve["steps"]) // SMOOTHING)
+        steps, middle = np.array(curve["steps"]), np.median(losses, 0)
+        shown = np.isfinite(middle)
+        width = 2.4 if entry["kind"] == "rule" else 1.3
+        axes.plot(steps[shown], middle[shown], color=f"C{number}", linewidth=width, label=_label(name, entry))
+        # Where some seeds diverged the band goes on with the highest loss still finite.
+        highest = np.where(np.isfinite(losses), losses, -math.inf).max(0)
+        lowest.append(losses.min())
         axes.fill_between(
-            steps[shown], losses.min(0)[shown], highest[shown], color=colour, alpha=0.18, linewidth=0
+            steps[shown], losses.min(0)[shown], highest[shown], color=f"C{number}", alpha=0.15, linewidth=0
         )
-    if lowest > 0:
+    if all(low > 0 for low in lowest):
         axes.set_yscale("log")
     axes.set(xlabel="training steps", ylabel="training loss", xlim=(0, entry[horizon]["steps"]))
     axes.set_title(f"{entry[horizon]['steps']} steps")
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
+
+
+def smoothed(losses: FloatArray, width: int) -> FloatArray:
+    """(N, B) -> (N, B): centred running mean over `width` points, with the ends repeated beyond the ends."""
+    width = max(width, 1)
+    padded = np.pad(losses, ((0, 0), ((width - 1) // 2, width // 2)), mode="edge")
+    return np.lib.stride_tricks.sliding_window_view(padded, width, axis=1).mean(-1)
 
 
 def _label(name: str, entry: Mapping[str, Any]) -> str:
