@@ -4,8 +4,43 @@ from __future__ import annotations
 
 from lopt.metanets.axisnet import AxisNet
 from lopt.metanets.base import Metanet
+from lopt.metanets.deepsets import DeepSets
+from lopt.metanets.dwsnet import DwsNet
+from lopt.metanets.gmn import Gmn
+from lopt.metanets.lstm import Lstm, TensorLstm
+from lopt.metanets.mlp import Mlp
+from lopt.metanets.nfn import Nfn
+from lopt.metanets.ng_gnn import NgGnn
+from lopt.metanets.ng_t import NgT
+from lopt.metanets.unf import Unf
 
-METANETS: dict[str, type[Metanet]] = {"axisnet": AxisNet}
+METANETS: dict[str, type[Metanet]] = {
+    "axisnet": AxisNet,
+    "mlp": Mlp,
+    "lstm": Lstm,
+    "tensor_lstm": TensorLstm,
+    "deepsets": DeepSets,
+    "nfn": Nfn,
+    "dwsnet": DwsNet,
+    "unf": Unf,
+    "ng_gnn": NgGnn,
+    "ng_t": NgT,
+    "gmn": Gmn,
+}
 """Every metanet by the name that configs and rule files use."""
 
-__all__ = ["METANETS", "AxisNet", "Metanet"]
+__all__ = [
+    "METANETS",
+    "AxisNet",
+    "DeepSets",
+    "DwsNet",
+    "Gmn",
+    "Lstm",
+    "Metanet",
+    "Mlp",
+    "Nfn",
+    "NgGnn",
+    "NgT",
+    "TensorLstm",
+    "Unf",
+]

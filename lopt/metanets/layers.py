@@ -1,0 +1,77 @@
+"""Small layers that act on every scalar, neuron or edge alike, channels first: (channels, anything)."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from lopt.features.segments import segment_expand
+from lopt.graph import ParameterGraph
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Pointwise(nn.Module):
+    """y = W x + b for every column: (inputs, n) -> (outputs, n)."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / math.sqrt(max(inputs, 1)))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.weight @ x
+        return y if self.bias is None else y + self.bias[:, None]
+
+
+class PointwiseMlp(nn.Module):
+    """y = W2 relu(W1 x + b1) + b2 for every column."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.inner, self.outer = Pointwise(inputs, hidden), Pointwise(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(relu(self.inner(x)))
+
+
+class WithContext(nn.Module):
+    """W f + V c + b with the context c of each scalar's tensor: (F, P), (C, B) -> (D, P)."""
+
+    def __init__(self, features: int, context: int, width: int) -> None:
+        super().__init__()
+        self.scalar = Pointwise(features, width, bias=False)
+        self.context = Pointwise(context, width)
+
+    def forward(self, graph: ParameterGraph, features: Tensor, context: Tensor) -> Tensor:
+        return self.scalar(features) + segment_expand(self.context(context), tensor_sizes(graph))
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of every column (Ba et al. 2016, arXiv 1607.06450)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels))
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(0, keepdim=True)
+        variance = (centred * centred).mean(0, keepdim=True)
+        return centred * torch.rsqrt(variance + 1e-5) * self.scale[:, None] + self.shift[:, None]
+
+
+def zeroed(module: M) -> M:
+    """The module with all of its parameters at zero: what an output head starts as."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def tensor_sizes(graph: ParameterGraph) -> list[int]:
+    """Scalars of each parameter."""
+    return [spec.numel for spec in graph.parameters.values()]
