@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, overload
 
 import torch
@@ -152,14 +151,17 @@ class LearnedOptimizer(Optimizer):
     def _states(self, call: _Call) -> State:
         """The state of every parameter of a call, made for those that have none."""
         states = dict(zip(call.names, (self.state[p] for p in call.params), strict=True))
-        fresh = [name for name, state in states.items() if not state]
-        if fresh:
-            params = {n: gathered(p) for n, p in zip(call.names, call.params, strict=True) if n in set(fresh)}
-            bound = call.bound.rule.on(call.bound.graph.subset(fresh))
-            states.update(bound.init(params, self.total_steps))
+        if not all(states.values()):
+            states.update(self._first_states(call, [name for name, state in states.items() if not state]))
         if call.sharded:
             return {n: {key: gathered(value) for key, value in state.items()} for n, state in states.items()}
         return states
+
+    @torch.compiler.disable
+    def _first_states(self, call: _Call, names: list[str]) -> State:
+        owners = dict(zip(call.names, call.params, strict=True))
+        params = {name: gathered(owners[name]) for name in names}
+        return call.bound.rule.on(call.bound.graph.subset(names)).init(params, self.total_steps)
 
     def _remember(self, call: _Call, new: State) -> None:
         owners = list(zip(call.names, call.params, strict=True))
@@ -186,6 +188,7 @@ class LearnedOptimizer(Optimizer):
             self._calls[key] = self._bind(key)
         return self._calls[key]
 
+    @torch.compiler.disable
     def _bind(self, active: Sequence[tuple[int, int, torch.device]]) -> list[_Call]:
         assert self._names is not None
         assert isinstance(self.graph, ParameterGraph)
@@ -197,7 +200,15 @@ class LearnedOptimizer(Optimizer):
             graph = self.graph if whole else self.graph.subset(chosen)
             names = list(graph.parameters)
             params, groups = zip(*(chosen[name] for name in names), strict=True)
-            calls.append(_Call(self._rule_on(device).on(graph), names, list(params), _parts(groups)))
+            calls.append(
+                _Call(
+                    self._rule_on(device).on(graph),
+                    names,
+                    list(params),
+                    _parts(groups),
+                    any(map(is_sharded, params)),
+                )
+            )
         if len(self._calls) >= MAX_PLANS:
             self._calls.clear()
         return calls
@@ -320,10 +331,7 @@ class _Call:
     names: list[str]
     params: list[Tensor]
     parts: list[_Part]
-
-    @cached_property
-    def sharded(self) -> bool:
-        return any(is_sharded(p) for p in self.params)
+    sharded: bool
 
 
 def _parts(groups: Sequence[int]) -> list[_Part]:

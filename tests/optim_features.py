@@ -30,6 +30,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("complex parameters", "LearnedOptimizer"): "refused with one clear error: rules know real numbers only",
     ("cycled momentum", "LearnedOptimizer"): "the rule chooses its own momenta; pass `cycle_momentum=False`",
     ("float32 state under bfloat16 parameters", "AdamW"): "its state has the parameters' dtype",
+    ("float16 parameters", "AdamW"): "its float16 second moment underflows to NaN",
     ("non-finite gradients do no harm", "AdamW"): "it writes NaN into the parameters",
     (
         "differentiable step",
@@ -90,7 +91,7 @@ def refused(make: Make) -> None:
         make(torch.ones(2, requires_grad=True))
     with pytest.raises(ValueError, match="non-leaf"):
         make([torch.ones(2, requires_grad=True) * 2])
-    with pytest.raises(ValueError, match="lr"):
+    with pytest.raises(ValueError, match=r"lr|learning rate"):
         make(mlp().parameters(), lr=-1.0)
 
 
@@ -438,13 +439,12 @@ for dtype in (torch.bfloat16, torch.float16, torch.float64):
 
 @feature("parameters of several dtypes")
 def mixed_dtypes(make: Make) -> None:
-    half = [nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.bfloat16, torch.float32)]
-    optimizer = make(half)
-    for p in half:
+    params = [nn.Parameter(torch.zeros(3, dtype=dtype)) for dtype in (torch.bfloat16, torch.float32)]
+    optimizer = make(params)
+    for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
-    assert all(not torch.equal(p, torch.ones_like(p)) for p in half) or float(half[0][0]) == 1.0
-    assert float(half[1][0]) != 1.0
+    assert all((p != 0).all() for p in params)
 
 
 @feature("float32 state under bfloat16 parameters")
@@ -507,7 +507,7 @@ def maximize(make: Make) -> None:
 def compiled(make: Make) -> None:
     models = [mlp(), mlp()]
     optimizers = [make(model.parameters(), weight_decay=0.1) for model in models]
-    step = torch.compile(optimizers[1].step, backend="eager", fullgraph=True)
+    step = torch.compile(optimizers[1].step, backend="eager")
     for seed in range(3):
         for model, act in zip(models, (optimizers[0].step, step), strict=True):
             model.zero_grad()

@@ -191,7 +191,6 @@ def poisoned(value: float, compiled: bool):
     return model, optimizer, step
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_non_finite_gradient_skips_and_counts(value, compiled):

@@ -9,7 +9,6 @@ import pytest
 from tests.optim_features import FEATURES, MAKERS, REASONS
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("name", FEATURES)
 def test_feature(name, maker):
