@@ -36,6 +36,7 @@ class PlainProgress:
         self.initial = self.done = initial
         self.figures = ""
         self.start = self.printed = time.monotonic()
+        self.said = initial
 
     def update(self, n: int = 1) -> None:
         self.done += n
@@ -46,11 +47,11 @@ class PlainProgress:
         self.figures = "".join(f", {name} {_short(value)}" for name, value in figures.items())
 
     def close(self) -> None:
-        if self.printed > self.start:
+        if self.said not in (self.initial, self.done):
             self._print()
 
     def _print(self) -> None:
-        self.printed = time.monotonic()
+        self.printed, self.said = time.monotonic(), self.done
         elapsed = self.printed - self.start
         left = elapsed * (self.total - self.done) / max(self.done - self.initial, 1)
         line = f"{self.desc}: {self.done} of {self.total} {self.unit}s, {elapsed:.0f} s"

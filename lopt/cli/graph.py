@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import logging
 import sys
 import traceback
 from pathlib import Path
@@ -46,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from lopt.graph import ParameterGraph
 
     model, example_args, example_kwargs = _with_inputs(load(args.factory), args.factory, args.input)
+    # torch logs a traceback before it raises what becomes one line here.
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     graph = ParameterGraph.trace(model, example_args, example_kwargs)
     print(graph.summary())
     if args.draw:

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "meta-train a rule as a config says",
     "resume": "continue an interrupted training run",
     "evaluate": "train test networks with a rule and print the figures",
+    "compare": "learning curves of rules and tuned baselines",
     "graph": "derive, print and verify the parameter graph of a model",
     "data": "which data sets are there, which are missing and where to get them",
 }
@@ -27,7 +28,7 @@ EPILOG = """examples:
   lopt data                                       what can be trained on
   lopt graph models.py:build --draw net.png       the graph of your own network
   lopt train configs/demo.yaml --meta.steps 100   meta-train a rule
-  lopt compare runs/demo adamw --task digits-mlp  learning curves against tuned AdamW
+  lopt compare runs/demo --task digits-mlp        learning curves beside tuned baselines
 
 `lopt COMMAND --help` describes each command."""
 

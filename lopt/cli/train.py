@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lopt import config as configs
 from lopt.errors import ConfigError
-from lopt.meta.run_config import RunConfig
+from lopt.meta.run_config import RunConfig, TaskConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lopt.meta.task import Task
     from lopt.meta.trainer import Trainer
+    from lopt.rules import LearnedRule
 
 DESCRIPTION = """Meta-train a rule. Every value of the config can be replaced on the command line by its
 dotted key: --meta.steps 100, --seed 3, --tasks.0.weight 2, --rule.options.width 8.
@@ -78,45 +80,49 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 def build(config: RunConfig, out: Path, source: str) -> Trainer:
     """The trainer that a config describes; `source` names the config in errors."""
+    from lopt.meta.provenance import provenance
+    from lopt.meta.trainer import Trainer, Weighted
+    from meta_tasks import make_family
+
+    rule = _rule(config, source)
+    families = []
+    for index, entry in enumerate(config.tasks):
+        with _named(f"{source}: tasks.{index}"):
+            families.append(Weighted(make_family(entry.family, entry.options, config.data), entry.weight))
+    validation = []
+    for index, task in enumerate(config.validation):
+        with _named(f"{source}: validation.{index}"):
+            validation.append(_task(task, config.data))
+    # Where things lie on this machine is nobody's business who gets the rule.
+    portable = replace(config, data=None, out=None)
+    account = {**provenance(), "config": configs.to_mapping(portable)}
+    return Trainer(rule, families, validation, config.meta, out, config.seed, account)
+
+
+def _rule(config: RunConfig, source: str) -> LearnedRule:
     import torch
 
     import lopt
-    from lopt.meta.runlog import environment
-    from lopt.meta.trainer import Trainer, Weighted
     from lopt.rules import LearnedRule
-    from meta_tasks import make_family
 
-    with _errors_name(f"{source}: rule"):
+    with _named(f"{source}: rule"):
         torch.manual_seed(config.seed)
         rule = lopt.make_rule(config.rule.metanet, **config.rule.options)
         if not isinstance(rule, LearnedRule):
             raise ConfigError(
                 f"expected a learned rule, found {config.rule.metanet!r}, which has nothing to learn"
             )
-    with _errors_name(f"{source}: tasks"):
-        families = [
-            Weighted(make_family(entry.family, entry.options, config.data), entry.weight)
-            for entry in config.tasks
-        ]
-    with _errors_name(f"{source}: validation"):
-        validation = _validation(config)
-    provenance = {"config": configs.to_mapping(config), "environment": environment()}
-    return Trainer(rule, families, validation, config.meta, out, config.seed, provenance)
+    return rule
 
 
-def _validation(config: RunConfig) -> list[Task]:
+def _task(entry: str | TaskConfig, data: str | None) -> Task:
     from meta_tasks import make_task, named_task
 
-    return [
-        named_task(entry, config.data)
-        if isinstance(entry, str)
-        else make_task(entry.family, entry.options, config.data)
-        for entry in config.validation
-    ]
+    return named_task(entry, data) if isinstance(entry, str) else make_task(entry.family, entry.options, data)
 
 
 @contextmanager
-def _errors_name(place: str) -> Iterator[None]:
+def _named(place: str) -> Iterator[None]:
     """Config errors from inside say where in the config the matter stands."""
     try:
         yield
@@ -138,5 +144,6 @@ def finish(trainer: Trainer) -> int:
     if trainer.step < trainer.config.steps:
         print(f"stopped at outer step {trainer.step}; continue with: lopt resume {trainer.out}")
         return TERMINATED
-    print(f"rule: {trainer.out / RULE}   outer steps: {trainer.step}   best validation: {trainer.best}")
+    best = "none was finite" if trainer.best is None else f"{trainer.best:.4f}"
+    print(f"rule: {trainer.out / RULE}   outer steps: {trainer.step}   best validation score: {best}")
     return 0

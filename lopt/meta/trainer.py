@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
 from lopt.meta import checkpoint
 from lopt.meta.cohort import Cohort, Horizons
@@ -25,6 +24,7 @@ from lopt.meta.outer import LIMIT
 from lopt.meta.runlog import RunLog
 from lopt.meta.task import Task, TaskFamily
 from lopt.meta.unroll import Networks, second_order_step
+from lopt.progress import progress
 from lopt.rules import LearnedRule, save_rule
 from lopt.rules.base import Rule
 
@@ -73,7 +73,7 @@ class Trainer:
         """Train until `config.steps`, or until SIGTERM, after which the run can be resumed."""
         log = RunLog(self.out, self.step)
         previous = signal.signal(signal.SIGTERM, self._request_stop)
-        bar = tqdm(total=self.config.steps, initial=self.step, desc="meta-training", unit="step", disable=None)
+        bar = progress(self.config.steps, "meta-training", initial=self.step)
         try:
             if not self.cohorts:
                 self.cohorts = [self._new_cohort() for _ in range(self.config.cohorts)]

@@ -1,0 +1,90 @@
+"""`lopt compare`: learning curves of rules beside tuned baselines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lopt.cli.arguments import positive
+from lopt.cli.tasks import HELP, find_tasks, fresh_seeds
+
+DESCRIPTION = """Tune each baseline (learning rates x schedules, on validation seeds), then train fresh networks
+with every rule and baseline: to the given number of steps, and to a multiple of it with the same settings.
+
+Prints a table, and writes curves.png and results.json to the --out folder (one folder below it for each
+task if there are several). A baseline is sgd, adam, adamw, adafactor, lion, muon, schedule_free_adamw or
+the name of a class of torch.optim. "(edge)" marks a learning rate at the end of its grid.
+
+examples:
+  lopt compare runs/demo --task digits-mlp
+  lopt compare lopt-base runs/mine --task fm-16 --data ~/data --steps 1000 --baselines adamw muon NAdam"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from lopt.meta.schedules import SCHEDULES
+
+    parser.add_argument(
+        "rules", metavar="RULE", nargs="+", help="run folders, rule files or rules shipped with lopt"
+    )
+    parser.add_argument("--task", metavar="TASK", nargs="+", required=True, help=HELP)
+    parser.add_argument(
+        "--baselines", metavar="NAME", nargs="*", default=["adam", "adamw"], help="(default: adam adamw)"
+    )
+    parser.add_argument(
+        "--steps", type=positive, default=300, help="length of each run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--long",
+        type=positive,
+        default=3,
+        metavar="FACTOR",
+        help="long runs have FACTOR x steps (default: 3)",
+    )
+    parser.add_argument(
+        "--seeds", type=positive, default=5, help="test networks of each (default: %(default)s)"
+    )
+    parser.add_argument("--rates", type=positive, default=7, help="learning rates to tune over (default: 7)")
+    parser.add_argument("--schedules", nargs="+", choices=list(SCHEDULES), default=["constant", "cosine"])
+    parser.add_argument(
+        "--tuning-seeds", type=positive, default=3, help="networks for each setting (default: 3)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="folder of the data sets (default: $LOPT_DATA)")
+    parser.add_argument("--out", metavar="DIR", default="runs/compare", help="(default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    import lopt
+    from lopt.meta.compare import compare
+    from lopt.meta.report import plot_curves, render_table, write_results
+    from lopt.meta.runtime import prepare_cpu
+    from lopt.meta.tuning import Budget, find_baseline
+
+    prepare_cpu()
+    for name in args.baselines:  # before any long work
+        find_baseline(name)
+    rules = {label: lopt.load_rule(rule) for label, rule in labels(args.rules).items()}
+    tasks = find_tasks(args.task, args.data)
+    budget = Budget(args.rates, tuple(args.schedules), tuple(range(1, 1 + args.tuning_seeds)), args.steps)
+    for name, task in tasks.items():
+        out = Path(args.out) / name if len(tasks) > 1 else Path(args.out)
+        results = compare(
+            rules, task, baselines=args.baselines, steps=args.steps, seeds=fresh_seeds(args.seeds),
+            budget=budget, long_factor=args.long,
+        )  # fmt: skip
+        print(render_table(results))
+        write_results(results, out / "results.json")
+        plot_curves(results, out / "curves.png")
+        print(f"\nfigures: {out / 'results.json'}   curves: {out / 'curves.png'}\n", flush=True)
+    return 0
+
+
+def labels(rules: Sequence[str]) -> dict[str, str]:
+    """What each rule is called in tables: the run folder's or file's own name, or all of it where two agree."""
+    short = [_own_name(Path(rule)) for rule in rules]
+    return {name if short.count(name) == 1 else rule: rule for name, rule in zip(short, rules, strict=True)}
+
+
+def _own_name(path: Path) -> str:
+    name = path.name.removesuffix(".safetensors")
+    return path.resolve().parent.name if name == "rule" else name or path.resolve().name
