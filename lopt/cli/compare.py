@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
         print(render_table(results))
         write_results(results, out / "results.json")
-        plot_curves(results, out / "curves.png")
+        plot_curves([results], out / "curves.png")
         print(f"\nfigures: {out / 'results.json'}   curves: {out / 'curves.png'}\n", flush=True)
     return 0
 

@@ -32,17 +32,19 @@ def render_table(results: Mapping[str, Any]) -> str:
     return "\n\n".join(_table(results, horizon) for horizon in ("horizon", "long_horizon"))
 
 
-def plot_curves(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Training loss over steps, one panel for each horizon: median over the seeds, and a band from min to max."""
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, horizon in zip(panels, ("horizon", "long_horizon"), strict=True):
-        _panel(axes, results, horizon)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    seeds = len(results["seeds"])
-    figure.suptitle(
-        f"{results['task']}: smoothed training loss, median of {seeds} seeds, band from the lowest to the highest"
-    )
+def plot_curves(comparisons: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Training loss over steps: a row for each comparison (task), a panel for each horizon.
+
+    Curves are medians over the seeds, smoothed, with a band from the lowest to the highest.
+    """
+    rows = len(comparisons)
+    figure = Figure(figsize=(12, 0.8 + 4.4 * rows), layout="constrained")
+    for row, results in zip(figure.subplots(rows, 2, squeeze=False), comparisons, strict=True):
+        for axes, horizon in zip(row, ("horizon", "long_horizon"), strict=True):
+            _panel(axes, results, horizon)
+        row[0].legend(frameon=False, fontsize="small")
+    seeds = len(comparisons[0]["seeds"])
+    figure.suptitle(f"smoothed training loss, median of {seeds} seeds, band from the lowest to the highest")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
 
@@ -119,7 +121,7 @@ def _panel(axes: Axes, results: Mapping[str, Any], horizon: str) -> None:
     if all(low > 0 for low in lowest):
         axes.set_yscale("log")
     axes.set(xlabel="training steps", ylabel="training loss", xlim=(0, entry[horizon]["steps"]))
-    axes.set_title(f"{entry[horizon]['steps']} steps")
+    axes.set_title(f"{results['task']}, {entry[horizon]['steps']} steps")
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
 
 

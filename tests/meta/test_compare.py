@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from lopt.errors import ConfigError
 from lopt.meta.compare import compare, evaluate
 from lopt.meta.evaluation import Curves, train_networks
 from lopt.meta.figures import drawn, figures, statistic, steps_to
-from lopt.meta.report import aligned, plot_curves, render_table, write_results
+from lopt.meta.report import aligned, plot_curves, render_table, smoothed, write_results
 from lopt.meta.tuning import Budget, find_baseline
 from lopt.rules.classical import SGD, Adam
 from tests.meta.toy_tasks import Quadratic, TwoMoons
@@ -97,7 +98,7 @@ def test_table_shows_every_entry_at_both_horizons(results: dict[str, Any]) -> No
     for name, entry in results["entries"].items():
         (line, long_line) = (line for line in text.splitlines() if line.startswith(f"| {name} "))
         mean = entry["horizon"]["mean_train_loss"]["mean"]
-        assert ("diverged" if mean is None else f"{mean:.4f} ±") in line
+        assert ("diverged" if mean is None else f"{mean:.4g} ±") in line
         assert "3 of 3" in long_line if name == "wild" else "0 of 3" in long_line
     tables = text.split("\n\n")[1::2]
     assert all(len({len(line) for line in table.splitlines()}) == 1 for table in tables)
@@ -108,10 +109,18 @@ def test_aligned() -> None:
 
 
 def test_plot(results: dict[str, Any], tmp_path: Path) -> None:
-    plot_curves(results, tmp_path / "curves.png")
+    plot_curves([results], tmp_path / "curves.png")
     data = (tmp_path / "curves.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     assert len(data) > 10_000
+
+
+def test_smoothed() -> None:
+    line = np.arange(10.0)[None]
+    assert np.array_equal(smoothed(line, 1), line)
+    assert np.allclose(smoothed(line, 3)[:, 1:-1], line[:, 1:-1])
+    assert smoothed(line, 4).shape == (1, 10)
+    assert smoothed(line, 3)[0, 0] == pytest.approx(1 / 3)
 
 
 def test_steps_to() -> None:

@@ -1,0 +1,1 @@
+"""One file for each published table or claim; results are kept beside it as JSON."""
