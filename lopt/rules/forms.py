@@ -1,0 +1,61 @@
+"""Update forms: how a metanet's raw outputs become a step.
+
+Each is a pure function of the gradient history of all scalars, the raw outputs and the logarithm of the base rate,
+which is meta-learned. Shapes: P scalars, R raw outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lopt.rules.directions import DIRECTIONS, History
+
+NEURAL_GRAPHS_SCALE = 0.01
+"""The factor of the log-magnitude in Neural Graphs; that of the direction is the rule's rate, 0.01 there."""
+
+UNF_BETA = 1e-3
+"""The initial beta of UNF. The paper meta-learns it; here the metanet's linear head does as much."""
+
+
+class Form(NamedTuple):
+    """A step (P,), still to be bounded, and how many raw outputs R it takes for a number of directions."""
+
+    step: Callable[[History, Sequence[str], Tensor, Tensor], Tensor]
+    outputs: Callable[[int], int]
+
+
+def mixture(h: History, directions: Sequence[str], raw: Tensor, log_rate: Tensor) -> Tensor:
+    """-rate exp(r_0) sum_k (w_k + r_k) d_k over base directions d_k, w = (1, 0, ..., 0); fresh: the first alone."""
+    magnitude = torch.exp(raw[0].clamp(-8, 4) + log_rate)
+    first, *others = [DIRECTIONS[name](h) for name in directions]
+    total = first * (1 + raw[1])
+    for row, direction in enumerate(others, start=2):
+        total = total + direction * raw[row]
+    return -magnitude * total
+
+
+def magnitude(h: History, directions: Sequence[str], raw: Tensor, log_rate: Tensor) -> Tensor:
+    """-rate d exp(0.01 m) with d, m = raw: Metz et al. 2022 and Neural Graphs (Kofinas et al. 2024); fresh: 0."""
+    direction, log_magnitude = raw
+    return -torch.exp((NEURAL_GRAPHS_SCALE * log_magnitude).clamp(-8, 4) + log_rate) * direction
+
+
+def momentum(h: History, directions: Sequence[str], raw: Tensor, log_rate: Tensor) -> Tensor:
+    """-rate (m + beta f) with the fastest momentum m and f = raw: UNF (Zhou et al. 2024, arXiv 2402.05232, section 4).
+
+    Fresh: gradient descent with momentum. The paper's alpha = 0.1 and gamma_0 = 0.9 are the rule's rate and first
+    decay; alpha is meta-learned, gamma_0 is not.
+    """
+    return -torch.exp(log_rate) * (h.moments.momenta[0] + UNF_BETA * raw[0])
+
+
+FORMS: dict[str, Form] = {
+    "mixture": Form(mixture, lambda directions: 1 + directions),
+    "magnitude": Form(magnitude, lambda directions: 2),
+    "momentum": Form(momentum, lambda directions: 1),
+}
+"""Every update form by the name that configs use."""
