@@ -47,7 +47,7 @@ def assemble(interpreter: Interpreter, aliases: dict[str, tuple[str, ...]], rung
     for name, value in interpreter.tensors.items():
         if interpreter.state_names[name] != "parameter":
             continue
-        parts = know.ranges.get(name, {})
+        parts = know.part_kinds(name)
         axes, ranges = _axes(value, register, parts)
         blocks = _block_kinds(ranges, know.kinds.get(name, "other"), parts)
         kind = blocks[0] if blocks and len(set(blocks)) == 1 else know.kinds.get(name, "other")
@@ -118,12 +118,16 @@ def segments(axis: Axis) -> list[Product]:
         return [s for child in root.children for s in segments(child)]
     if is_fixed(root) or not root.children:
         return [[Atom(tuple(leaves(root)), root.size)]]
-    options = [segments(child) for child in root.children]
+    options = [_factor(child) for child in root.children]
     repeated = max((k for k, option in enumerate(options) if k and len(option) > 1), default=0)
     if repeated:  # everything outside is fixed, so the concatenation can be written out
         copies = math.prod(root.children[i].size for i in range(repeated))
         options = [options[repeated] * copies, *options[repeated + 1 :]]
     return [_neighbours(list(itertools.chain(*choice))) for choice in itertools.product(*options)]
+
+
+def _factor(axis: Axis) -> list[Product]:
+    return [[Atom(tuple(leaves(axis)), axis.size)]] if is_fixed(axis) else segments(axis)
 
 
 def run_together(parts: list[Product], borders: set[int]) -> list[Product]:

@@ -45,7 +45,6 @@ class Interpreter:
         self.views = views
         self.values: dict[int, Value] = {}
         self.tensors: dict[str, Value] = {}
-        self.shapes_by_name = {name: tape.infos[number].shape for number, name in tape.names.items()}
         self.know = Knowledge()
         self.position = -1
         self.shapes: list[tuple[int, ...]] = []
@@ -232,7 +231,7 @@ class Interpreter:
 
     def refine(self, origins: Origins, kind: str) -> None:
         """Say more of weights that are known to be weights."""
-        self.know.refine_kind(origins, kind, self.shapes_by_name)
+        self.know.refine_kind(origins, kind)
 
     def role(self, dim: Dim, role: str) -> None:
         """The direction of the parameter axes behind a dimension of a pure value."""

@@ -14,6 +14,7 @@ control flow; "untied", where neither works.
 from __future__ import annotations
 
 import contextlib
+import logging
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -242,7 +243,13 @@ def _call(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The model's own warnings are for its own runs."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """The model's own warnings are for its own runs, and what fake tensors cannot do shows in the rung."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

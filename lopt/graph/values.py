@@ -91,8 +91,8 @@ class Knowledge:
     """What a pass over the tape learns about parameters, beside the axes."""
 
     kinds: dict[str, str] = field(default_factory=dict)
-    ranges: dict[str, dict[tuple[int, int, int], str]] = field(default_factory=dict)
-    """Parameter -> (axis, start, stop) -> kind, where parts of it have kinds of their own."""
+    claims: dict[str, dict[tuple[int, int, int], set[str]]] = field(default_factory=dict)
+    """Weight -> (axis, start, stop) -> what the data flow says of that part of it: query, key, gate..."""
     roles: dict[str, dict[int, str]] = field(default_factory=dict)
     depths: dict[str, int] = field(default_factory=dict)
     state: set[str] = field(default_factory=set)
@@ -105,16 +105,15 @@ class Knowledge:
         for origin in origins:
             self.kinds.setdefault(origin.tensor, kind)
 
-    def refine_kind(self, origins: Origins, kind: str, full: dict[str, tuple[int, ...]]) -> None:
+    def refine_kind(self, origins: Origins, kind: str) -> None:
         """Say more of what so far is just a weight, or of a part of it."""
-        for origin in origins:
-            if self.kinds.get(origin.tensor) == "weight":
-                size = full[origin.tensor][origin.axis]
-                if origin.stop - origin.start == size:
-                    self.kinds[origin.tensor] = kind
-                else:
-                    key = (origin.axis, origin.start, origin.stop)
-                    self.ranges.setdefault(origin.tensor, {}).setdefault(key, kind)
+        for o in origins:
+            if self.kinds.get(o.tensor) == "weight":
+                self.claims.setdefault(o.tensor, {}).setdefault((o.axis, o.start, o.stop), set()).add(kind)
+
+    def part_kinds(self, tensor: str) -> dict[tuple[int, int, int], str]:
+        """The parts of a weight of which one thing was said; contradictions are left out."""
+        return {part: min(kinds) for part, kinds in self.claims.get(tensor, {}).items() if len(kinds) == 1}
 
     def set_role(self, origins: Origins, role: str) -> None:
         """The first use decides the direction of an axis."""

@@ -112,6 +112,17 @@ def dot(s: Interpreter, a: Value, b: Value) -> tuple[Dim, ...]:
     return contract(s, [a, b], ["k", "k"], "")
 
 
+@rule("_grouped_mm")
+def grouped_mm(
+    s: Interpreter, a: Value, b: Value, offsets: Any = None, *_: Any, **__: Any
+) -> tuple[Dim, ...]:
+    """Rows of a, in runs, each times its own matrix (experts): (n, k) (e, k, j) -> (n, j)."""
+    assert (a.rank, b.rank) == (2, 3)
+    for dim in (a.dims[0], b.dims[0]):
+        s.fix(dim)
+    return contract(s, [a, b], ["nk", "ekj"], "nj")
+
+
 def plus(
     s: Interpreter, bias: Value | None, dims: tuple[Dim, ...], operands: Sequence[Value]
 ) -> tuple[Dim, ...]:

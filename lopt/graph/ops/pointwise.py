@@ -139,8 +139,7 @@ def _note_gate(s: Interpreter, a: Value, b: Value) -> None:
         if gate.mark is None or gate.mark.kind not in ("activated", "sigmoid"):
             continue
         rival = other.mark is not None and other.mark.kind == "sigmoid"
-        own = {o.tensor for o in gate.mark.queries}
-        if not rival and not own & {o.tensor for o in other.origins}:
+        if not rival and not gate.mark.queries & other.origins:
             s.refine(gate.mark.queries, "gate")
 
 

@@ -27,7 +27,8 @@ def cell(s: Interpreter, kind: str, x: Dim, weights: Sequence[Value | None]) -> 
 
     weights: w_ih (gates x H, in), w_hh (gates x H, out), b_ih, b_hh, w_hr (out, H).
     """
-    w_ih, w_hh, b_ih, b_hh, w_hr = (*weights, *[None] * (5 - len(weights)))
+    padded: list[Value | None] = [*weights, *[None] * (5 - len(weights))]
+    w_ih, w_hh, b_ih, b_hh, w_hr = padded
     assert w_ih is not None
     assert w_hh is not None
     gates = GATES[kind]
