@@ -80,27 +80,31 @@ def to_mapping(config: Any) -> Any:
 
 def dump(config: Any) -> str:
     """The config as YAML that `load` reads back."""
-    return yaml.safe_dump(to_mapping(config), sort_keys=False, default_flow_style=None, width=110)
+    return yaml.dump(to_mapping(config), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-3 is a number (YAML 1.1 wants 1.0e-3) and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} given twice", key_node.start_mark
-                )
-            seen.add(key)
+            scalar = isinstance(key_node, yaml.ScalarNode)
+            if not scalar or key_node.value in seen:
+                problem = f"key {key_node.value!r} given twice" if scalar else "a key that is not text"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would take for a number."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
 
 
 def read_yaml(path: str | Path) -> Any:
