@@ -1,0 +1,376 @@
+"""The command line in-process: exit codes, one line for each mistake, and a whole run from config to comparison."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import lopt
+from lopt.cli import evaluate, main
+from lopt.cli.compare import labels
+from lopt.cli.train import parse_overrides
+from lopt.errors import ConfigError
+from lopt.meta.trainer import Trainer
+
+CONFIG: dict[str, Any] = {
+    "name": "tiny",
+    "tasks": [{"family": "quadratic", "options": {"dimension": [3, 4]}}],
+    "validation": ["quadratic", {"family": "quadratic", "options": {"dimension": 5}}],
+    "rule": {"options": {"width": 4, "neuron_width": 4, "layers": 1}},
+    "meta": {
+        "steps": 6, "networks": 2, "cohorts": 2, "truncation": 3, "longest_horizon": 20, "validate_every": 3,
+        "validation_steps": 4, "validation_networks": 1, "checkpoint_every": 2,
+    },
+}  # fmt: skip
+
+MODELS = """
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+
+def build():
+    return Net(), (torch.randn(2, 3, 8, 8),)
+
+def one_tensor():
+    return Net(), torch.randn(2, 3, 8, 8)
+
+def keywords():
+    return Net(), (), {"input": torch.randn(2, 3, 8, 8)}
+
+model = Net()
+
+def nothing():
+    return 3
+
+def fails():
+    return undefined_name
+
+def needs(argument):
+    return argument
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a config and a module of models."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "models", raising=False)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    (tmp_path / "models.py").write_text(MODELS)
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    (tmp_path / "text.safetensors").write_text("not a rule")
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `lopt *argv`."""
+    try:
+        code = main(argv)
+    except SystemExit as stop:  # argparse
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+MISTAKES = {
+    "no command": ("", "required: COMMAND"),
+    "unknown command": ("trian", "invalid choice"),
+    "unknown option": ("data --nope", "unknown arguments for data: --nope"),
+    "no config": ("train none.yaml", "none.yaml: expected a YAML config, found no such file"),
+    "config is a folder": ("train .", "cannot be read"),
+    "unknown key": (
+        "train tiny.yaml --meta.stesp 3",
+        "command line: meta.stesp: unknown key; did you mean 'steps'?",
+    ),
+    "override without value": ("train tiny.yaml --meta.steps", "expected a value after --meta.steps"),
+    "override out of range": (
+        "train tiny.yaml --meta.steps 0",
+        "meta.steps: expected a number at least 1, found 0",
+    ),
+    "stray word": ("train tiny.yaml word", "expected --KEY VALUE, found 'word'"),
+    "unknown family": (
+        "train tiny.yaml --tasks.0.family quardatic",
+        "tiny.yaml: tasks.0: there is no task family",
+    ),
+    "unknown task": (
+        "train tiny.yaml --validation.0 nope",
+        "tiny.yaml: validation.0: there is no task 'nope'",
+    ),
+    "unknown metanet": ("train tiny.yaml --rule.metanet nope", "tiny.yaml: rule: rule: expected one of"),
+    "unknown option of the metanet": ("train tiny.yaml --rule.options.widht 8", "'widht'"),
+    "nothing to learn": (
+        "train tiny.yaml --rule {metanet:\\ adam}",
+        "found 'adam', which has nothing to learn",
+    ),
+    "missing data": ("train tiny.yaml --tasks.0 {family:\\ mlp,options:\\ {dataset:\\ mnist}}", "--data DIR"),
+    "no run": ("resume runs/none", "runs/none: expected a run folder with config.yaml"),
+    "no rule": ("evaluate runs/none --tasks quadratic", "rule 'runs/none': expected a rule file"),
+    "no rule file": (
+        "evaluate text.safetensors --tasks quadratic",
+        "text.safetensors: expected a lopt-rule file",
+    ),
+    "no steps": ("evaluate x --tasks quadratic --steps 0", "whole number of at least 1, found '0'"),
+    "unknown baseline": ("compare x --task quadratic --baselines admaw", "baseline: expected one of"),
+    "data folder": ("data --data none", "none: expected the data folder, found no such folder"),
+    "data file": ("data --data models.py", "models.py: expected the data folder, found a file"),
+    "no factory": ("graph models", "expected MODULE:FACTORY"),
+    "no module": ("graph missing:f", "importing missing failed: ModuleNotFoundError"),
+    "no file": ("graph missing.py:f", "no such file: missing.py"),
+    "syntax error": ("graph broken.py:f", "SyntaxError"),
+    "no such factory": ("graph models:nope", "expected a function or model named 'nope'"),
+    "no model": ("graph models:nothing", "found int"),
+    "factory fails": (
+        "graph models:fails",
+        "NameError: name 'undefined_name' is not defined (models.py line 24)",
+    ),
+    "factory with arguments": ("graph models:needs", "calling needs() failed: TypeError"),
+    "no inputs": ("graph models:Net", "found a model alone; give --input"),
+    "inputs that are no shape": (
+        "graph models:Net --input 3,a",
+        "expected sizes such as 1,3,32,32, found '3,a'",
+    ),
+    "inputs that do not fit": ("graph models:Net --input 2,3", "Net"),
+    "picture format": ("graph models:build --draw net.txt", ".png, .svg"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    mistake: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line, message = MISTAKES[mistake]
+    argv = line.replace("\\ ", "\0").split()
+    code, _, err = run(capsys, *(word.replace("\0", " ") for word in argv))
+    assert code == 2
+    assert err.startswith("lopt: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (here / "runs").exists()
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"lopt {lopt.__version__}\n", "")
+    for command in ("train", "resume", "evaluate", "compare", "graph", "data"):
+        code, out, _ = run(capsys, command, "--help")
+        assert code == 0
+        assert f"lopt {command}" in out
+
+
+def test_a_subprocess_fails_without_a_traceback(here: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lopt", "graph", "models.py:Net", "--input", "2,3"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("lopt: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def warn(_: Any) -> int:
+        import warnings
+
+        warnings.simplefilter("always")
+        warnings.warn("two\nlines", stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("lopt.cli.data.run", warn)
+    assert run(capsys, "data") == (0, "", "lopt: warning: two lines\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "\nlopt: interrupted\n"),
+        (PermissionError(13, "Permission denied", "out"), 2, "lopt: error: out: Permission denied\n"),
+        (OSError(28, "No space left on device"), 2, "lopt: error: [Errno 28] No space left on device\n"),
+    ],
+)
+def test_interrupts_and_system_errors(
+    error: BaseException,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_: Any) -> int:
+        raise error
+
+    monkeypatch.setattr("lopt.cli.data.run", fail)
+    assert run(capsys, "data") == (code, "", message)
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Any) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("lopt.cli.data.run", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["data"])
+
+
+def test_overrides_are_yaml() -> None:
+    words = ["--a.b", "3", "--c=1e-3", "--d", "[1, x]", "--e", "-1", "--f=", "--g=a=b"]
+    expected = {"a.b": 3, "c": 1e-3, "d": [1, "x"], "e": -1, "f": None, "g": "a=b"}
+    assert parse_overrides(words) == expected
+    with pytest.raises(ConfigError, match="command line: a: line 1: expected valid YAML"):
+        parse_overrides(["--a", "["])
+
+
+def test_data_lists_what_is_there_and_what_is_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "data")
+    assert code == 0
+    assert "data folder: none; give --data DIR or set LOPT_DATA=DIR" in out
+    entries = {entry.split()[0]: entry for entry in out.split("\n\n")[1:]}
+    assert entries["digits"].split()[1] == "present"
+    assert entries["cifar10"].split()[1] == "MISSING"
+    assert "cs.toronto.edu" in entries["cifar10"]
+    (here / "store" / "tinyshakespeare").mkdir(parents=True)
+    (here / "store" / "tinyshakespeare" / "input.txt").write_text("text")
+    _, out, _ = run(capsys, "data", "--data", "store")
+    assert "tinyshakespeare  present" in out
+
+
+@pytest.mark.parametrize("factory", ["build", "one_tensor", "keywords", "Net", "model"])
+@pytest.mark.parametrize("module", ["models", "models.py"])
+def test_graph_prints_and_verifies(
+    module: str, factory: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ["--input", "2,3,8,8"] if factory in ("Net", "model") else []
+    code, out, err = run(capsys, "graph", f"{module}:{factory}", *shape)
+    assert (code, err) == (0, "")
+    assert "0.weight" in out
+    assert "rung: traced" in out
+    assert "ok: |f(P theta) - f(theta)|" in out
+
+
+def test_graph_draws_and_can_skip_the_verification(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "graph", "models:build", "--draw", "net.png", "--no-verify")
+    assert code == 0
+    assert "f(P theta)" not in out
+    assert (here / "net.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_graph_that_does_not_hold_is_exit_code_1(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    from lopt.graph import ParameterGraph
+    from lopt.graph.verify import verify
+
+    def refuted(*args: Any, **options: Any) -> Any:
+        return dataclasses.replace(verify(*args, **options), ok=False)
+
+    monkeypatch.setattr(ParameterGraph, "verify", refuted)
+    code, out, _ = run(capsys, "graph", "models:build")
+    assert code == 1
+    assert "NOT ok" in out
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return lopt.load_rule(folder).state_dict()
+
+
+def test_train_evaluate_and_compare(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "train", "tiny.yaml", "--meta.steps", "4", "--out", "runs/a")
+    assert code == 0
+    assert "runs/a/rule.safetensors   outer steps: 4" in out
+    names = {"config.yaml", "checkpoint.safetensors", "rule.safetensors", "metrics.jsonl", "tensorboard"}
+    assert names <= {path.name for path in (here / "runs/a").iterdir()}
+    assert yaml.safe_load((here / "runs/a/config.yaml").read_text())["meta"]["steps"] == 4
+
+    code, _, err = run(capsys, "train", "tiny.yaml", "--out", "runs/a")
+    assert code == 2
+    assert "holds a run already; continue it with `lopt resume runs/a`" in err
+    assert run(capsys, "resume", "runs/a")[0] == 0
+
+    options = ["--steps", "5", "--seeds", "2"]
+    code, out, _ = run(capsys, "evaluate", "runs/a", "--tasks", "quadratic", *options, "--json", "e.json")
+    assert code == 0
+    assert "| quadratic |" in out
+    found = json.loads((here / "e.json").read_text())["tasks"]["quadratic"]
+    assert len(found["mean_train_loss"]["values"]) == 2
+
+    tuning = ["--rates", "1", "--tuning-seeds", "1", "--baselines", "adam", "--long", "2", "--out", "c"]
+    code, out, _ = run(capsys, "compare", "runs/a", "--task", "quadratic", *options, *tuning)
+    assert code == 0
+    results = json.loads((here / "c/results.json").read_text())
+    assert results["summary"]["learned"]["name"] == "a"
+    assert results["summary"]["best_baseline"]["name"] == "adam"
+    assert (here / "c/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "| adam " in out
+
+
+def test_a_run_names_no_place_on_the_machine(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = here / "elsewhere"
+    run(capsys, "train", "tiny.yaml", "--meta.steps", "1", "--out", str(out), "--data", str(here))
+    assert str(here).encode() not in (out / "rule.safetensors").read_bytes()
+
+
+def test_a_terminated_run_resumes_to_the_same_rule(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(capsys, "train", "tiny.yaml", "--out", "whole")[0] == 0
+    step = Trainer._outer_step
+
+    def stopped(trainer: Trainer) -> dict[str, float]:
+        if trainer.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_outer_step", stopped)
+        code, out, _ = run(capsys, "train", "tiny.yaml", "--out", "parts")
+    assert code == 143
+    assert "stopped at outer step 4; continue with: lopt resume parts" in out
+    code, out, _ = run(capsys, "resume", "parts")
+    assert code == 0
+    assert "outer steps: 6" in out
+    whole, parts = tensors_of(here / "whole"), tensors_of(here / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: Trainer) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_outer_step", interrupt)
+        code, out, err = run(capsys, "train", "tiny.yaml", "--out", "r", "--meta.steps", "1")
+    assert code == 130
+    assert out == "stopped; continue with: lopt resume r\n"
+    assert err.endswith("lopt: interrupted\n")
+    assert run(capsys, "resume", "r")[0] == 0  # from the start: there was no checkpoint yet
+
+
+def test_rules_in_tables_have_short_names_unless_two_agree(tmp_path: Path) -> None:
+    assert labels(["runs/a", "runs/b/rule.safetensors", "c.safetensors", "lopt-base"]) == {
+        "a": "runs/a",
+        "b": "runs/b/rule.safetensors",
+        "c": "c.safetensors",
+        "lopt-base": "lopt-base",
+    }
+    assert labels(["x/a", "y/a"]) == {"x/a": "x/a", "y/a": "y/a"}
+
+
+def test_a_diverged_figure_is_said_so() -> None:
+    assert evaluate._cell({"mean": None, "std": None}) == "diverged"
+    assert evaluate._cell(None) == "-"
+    assert evaluate._cell({"mean": 1.25, "std": 0.5}) == "1.25 ± 0.5"
