@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import random
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
 
 @contextmanager
@@ -55,6 +59,18 @@ def _restore(attributes: dict[str, Any], saved: dict[str, tuple[Any, Any]]) -> N
 def _devices(model: nn.Module) -> list[int]:
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     return sorted(d.index or 0 for d in devices)
+
+
+def forget_fakes() -> None:
+    """Empty every `functools.lru_cache` that took in a fake tensor: the model's next real call would get it."""
+    for candidate in gc.get_objects():
+        if type(candidate) is not _CACHED or not candidate.cache_info().currsize:
+            continue
+        if any(isinstance(x, FakeTensor) for x in tree_leaves(gc.get_referents(candidate))):
+            candidate.cache_clear()
+
+
+_CACHED = type(functools.lru_cache(lambda: None))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_map
 from lopt.errors import GraphError, GraphWarning
 from lopt.graph.assemble import assemble
 from lopt.graph.interpreter import Interpreter, interpret
-from lopt.graph.isolation import input_tensors, output_tensors, plain_kernels, untouched
+from lopt.graph.isolation import forget_fakes, input_tensors, output_tensors, plain_kernels, untouched
 from lopt.graph.parameter_graph import ParameterGraph
 from lopt.graph.tape import Tape, recording
 from lopt.graph.untied import untied_graph
@@ -195,8 +195,11 @@ def _run_fake(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     )
     tape = Tape()
     known = [*inputs.values(), *input_tensors((args, kwargs))]
-    with untouched(model), plain_kernels(), _quiet(), mode, recording(tape):
-        _call(model, tape, stand_ins, fake_args, fake_kwargs, known)
+    try:
+        with untouched(model), plain_kernels(), _quiet(), mode, recording(tape):
+            _call(model, tape, stand_ins, fake_args, fake_kwargs, known)
+    finally:
+        forget_fakes()
     return tape
 
 

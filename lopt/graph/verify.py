@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from lopt.errors import GraphError
 from lopt.graph.isolation import input_tensors, output_tensors, plain_kernels, untouched
-from lopt.graph.parameter_graph import AxisGroup, ParameterGraph, Permutation, axis_index
+from lopt.graph.parameter_graph import ParameterGraph, Permutation, axis_index
 
 WIDE = {
     torch.float16: torch.float64,
@@ -30,6 +30,10 @@ WIDE = {
 }
 
 
+ROUNDS = 3
+"""Draws of parameters after which an axis that was never noticed counts as undetected."""
+
+
 @dataclass(frozen=True)
 class Control:
     """One axis that was permuted without its partners."""
@@ -37,8 +41,6 @@ class Control:
     group: int
     tensor: str
     axis: int
-    change: float
-    """Largest relative change of an output."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class VerificationReport:
     """How many of them changed an output."""
     undetected: tuple[Control, ...]
     """The others: their tie is not needed, or the outputs are too symmetric to show it."""
-    inert: tuple[tuple[str, int], ...]
+    inert: tuple[Control, ...]
     """Axes of tensors that no output depends on here (a bias in front of a normalisation): not counted."""
 
     def __str__(self) -> str:
@@ -89,19 +91,25 @@ def verify(
     """
     _check(graph, model, example_args)
     generator = generator or torch.Generator().manual_seed(0)
-    run = _Runner(graph, model, example_args, dict(example_kwargs or {}), generator)
-    permutation = {g.id: _moving(g.size, generator) for g in graph.groups if g.permutable}
-    with untouched(model):
+    axes = _axes(graph)
+    limit = max_controls if max_controls is not None else len(axes) if graph.numel <= 10**6 else 64
+    left = [axes[k] for k in sorted(torch.randperm(len(axes), generator=generator)[:limit].tolist())]
+    max_error, total = 0.0, len(left)
+    undetected: list[Control] = []
+    inert: list[Control] = []
+    for _ in range(ROUNDS):  # an unlucky draw (dead or saturated units) hides much: what it hid gets another
+        run = _Runner(graph, model, example_args, dict(example_kwargs or {}), generator)
+        permutation = {g.id: _moving(g.size, generator) for g in graph.groups if g.permutable}
         reference = run(run.tensors)
-        max_error = _difference(reference, run(graph.permute(run.tensors, permutation)))
-        limit = (
-            max_controls if max_controls is not None else len(_axes(graph)) if graph.numel <= 10**6 else 64
-        )
-        controls, inert = _controls(graph, run, reference, permutation, tolerance, limit, generator)
-    undetected = tuple(c for c in controls if c.change <= tolerance)
+        max_error = max(max_error, _difference(reference, run(graph.permute(run.tensors, permutation))))
+        undetected, inert = _unnoticed(graph, run, reference, permutation, tolerance, left)
+        left = [(c.group, c.tensor, c.axis) for c in (*undetected, *inert)]
+        if not left:
+            break
+    controls = total - len(inert)
     ok = max_error <= tolerance and not undetected
-    detected = len(controls) - len(undetected)
-    return VerificationReport(ok, max_error, tolerance, len(controls), detected, undetected, tuple(inert))
+    detected = controls - len(undetected)
+    return VerificationReport(ok, max_error, tolerance, controls, detected, tuple(undetected), tuple(inert))
 
 
 def _check(graph: ParameterGraph, model: nn.Module, example_args: Any) -> None:
@@ -124,9 +132,9 @@ def _check(graph: ParameterGraph, model: nn.Module, example_args: Any) -> None:
         )
 
 
-def _axes(graph: ParameterGraph) -> list[tuple[AxisGroup, str, int]]:
+def _axes(graph: ParameterGraph) -> list[tuple[int, str, int]]:
     """Every (group, tensor, axis) that can be uncoupled from something."""
-    return [(g, *m) for g in graph.groups if g.permutable and len(g.members) > 1 for m in g.members]
+    return [(g.id, *m) for g in graph.groups if g.permutable and len(g.members) > 1 for m in g.members]
 
 
 def _moving(size: int, generator: torch.Generator) -> Tensor:
@@ -135,25 +143,21 @@ def _moving(size: int, generator: torch.Generator) -> Tensor:
     return p.roll(1) if torch.equal(p, torch.arange(size)) else p
 
 
-def _controls(
+def _unnoticed(
     graph: ParameterGraph, run: _Runner, reference: list[Tensor], permutation: Permutation, tolerance: float,
-    limit: int, generator: torch.Generator,
-) -> tuple[list[Control], list[tuple[str, int]]]:  # fmt: skip
+    axes: list[tuple[int, str, int]],
+) -> tuple[list[Control], list[Control]]:  # fmt: skip
     """Permute axes alone; where nothing changes, ask whether the tensor matters at all."""
-    axes = _axes(graph)
-    chosen = sorted(torch.randperm(len(axes), generator=generator)[:limit].tolist())
-    controls: list[Control] = []
-    inert: list[tuple[str, int]] = []
-    for group, name, dim in (axes[k] for k in chosen):
-        alone = _permute_alone(graph, run.tensors[name], name, dim, {group.id: permutation[group.id]})
-        change = _difference(reference, run({**run.tensors, name: alone}))
-        if change <= tolerance:
-            other = run.randomised(name, run.tensors[name])
-            if _difference(reference, run({**run.tensors, name: other})) <= tolerance:
-                inert.append((name, dim))
-                continue
-        controls.append(Control(group.id, name, dim, change))
-    return controls, inert
+    undetected: list[Control] = []
+    inert: list[Control] = []
+    for group, name, dim in axes:
+        alone = _permute_alone(graph, run.tensors[name], name, dim, {group: permutation[group]})
+        if _difference(reference, run({**run.tensors, name: alone})) > tolerance:
+            continue
+        other = {**run.tensors, name: run.randomised(run.tensors[name])}
+        matters = _difference(reference, run(other)) > tolerance
+        (undetected if matters else inert).append(Control(group, name, dim))
+    return undetected, inert
 
 
 def _permute_alone(
@@ -199,29 +203,44 @@ class _Runner:
         self.args, self.kwargs = tree_map(
             lambda x: wide.get(id(x), x) if isinstance(x, Tensor) else x, (args, kwargs)
         )
-        parameters = {name: self.randomised(name, p.detach()) for name, p in model.named_parameters()}
-        self.constants = {n: _wide(b).clone() for n, b in model.named_buffers() if n not in graph.buffers}
-        statistics = {n: self._positive(b) for n, b in model.named_buffers() if n in graph.buffers}
-        self.tensors: dict[str, Tensor] = {**parameters, **statistics}
+        self.parameters = {name: self.randomised(p.detach()) for name, p in model.named_parameters()}
+        self.constants = {n: _wide(b) for n, b in model.named_buffers() if n not in graph.buffers}
+        self.statistics = {n: self._positive(b) for n, b in model.named_buffers() if n in graph.buffers}
+        self._writes = False
+        self._calibrate()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What is permuted: parameters and running statistics."""
+        return {**self.parameters, **self.statistics}
+
+    def _calibrate(self) -> None:
+        """Near the statistics of the data, so that signals neither vanish nor saturate; and see who writes."""
+        copies = {n: t.clone() for n, t in self.parameters.items()}
+        self._forward({**copies, **self.statistics}, _Calibrating(self.generator))
+        self._writes = any(t._version for t in copies.values())
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """All output tensors."""
-        for module in self.model.modules():
-            module.__dict__["training"] = False
-        stand_ins = {**{n: b.clone() for n, b in self.constants.items()}, **tensors}
-        torch.manual_seed(0)
-        with torch.no_grad(), plain_kernels(), _double(), _Widening():
+        given = {n: t.clone() for n, t in tensors.items()} if self._writes else dict(tensors)
+        return output_tensors(self._forward(given, _Widening()))
+
+    def _forward(self, given: dict[str, Tensor], mode: TorchDispatchMode) -> Any:
+        given.update({n: b.clone() for n, b in self.constants.items()})
+        with untouched(self.model), torch.no_grad(), plain_kernels(), _double(), mode:
+            for module in self.model.modules():
+                module.__dict__["training"] = False
+            torch.manual_seed(0)
             try:
-                output = torch.func.functional_call(self.model, stand_ins, self.args, self.kwargs)
+                return torch.func.functional_call(self.model, given, self.args, self.kwargs)
             except Exception as error:
                 text = str(error).strip().splitlines()
                 raise GraphError(
                     f"expected example inputs that {type(self.model).__name__} accepts, but its forward pass in "
                     f"float64 raised {type(error).__name__}: {text[0] if text else ''}: check the example inputs"
                 ) from error
-        return output_tensors(output)
 
-    def randomised(self, name: str, tensor: Tensor) -> Tensor:
+    def randomised(self, tensor: Tensor) -> Tensor:
         """The tensor in float64 with noise of its own scale on top; one without values gets values."""
         noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64)
         fan_in = max(tensor[0].numel(), 1) if tensor.dim() > 1 else 10
@@ -229,10 +248,8 @@ class _Runner:
             return noise / fan_in**0.5 + (tensor.dim() <= 1)
         noise = noise.to(tensor.device)
         spread = tensor.double().std().item() if tensor.numel() > 1 else 0.0
-        return (
-            tensor.double()
-            + (spread if spread > 1e-3 else 0.3 if tensor.dim() <= 1 else fan_in**-0.5) * noise
-        )
+        scale = spread if spread > 1e-3 else 0.3 if tensor.dim() <= 1 else fan_in**-0.5
+        return tensor.double() + scale * noise
 
     def _positive(self, tensor: Tensor) -> Tensor:
         """Running statistics: any positive numbers are means and variances."""
@@ -254,6 +271,25 @@ class _Widening(TorchDispatchMode):
         if not func._schema.is_mutable:
             args, kwargs = tree_map(lambda x: _wide(x) if _narrow(x) else x, (args, kwargs))
         return func(*args, **kwargs)
+
+
+class _Calibrating(_Widening):
+    """Sets running statistics to those of the data that pass, give or take a random bit for each channel."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "batch_norm" in str(func) and len(args) > 4 and all(isinstance(a, Tensor) for a in args[3:5]):
+            x, mean, variance = args[0], args[3], args[4]
+            over = [d for d in range(x.dim()) if d != 1]
+            spread = x.var(over, correction=0)
+            noise = torch.rand(2, len(mean), generator=self.generator, dtype=torch.float64).to(x.device)
+            spread = (spread + 0.1 * x.square().mean() + 1e-6) * (0.5 + noise[0])
+            variance.copy_(spread)
+            mean.copy_(x.mean(over) + spread.sqrt() * (noise[1] - 0.5))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def _narrow(x: Any) -> bool:

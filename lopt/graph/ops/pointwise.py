@@ -143,17 +143,36 @@ def _note_gate(s: Interpreter, a: Value, b: Value) -> None:
             s.refine(gate.mark.queries, "gate")
 
 
-for _name in (
-    "copy",
-    "native_dropout",
-    "bernoulli",
-    "_prelu_kernel",
-    "alpha_dropout",
-    "feature_dropout",
-    "lift_fresh",
-):
+UNTAGGED = (
+    "copy", "native_dropout", "bernoulli", "_prelu_kernel", "alpha_dropout", "feature_dropout", "lift_fresh", "lift",
+    "hardswish", "log_sigmoid_forward", "rrelu_with_noise", "polar", "complex", "real", "imag", "isclose",
+    "__and__", "__or__", "softplus_backward", "elu_backward", "leaky_relu_backward", "hardswish_backward",
+    "hardtanh_backward", "special_i0", "native_dropout_backward", "log_sigmoid_backward",
+)  # fmt: skip
+"""Pointwise operations that PyTorch does not mark as such."""
 
-    @rule(_name, segments=True)
-    def _like_pointwise(s: Interpreter, *args: Any, op: str = _name, **kwargs: Any) -> Any:
-        result = pointwise(s, *args, op=op, **kwargs)
-        return [result] * len(s.shapes) if len(s.shapes) > 1 else result
+
+def _enter_untagged(name: str) -> None:
+    @rule(name, segments=True)
+    def pointwise_rule(s: Interpreter, *args: Any, **kwargs: Any) -> Any:
+        result = pointwise(s, *args, op=name, **kwargs)
+        if len(s.shapes) == 1:
+            return result
+        return [result if shape == s.shapes[0] else None for shape in s.shapes]
+
+
+for _name in UNTAGGED:
+    _enter_untagged(_name)
+
+
+@rule("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "soft_margin_loss", "dist")
+def loss(s: Interpreter, x: Value, target: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """A pointwise loss, summed or not."""
+    dims = _pointwise(s, [x, target], "loss")
+    return dims if len(dims) == len(s.shapes[0]) else ()
+
+
+@rule("isin")
+def is_in(s: Interpreter, x: Any, among: Any, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """Whether each entry is one of a set."""
+    return x.dims if isinstance(x, Value) else ()
