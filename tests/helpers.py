@@ -134,14 +134,14 @@ def mlp() -> Network:
     return _network(module, (8, 4), hand_graph(sizes, parameters))
 
 
-def cnn() -> Network:
-    """Two convolutions with batch norm and biases, then a flatten of 5 channels x 4 positions."""
+def cnn(bias: bool = False) -> Network:
+    """Two convolutions with batch norm, then a flatten of 5 channels x 4 positions."""
     torch.manual_seed(0)
     module = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
+        nn.Conv2d(1, 4, 3, padding=1, bias=bias),
         nn.BatchNorm2d(4, track_running_stats=False),
         nn.ReLU(),
-        nn.Conv2d(4, 5, 3, stride=2, padding=1),
+        nn.Conv2d(4, 5, 3, stride=2, padding=1, bias=bias),
         nn.BatchNorm2d(5, track_running_stats=False),
         nn.ReLU(),
         nn.Flatten(),
@@ -160,6 +160,8 @@ def cnn() -> Network:
         "7.weight": "weight out:OUTPUT in:second*POSITION",
         "7.bias": "bias out:OUTPUT",
     }
+    if not bias:
+        del parameters["0.bias"], parameters["3.bias"]
     return _network(module, (6, 1, 4, 4), hand_graph(sizes, parameters))
 
 
@@ -169,7 +171,7 @@ class ResidualBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(2, 4, 3, padding=1, bias=False)
-        self.inner = nn.Conv2d(4, 5, 3, padding=1)
+        self.inner = nn.Conv2d(4, 5, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(5, track_running_stats=False)
         self.outer = nn.Conv2d(5, 4, 1)
         self.head = nn.Linear(4, 3)
@@ -186,7 +188,6 @@ def resnet() -> Network:
     parameters = {
         "stem.weight": "weight out:stream in:IMAGE tap:TAPY tap:TAPX",
         "inner.weight": "weight out:branch in:stream tap:TAPY tap:TAPX",
-        "inner.bias": "bias out:branch",
         "norm.weight": "scale out:branch",
         "norm.bias": "shift out:branch",
         "outer.weight": "weight out:stream in:branch tap:ONE tap:ONE",

@@ -5,6 +5,8 @@ Shapes: P scalars, K decays.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,9 +30,13 @@ def decayed(previous: Tensor, value: Tensor, decay: Tensor | float) -> Tensor:
     return previous * decay + value * (1 - decay)
 
 
-def bias_correction(steps: Tensor, decays: Tensor) -> Tensor:
-    """(B,) steps, (K,) decays -> (K, B) factors 1 / (1 - decay^steps), as in Adam (Kingma & Ba 2015)."""
-    return 1 / (1 - decays[:, None] ** steps)
+def bias_correction(steps: Tensor, decays: Sequence[float]) -> Tensor:
+    """(B,) steps, K decays -> (K, B) factors 1 / (1 - decay^steps), as in Adam (Kingma & Ba 2015).
+
+    Through expm1: in float32, 1 - decay^steps loses five digits at the first step of decay 0.999.
+    """
+    rates = steps.new_tensor([math.log(decay) if decay > 0 else -math.inf for decay in decays])
+    return -1 / torch.expm1(rates[:, None] * steps)
 
 
 def factored_root(second: Tensor, shapes: list[tuple[int, ...]]) -> Tensor:

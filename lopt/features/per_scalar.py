@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lopt.features.moments import Moments
 
-FLOOR = 1e-12
-"""Below this a root-mean-square counts as nothing."""
+FLOOR = 1e-8
+"""Below this a root-mean-square counts as nothing: Adam's eps. What is left of gradients that cancel (a bias
+before batch norm) is rounding noise, which must not show in features that are free of scale."""
 
 
 def count(decays: int) -> int:
@@ -20,8 +21,13 @@ def count(decays: int) -> int:
 
 
 def squash(x: Tensor) -> Tensor:
-    """sign(x) log(1 + |x|), written as asinh(x): linear near 0, logarithmic far out."""
-    return torch.asinh(x)
+    """x / sqrt(1 + x^2 / 16): linear near 0, +-4 far out; cheap to compute on every device."""
+    return x * torch.rsqrt(1 + x * x / 16)
+
+
+def reciprocal(root: Tensor) -> Tensor:
+    """1 / root, going back to 0 below `FLOOR`, where a ratio would show nothing but noise."""
+    return root / (root * root + FLOOR * FLOOR)
 
 
 def log_ratio(a: Tensor, b: Tensor) -> Tensor:
@@ -37,14 +43,14 @@ def per_scalar_features(
     All inputs are (P,), but for the (K, P) momenta: parameters, gradients, the factored root second moment, and
     the root-mean-squares over each scalar's tensor of the parameters and of the second moment's root.
     """
-    inverse = 1 / (moments.root + 1e-8)
+    inverse = reciprocal(moments.root)
     relative = params / (param_rms + 1e-6)
     ratio = grads * inverse
     rows = [
         *squash(moments.momenta * inverse).unbind(0),
         squash(ratio),
         0.5 * torch.log(ratio * ratio + 1e-4),
-        squash(moments.momenta[0] / (factored + 1e-8)),
+        squash(moments.momenta[0] * reciprocal(factored)),
         0.5 * log_ratio(moments.root, root_rms),
         0.5 * log_ratio(moments.root, factored),
         squash(relative),

@@ -42,7 +42,8 @@ def noise_features(ratio_rms: Tensor, param_rms: Tensor, grad_rms: Tensor, agree
     """
     share = torch.log((grad_rms + FLOOR) / (grad_rms.square().mean(-1, keepdim=True).sqrt() + FLOOR))
     scale = torch.log(param_rms + 1e-4) / 4
-    return torch.cat([0.5 * torch.log(ratio_rms + 1e-4), torch.stack([share.clamp(-8, 8) / 4, scale, agreement])])
+    ratios = 0.25 * torch.log(ratio_rms.square() + 1e-8)
+    return torch.cat([ratios, torch.stack([share.clamp(-8, 8) / 4, scale, agreement])])
 
 
 def static_features(graph: ParameterGraph, like: Tensor) -> Tensor:

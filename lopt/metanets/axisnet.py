@@ -11,7 +11,6 @@ C context values, D hidden width per scalar, H hidden width per neuron and per b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 from lopt.graph import Block, ParameterGraph
+from lopt.graph.made_once import made_once
 from lopt.graph.parameter_graph import PARAMETER_KINDS
 from lopt.metanets.base import Metanet, check_sizes
 
@@ -51,6 +51,9 @@ class AxisNet(Metanet):
         self.head = ScalarUpdate(width, neuron_width, neuron_width, outputs)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
+
+    def prepare(self, graph: ParameterGraph) -> None:
+        plan_of(graph)
 
     def forward(
         self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
@@ -178,7 +181,7 @@ class Plan:
         return slice(start, start + self.group_sizes[group])
 
 
-@lru_cache(maxsize=256)
+@made_once
 def plan_of(graph: ParameterGraph) -> Plan:
     """The plan of a graph, made once."""
     names = list(graph.parameters)

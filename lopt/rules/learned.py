@@ -5,9 +5,9 @@ Shapes: P scalars of one network, B parameters (tensors), K decays, R raw output
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,12 +18,14 @@ from lopt.features import moments, per_scalar, per_tensor
 from lopt.features.moments import Moments
 from lopt.features.segments import segment_expand, segment_mean
 from lopt.graph import ParameterGraph
+from lopt.graph.made_once import made_once
 from lopt.metanets import METANETS
-from lopt.rules.base import Rule, State, Tensors, working_dtype
+from lopt.rules.base import BoundRule, Rule, State, Tensors, working_dtype
 from lopt.rules.directions import DIRECTIONS, History
+from lopt.rules.forms import FORMS
 
-GRADIENT_LIMIT = 1e15
-"""Larger gradients are cut here, so that their squares stay finite in float32."""
+LIMIT = 1e15
+"""Larger gradients and parameters are read as this, so that their squares stay finite in float32."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class LearnedRuleConfig:
     """Decay of the second moment."""
     directions: tuple[str, ...] = ("adam", "slow", "gradient", "factored", "momentum", "parameter")
     """Base directions by name; the fresh rule follows the first alone."""
+    update_form: str = "mixture"
+    """How raw outputs become a step: a name in `lopt.rules.forms.FORMS`."""
     max_step: float = 0.5
     """Bound on the rms of a tensor's step, relative to the rms of the tensor (taken as at least 0.1)."""
 
@@ -51,7 +55,8 @@ class LearnedRuleConfig:
         check(self.metanet in METANETS, "metanet", f"one of {', '.join(METANETS)}", self.metanet)
         unknown = [name for name in self.directions if name not in DIRECTIONS]
         check(not unknown and self.directions, "directions", f"names out of {', '.join(DIRECTIONS)}", self.directions)
-        check(self.rate > 0, "rate", "a number above 0", self.rate)
+        check(self.update_form in FORMS, "update_form", f"one of {', '.join(FORMS)}", self.update_form)
+        check(0 < self.rate < math.inf, "rate", "a finite number above 0", self.rate)
         check(self.max_step > 0, "max_step", "a number above 0", self.max_step)
         needed = 2 if "slow" in self.directions else 1
         fits = len(self.decays) >= needed and all(0 <= decay < 1 for decay in self.decays)
@@ -69,7 +74,7 @@ class LearnedRule(Rule):
     """delta = -rate exp(raw_0) sum_k (w_k + raw_k) d_k, bounded for each tensor.
 
     The d_k are base directions, raw (R, P) the metanet's outputs, w = (1, 0, ..., 0). With the metanet's heads at
-    zero this is the optimizer of the first direction, by default Adam.
+    zero this is the optimizer of the first direction, by default Adam. Other forms are in `lopt.rules.forms`.
     """
 
     def __init__(self, config: LearnedRuleConfig) -> None:
@@ -79,51 +84,60 @@ class LearnedRule(Rule):
         self.metanet = METANETS[config.metanet](
             features=per_scalar.count(kinds),
             context=per_tensor.count(kinds),
-            outputs=1 + len(config.directions),
+            outputs=FORMS[config.update_form].outputs(len(config.directions)),
             **config.metanet_options,
         )
         self.log_rate = nn.Parameter(torch.tensor(config.rate).log() / RATE_SPEED)
 
-    def init(self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None) -> State:
-        return {name: self._init_one(params[name], total_steps) for name in graph.parameters}
+    def on(self, graph: ParameterGraph, meta_parameters: Tensors | None = None) -> BoundRule:
+        # Now, because `torch.compile` can use what is derived from a graph, but not trace how.
+        _static(graph)
+        self.metanet.prepare(graph)
+        return super().on(graph, meta_parameters)
 
-    def _init_one(self, param: Tensor, total_steps: Tensor | float | None) -> dict[str, Tensor]:
-        zeros = torch.zeros_like(param, dtype=working_dtype(param), memory_format=torch.contiguous_format)
+    def init(self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None) -> State:
+        like = next(iter(params.values()))
+        zeros = like.new_zeros(graph.numel, dtype=working_dtype(like))
         counter = zeros.new_zeros(())
-        state = {
-            "step": counter,
-            "total_steps": counter + (0 if total_steps is None else total_steps),
-            "momenta": torch.stack([zeros] * len(self.config.decays)),
-            "second": zeros,
+        total = counter + (0 if total_steps is None else total_steps)
+        rows = {"momenta": len(self.config.decays), "memory": self.metanet.memory}
+        # Views of flat tensors, as after every step: one memory layout, so that steps are compiled once.
+        flat = {key: torch.stack([zeros] * count) for key, count in rows.items() if count}
+        parts = {key: graph.unflatten(value) for key, value in {**flat, "second": zeros}.items()}
+        return {
+            name: {
+                "step": counter.clone(),
+                "total_steps": total.clone(),
+                **{key: part[name] for key, part in parts.items()},
+            }
+            for name in graph.parameters
         }
-        if self.metanet.memory:
-            state["memory"] = torch.stack([zeros] * self.metanet.memory)
-        return state
 
     def forward(self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
         names, sizes = list(graph.parameters), _sizes(graph)
         dtype = working_dtype(next(iter(params.values())))
-        p = graph.flatten(params).to(dtype)
-        g = graph.flatten(grads).to(dtype).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+        p = graph.flatten(params).to(dtype).clamp(-LIMIT, LIMIT)
+        g = graph.flatten(grads).to(dtype).clamp(-LIMIT, LIMIT)
         steps = torch.stack([state[name]["step"] for name in names]) + 1
         horizon = torch.stack([state[name]["total_steps"] for name in names])
         decays = p.new_tensor(self.config.decays)[:, None]
         momenta = moments.decayed(graph.flatten({n: state[n]["momenta"] for n in names}), g, decays)
         second = moments.decayed(graph.flatten({n: state[n]["second"] for n in names}), g * g, self.config.second_decay)
-        all_decays = p.new_tensor([*self.config.decays, self.config.second_decay])
-        correction = segment_expand(moments.bias_correction(steps, all_decays), sizes)
+        corrections = moments.bias_correction(steps, (*self.config.decays, self.config.second_decay))
+        correction = segment_expand(corrections, sizes)
         root = torch.sqrt(second * correction[-1] + moments.TINY)
         history, features, context = self._observe(
             graph, p, g, Moments(momenta * correction[:-1], root), steps, horizon
         )
         memory = graph.flatten({n: state[n]["memory"] for n in names}) if self.metanet.memory else None
         like = self.log_rate.dtype
+        memory = None if memory is None else memory.to(like)
         raw, memory = self.metanet(graph, features.to(like), context.to(like), memory)
         delta = self._bounded(self._step(history, raw.to(dtype)), history.param_rms, sizes)
         new = {
             "momenta": graph.unflatten(momenta),
             "second": graph.unflatten(second),
-            **({} if memory is None else {"memory": graph.unflatten(memory)}),
+            **({} if memory is None else {"memory": graph.unflatten(memory.to(dtype))}),
         }
         next_state = {
             name: {**state[name], "step": steps[i], **{key: values[name] for key, values in new.items()}}
@@ -136,11 +150,11 @@ class LearnedRule(Rule):
     ) -> tuple[History, Tensor, Tensor]:
         """The gradient history of all scalars, their features (F, P) and the tensors' context (C, B)."""
         shapes, sizes = _shapes(graph), _sizes(graph)
-        ratios = torch.cat([m.momenta, g[None]]) / (m.root + 1e-8)
+        ratios = torch.cat([m.momenta, g[None]]) * per_scalar.reciprocal(m.root)
         rows = [p * p, g * g, m.momenta[0] ** 2, m.root**2, g * m.momenta[0], *(ratios * ratios).unbind(0)]
         means = segment_mean(torch.stack(rows), sizes)
         rms = torch.sqrt(means.clamp(min=0) + moments.TINY)
-        agreement = means[4] / (rms[1] * rms[2] + moments.TINY)
+        agreement = means[4] / ((rms[1] + per_scalar.FLOOR) * (rms[2] + per_scalar.FLOOR))
         spread = segment_expand(torch.stack([rms[0], rms[2], rms[3]]), sizes)
         factored = moments.factored_root(m.root**2, shapes)
         history = History(p, g, m, factored, spread[0], spread[1], shapes)
@@ -156,12 +170,8 @@ class LearnedRule(Rule):
 
     def _step(self, history: History, raw: Tensor) -> Tensor:
         """(P,) the unbounded step out of the raw outputs."""
-        magnitude = torch.exp(raw[0].clamp(-8, 4) + (self.log_rate * RATE_SPEED).to(raw.dtype))
-        first, *others = [DIRECTIONS[name](history) for name in self.config.directions]
-        mixture = first * (1 + raw[1])
-        for row, direction in enumerate(others, start=2):
-            mixture = mixture + direction * raw[row]
-        return -magnitude * mixture
+        log_rate = (self.log_rate * RATE_SPEED).to(raw.dtype)
+        return FORMS[self.config.update_form].step(history, self.config.directions, raw, log_rate)
 
     def _bounded(self, delta: Tensor, param_rms: Tensor, sizes: list[int]) -> Tensor:
         """Shrink each tensor's step whose rms exceeds `max_step` times the tensor's."""
@@ -194,6 +204,6 @@ def _sizes(graph: ParameterGraph) -> list[int]:
     return [spec.numel for spec in graph.parameters.values()]
 
 
-@lru_cache(maxsize=256)
+@made_once
 def _static(graph: ParameterGraph) -> Tensor:
     return per_tensor.static_features(graph, torch.empty(0, dtype=torch.float64))

@@ -1,0 +1,426 @@
+"""The learned rule: its base optimizer, its bound, its equivariance, its behaviour at the edges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lopt.errors import ConfigError
+from lopt.graph import ParameterGraph
+from lopt.rules import LearnedRule, LearnedRuleConfig
+from lopt.rules.base import BoundRule, State
+from lopt.rules.directions import DIRECTIONS
+from tests.helpers import (
+    NETWORKS,
+    Network,
+    cnn,
+    flat_state,
+    hand_graph,
+    mlp,
+    randomised,
+    relative_error,
+    seeded,
+    small_rule,
+)
+
+SHAPES = {"conv": (4, 3, 3, 3), "weight": (6, 5), "row": (1, 5), "bias": (5,), "one": (1,), "scalar": ()}
+
+
+def tensors(seed: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> dict[str, Tensor]:
+    generator = seeded(seed)
+    return {
+        name: scale * torch.randn(shape, generator=generator, dtype=dtype) for name, shape in SHAPES.items()
+    }
+
+
+def gradient(params: dict[str, Tensor], t: int) -> dict[str, Tensor]:
+    """A noisy gradient that depends on the parameters, so that errors would grow over the steps."""
+    noise = tensors(t, next(iter(params.values())).dtype)
+    return {name: p.sin() + noise[name] for name, p in params.items()}
+
+
+def run(
+    bound: BoundRule, params: dict[str, Tensor], steps: int, total: float | None = None
+) -> dict[str, Tensor]:
+    state = bound.init(params, total)
+    for t in range(steps):
+        params, state = bound.update(gradient(params, t), state, params)
+    return params
+
+
+def run_adam(params: dict[str, Tensor], steps: int, lr: float) -> dict[str, Tensor]:
+    params = {name: p.clone() for name, p in params.items()}
+    optimizer = torch.optim.Adam(params.values(), lr=lr)
+    for t in range(steps):
+        for name, g in gradient(params, t).items():
+            params[name].grad = g
+        optimizer.step()
+    return params
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("total", [None, 100.0])
+def test_fresh_rule_equals_adam(dtype: torch.dtype, tolerance: float, total: float | None) -> None:
+    """The rate is stored as a float32 logarithm, which is good for about 1e-7 of it: float64 compares to what is."""
+    params = tensors(0, dtype)
+    rule = LearnedRule(LearnedRuleConfig(rate=5e-3)).to(dtype)
+    rate = 5e-3 if dtype == torch.float32 else rule.gauges()["base_rate"]
+    assert rate == pytest.approx(5e-3, rel=1e-6)
+    ours = run(rule.on(ParameterGraph.untied(params.items())), params, 100, total)
+    theirs = run_adam(params, 100, rate)
+    for name, start in params.items():
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=tolerance)
+        assert (theirs[name] - start).abs().max() > 0.01, "the run moved the parameters"
+
+
+def test_fresh_rule_does_not_equal_adam_at_another_rate() -> None:
+    params = tensors(0)
+    ours = run(
+        LearnedRule(LearnedRuleConfig(rate=5e-3)).on(ParameterGraph.untied(params.items())), params, 20
+    )
+    assert relative_error(ours, run_adam(params, 20, 5.1e-3)) > 1e-4
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 10.0])
+def test_step_is_bounded_relative_to_each_tensor(scale: float) -> None:
+    params = tensors(0, torch.float64, scale)
+    rule = small_rule(scale=0.5, rate=50.0, max_step=0.3)
+    bound = rule.on(ParameterGraph.untied(params.items()))
+    state, reached = bound.init(params), False
+    for t in range(5):
+        deltas, state = bound.delta(gradient(params, t), state, params)
+        for name, delta in deltas.items():
+            limit = 0.3 * max(rms(params[name]), 0.1)
+            assert rms(delta) <= limit * (1 + 1e-9)
+            reached |= rms(delta) > 0.99 * limit
+        params = {name: p + deltas[name] for name, p in params.items()}
+    assert reached, "with such a rate the bound binds"
+
+
+def rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
+
+
+Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def train(
+    rule: Any,
+    network: Network,
+    graph: ParameterGraph,
+    start: Change,
+    back: Callable[[int, Tensor, str], Tensor],
+) -> Trained:
+    """20 steps on the network's own loss; parameters and state, mapped back at the end."""
+    params = start(network.params)
+    bound = rule.on(graph)
+    state: State = bound.init(params, 50.0)
+    for _ in range(20):
+        grads = torch.func.grad(network.loss)(params)
+        params, state = bound.update(grads, state, params)
+    return {name: back(0, p, name) for name, p in params.items()}, {
+        f"{name}/{key}": back(value.dim() - params[name].dim(), value, name) if key not in COUNTERS else value
+        for name, entry in state.items()
+        for key, value in entry.items()
+    }
+
+
+COUNTERS = ("step", "total_steps")
+
+
+Trained = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def training_pair(
+    rule: Any, network: Network, graph: ParameterGraph | None = None, one_side: bool = False
+) -> tuple[Trained, Trained]:
+    """Weights and state after training from theta, and after training from P theta, mapped back by P^-1."""
+    true_graph = network.graph
+    permutation = true_graph.random_permutation(seeded(4))
+    inverse = {group: p.argsort() for group, p in permutation.items()}
+
+    def permuted(params: dict[str, Tensor]) -> dict[str, Tensor]:
+        both = true_graph.permute(params, permutation)
+        first = next(iter(params))
+        return {**params, first: both[first]} if one_side else both
+
+    def back(leading: int, value: Tensor, name: str) -> Tensor:
+        flat = value.reshape(-1, *value.shape[leading:])
+        return torch.stack([true_graph.permute({name: row}, inverse)[name] for row in flat]).reshape(
+            value.shape
+        )
+
+    plain = train(rule, network, graph or true_graph, dict, lambda _leading, value, _name: value)
+    moved = train(rule, network, graph or true_graph, permuted, back)
+    start = network.params
+    moves = [(plain[0][name] - p).abs().max() for name, p in start.items() if "weight" in name]
+    assert min(moves) > 1e-3, "every weight has moved"
+    return plain, moved
+
+
+def equivariance_error(*args: Any, **options: Any) -> float:
+    """The largest relative error of weights and state."""
+    plain, moved = training_pair(*args, **options)
+    return max(relative_error(found, expected) for found, expected in zip(moved, plain, strict=True))
+
+
+DIRECTION_SETS = {
+    "default": LearnedRuleConfig().directions,
+    "orthogonal": ("orthogonal", "adam", "parameter"),
+    "momentum": ("momentum", "gradient"),
+}
+
+
+@pytest.mark.parametrize("directions", list(DIRECTION_SETS))
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_training_is_equivariant(name: str, directions: str) -> None:
+    """Weights, biases, scales and all of the state, 20 steps from theta and from P theta."""
+    rule = small_rule(scale=0.1, directions=DIRECTION_SETS[directions])
+    assert equivariance_error(rule, NETWORKS[name]()) < 1e-9
+
+
+def test_rounding_noise_stays_where_it_is() -> None:
+    """The gradient of a bias before a batch norm is 0, in floating point 1e-17 of any sign, which Adam blows up.
+
+    That bias does nothing, but what the metanet hears of it would reach all the others.
+    """
+    network = cnn(bias=True)
+    plain, moved = training_pair(small_rule(scale=0.1), network)
+    noisy = ("0.bias", "3.bias")
+    for found, expected in zip(moved, plain, strict=True):
+        heard = {name: value for name, value in expected.items() if not name.startswith(noisy)}
+        assert relative_error(found, heard) < 1e-9
+        assert all((found[name] - value).abs().max() < 1e-7 for name, value in expected.items())
+
+
+class ElementDependent:
+    """A rule that tells the scalars of a tensor apart by their place."""
+
+    def __init__(self, rule: LearnedRule) -> None:
+        self.rule = rule
+
+    def on(self, graph: ParameterGraph) -> ElementDependent:
+        self.bound = self.rule.on(graph)
+        return self
+
+    def init(self, params: Any, total: float) -> State:
+        return self.bound.init(params, total)
+
+    def update(self, grads: Any, state: State, params: Any) -> Any:
+        deltas, state = self.bound.delta(grads, state, params)
+        place = {
+            n: 1 + 1e-3 * torch.arange(d.numel()).reshape(d.shape) / d.numel() for n, d in deltas.items()
+        }
+        return {n: p + deltas[n] * place[n] for n, p in params.items()}, state
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_a_rule_that_knows_places_is_not_equivariant(name: str) -> None:
+    assert equivariance_error(ElementDependent(small_rule(scale=0.2)), NETWORKS[name]()) > 1e-6
+
+
+def test_one_tie_too_many_is_not_equivariant() -> None:
+    """Both hidden layers taken for the same neurons: 6 and 6 fit, but they permute apart."""
+    wrong = hand_graph(
+        {"INPUT": 4, "hidden": 6, "OUTPUT": 3},
+        {
+            "0.weight": "weight out:hidden in:INPUT",
+            "0.bias": "bias out:hidden",
+            "2.weight": "weight out:hidden in:hidden",
+            "2.bias": "bias out:hidden",
+            "4.weight": "weight out:OUTPUT in:hidden",
+            "4.bias": "bias out:OUTPUT",
+        },
+    )
+    assert equivariance_error(small_rule(scale=0.2), mlp(), wrong) > 1e-6
+
+
+def test_a_permutation_of_one_side_alone_is_no_symmetry() -> None:
+    assert equivariance_error(small_rule(scale=0.2), mlp(), one_side=True) > 1e-3
+
+
+def test_graph_matters_to_the_update() -> None:
+    """The same values on another graph give another step, or the graph would be for nothing."""
+    network = mlp()
+    grads = torch.func.grad(network.loss)(network.params)
+    rule = small_rule(scale=0.2)
+    steps = []
+    for graph in (network.graph, ParameterGraph.untied(network.params.items())):
+        bound = rule.on(graph)
+        steps.append(bound.delta(grads, bound.init(network.params), network.params)[0])
+    assert relative_error(*steps) > 1e-3
+
+
+EXTREMES = {
+    "zero gradients": (1.0, 0.0),
+    "huge gradients": (1.0, 1e30),
+    "infinite in square": (1.0, 3e38),
+    "tiny gradients": (1.0, 1e-30),
+    "denormal gradients": (1.0, 1e-42),
+    "zero parameters": (0.0, 1.0),
+    "zero everything": (0.0, 0.0),
+    "huge parameters": (1e30, 1.0),
+    "tiny parameters": (1e-30, 1e-10),
+    "huge both": (1e15, 1e30),
+}
+
+
+@pytest.mark.parametrize("total", [None, 3.0, 1e9])
+@pytest.mark.parametrize("case", list(EXTREMES))
+def test_updates_are_finite_and_bounded_at_extremes(case: str, total: float | None) -> None:
+    size, slope = EXTREMES[case]
+    params = tensors(0, scale=size)
+    rule = randomised(LearnedRule(LearnedRuleConfig(directions=tuple(DIRECTIONS))), scale=0.3)
+    bound = rule.on(ParameterGraph.untied(params.items()))
+    state = bound.init(params, total)
+    for t in range(6):
+        # From the extreme to ordinary gradients and back: what is remembered must not spoil later steps.
+        unit = {name: g.sign() * (0.5 + g.abs().clamp(max=0.5)) for name, g in tensors(t).items()}
+        grads = {name: g * (slope if t % 3 < 2 else 1.0) for name, g in unit.items()}
+        deltas, state = bound.delta(grads, state, params)
+        for name, delta in deltas.items():
+            assert torch.isfinite(delta).all(), (case, t, name)
+            norm = (delta.double().square().mean()).sqrt()
+            limit = 0.5 * params[name].double().square().mean().sqrt().clamp(min=0.1)
+            assert norm <= limit * (1 + 1e-4)
+            assert size > 1e20 or norm > 0 or (slope == 0 and t < 2), "and the rule is not frozen"
+        params = {name: p + deltas[name] for name, p in params.items()}
+    assert all(torch.isfinite(value).all() for value in flat_state(state).values())
+
+
+@pytest.mark.parametrize("steps", [1e4, 1e7, 1e9])
+@pytest.mark.parametrize("total", [0.0, 10.0, 1e10])
+def test_updates_are_finite_after_any_number_of_steps(steps: float, total: float) -> None:
+    """Also past the horizon that was announced."""
+    params = tensors(0)
+    rule = randomised(LearnedRule(LearnedRuleConfig()), scale=0.3)
+    bound = rule.on(ParameterGraph.untied(params.items()))
+    state = bound.init(params, total)
+    for entry in state.values():
+        entry["step"] = entry["step"] + steps
+    for t in range(3):
+        params, state = bound.update(gradient(params, t), state, params)
+    assert all(torch.isfinite(p).all() for p in params.values())
+    assert all(entry["step"] >= steps for entry in state.values())
+
+
+def test_known_horizon_is_used_and_unknown_is_zero() -> None:
+    params, rule = tensors(0, torch.float64), small_rule(scale=0.3)
+    bound = rule.on(ParameterGraph.untied(params.items()))
+    unknown, zero, known = (run(bound, params, 3, total) for total in (None, 0.0, 5.0))
+    assert relative_error(unknown, zero) == 0
+    assert relative_error(known, unknown) > 1e-4
+
+
+def test_inputs_are_not_modified() -> None:
+    params, rule = tensors(0), LearnedRule(LearnedRuleConfig())
+    bound = rule.on(ParameterGraph.untied(params.items()))
+    grads, state = gradient(params, 0), bound.init(params, 10.0)
+    values = [*params.values(), *grads.values(), *flat_state(state).values()]
+    before = [value.clone() for value in values]
+    bound.update(grads, state, params)
+    assert all(torch.equal(a, b) for a, b in zip(values, before, strict=True))
+
+
+def test_half_precision_parameters_keep_float32_state() -> None:
+    params = {name: p.bfloat16() for name, p in tensors(0).items()}
+    bound = LearnedRule(LearnedRuleConfig(rate=0.1)).on(ParameterGraph.untied(params.items()))
+    state = bound.init(params)
+    new_params, state = bound.update(gradient(params, 0), state, params)
+    assert {p.dtype for p in new_params.values()} == {torch.bfloat16}
+    assert {value.dtype for value in flat_state(state).values()} == {torch.float32}
+    assert all(not torch.equal(new_params[name], p) for name, p in params.items())
+
+
+def test_state_follows_the_layout_and_not_the_memory_format() -> None:
+    params = {"conv": torch.randn(4, 3, 2, 2, generator=seeded(0)).to(memory_format=torch.channels_last)}
+    grads = {"conv": torch.randn(4, 3, 2, 2, generator=seeded(1))}
+    rule = LearnedRule(LearnedRuleConfig())
+    bound = rule.on(ParameterGraph.untied(params.items()))
+    plain = {"conv": params["conv"].contiguous()}
+    ours, _ = bound.update(grads, bound.init(params), params)
+    theirs, _ = bound.update(grads, bound.init(plain), plain)
+    assert torch.equal(ours["conv"], theirs["conv"])
+
+
+def test_other_meta_parameters_by_functional_call() -> None:
+    params, rule, other = tensors(0, torch.float64), small_rule(1), small_rule(2)
+    graph = ParameterGraph.untied(params.items())
+    called = run(rule.on(graph, dict(other.named_parameters())), params, 5)
+    own = run(rule.on(graph), params, 5)
+    rule.load_state_dict(other.state_dict())
+    loaded = run(rule.on(graph), params, 5)
+    assert relative_error(called, loaded) == 0
+    assert relative_error(own, loaded) > 1e-4
+
+
+def test_vmap_over_meta_parameters() -> None:
+    """What evolution strategies need: many rules on one network at once."""
+    params = tensors(0, torch.float64)
+    graph = ParameterGraph.untied(params.items())
+    rules = [small_rule(seed) for seed in range(3)]
+    stacked, _ = torch.func.stack_module_state(rules)
+    grads = [gradient(params, t) for t in range(3)]
+
+    def final(meta: dict[str, Tensor]) -> dict[str, Tensor]:
+        bound = rules[0].on(graph, meta)
+        p, state = params, bound.init(params, 10.0)
+        for g in grads:
+            p, state = bound.update(g, state, p)
+        return p
+
+    many = torch.vmap(final)(stacked)
+    for index, rule in enumerate(rules):
+        alone = final(dict(rule.named_parameters()))
+        torch.testing.assert_close({n: v[index] for n, v in many.items()}, alone, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_update_equals_eager(backend: str) -> None:
+    """In one graph, compiled once, without a warning: warnings are errors here."""
+    parameters = {"qkv": "query,key,value out:head*q+head*q+head*q in:stream", "scale": "scale out:stream"}
+    graph = hand_graph({"stream": 4, "head": 2, "q": 3}, parameters)
+    params = {name: torch.randn(spec.shape, generator=seeded(0)) for name, spec in graph.parameters.items()}
+    bound = small_rule(scale=0.1).float().on(graph)
+    state = bound.init(params, 50.0)
+    theirs, their_state = params, state
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = torch.compile(bound.update, backend=backend, fullgraph=True)
+        for t in range(3):
+            grads = {name: p.cos() * (t + 1) for name, p in params.items()}
+            params, state = bound.update(grads, state, params)
+            theirs, their_state = compiled(grads, their_state, theirs)
+    torch.testing.assert_close(theirs, params, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(flat_state(their_state), flat_state(state), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"metanet": "none such"},
+        {"directions": ()},
+        {"directions": ("adam", "sideways")},
+        {"rate": 0.0},
+        {"rate": float("inf")},
+        {"rate": float("nan")},
+        {"max_step": -1.0},
+        {"decays": ()},
+        {"decays": (0.9,)},
+        {"decays": (0.9, 1.0)},
+        {"second_decay": 1.0},
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        LearnedRuleConfig(**options)
+
+
+def test_gauges_and_description() -> None:
+    config = LearnedRuleConfig(rate=2e-3, metanet_options={"width": 3}, directions=("slow", "adam"))
+    rule = LearnedRule(config)
+    assert rule.gauges()["base_rate"] == pytest.approx(2e-3, rel=1e-6)
+    assert LearnedRule.from_description(rule.describe()).config == config
