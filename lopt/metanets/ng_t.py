@@ -146,4 +146,4 @@ class EdgeAttention(nn.Module):
         return (self._per_head(above[0] + above[1]) * share[:, None]).flatten(0, 1)
 
     def _per_head(self, x: Tensor) -> Tensor:
-        return x.reshape(self.heads, -1, x.shape[-1])
+        return x.reshape(self.heads, x.shape[0] // self.heads, x.shape[-1])
