@@ -65,7 +65,7 @@ def from_pyg(data: Data | HeteroData, graph: ParameterGraph) -> dict[str, Tensor
     """
     scalars, features = zip(*_entries(data), strict=True)
     scalar = torch.cat(scalars)
-    if not torch.equal(scalar.sort().values, torch.arange(graph.numel, device=scalar.device)):
+    if scalar.numel() != graph.numel or not (scalar.bincount(minlength=graph.numel) == 1).all():
         raise GraphError(
             f"expected each of the graph's {graph.numel} scalars once, found {scalar.unique().numel()} of "
             f"them in {scalar.numel()} entries; pass data from to_pyg of the same graph, with no edge removed"

@@ -87,19 +87,18 @@ def neural_graphs_style(graph: ParameterGraph) -> dict[str, object]:
     source = _column(graph, places, lambda place: nodes.of(place, place.source))
     target = _column(graph, places, lambda place: nodes.of(place, place.target))
     tap = _column(graph, places, lambda place: _count(place.block, place.taps))
-    block = _column(graph, places, lambda place: torch.tensor(place.number))
     kind, parameter, edge = _kinds(graph, places), _parameters(graph, places), _edges(graph, places)
-    pairs, row = torch.stack([parameter, block, source, target, kind])[:, edge].unique(
-        dim=1, return_inverse=True
-    )
+    row, rows = _pairs(graph, places)
+    pairs = torch.empty(4, rows, dtype=torch.long)
+    pairs[:, row[edge]] = torch.stack([source, target, kind, parameter])[:, edge]
     node_scalar = _in_slots(target[~edge], _rank(target[~edge]), (~edge).nonzero().squeeze(1), nodes.count)
     return {
         "num_nodes": nodes.count,
         "node_type": nodes.types(),
-        "edge_index": pairs[2:4],
-        "edge_type": pairs[4],
-        "edge_parameter": pairs[0],
-        "edge_scalar": _in_slots(row, tap[edge], edge.nonzero().squeeze(1), pairs.shape[1]),
+        "edge_index": pairs[:2],
+        "edge_type": pairs[2],
+        "edge_parameter": pairs[3],
+        "edge_scalar": _in_slots(row[edge], tap[edge], edge.nonzero().squeeze(1), rows),
         "node_scalar": node_scalar,
         "x_type": torch.where(node_scalar >= 0, kind[node_scalar.clamp(min=0)], -1),
     }
@@ -218,6 +217,16 @@ def _parameters(graph: ParameterGraph, places: list[Place]) -> Tensor:
 
 def _edges(graph: ParameterGraph, places: list[Place]) -> Tensor:
     return _column(graph, places, lambda place: torch.tensor(int(place.is_edge))).bool()
+
+
+def _pairs(graph: ParameterGraph, places: list[Place]) -> tuple[Tensor, int]:
+    """(P,) number of each scalar's pair of neurons, counted block by block, and how many there are in all."""
+    ends = {id(place): tuple(dict.fromkeys(place.target + place.source)) for place in places}
+    sizes = [math.prod(place.block.shape[p] for p in ends[id(place)]) * place.is_edge for place in places]
+    first = dict(zip(map(id, places), itertools.accumulate([0, *sizes]), strict=False))
+    return _column(graph, places, lambda place: first[id(place)] + _count(place.block, ends[id(place)])), sum(
+        sizes
+    )
 
 
 def _rank(key: Tensor) -> Tensor:
