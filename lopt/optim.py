@@ -11,6 +11,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 from torch.optim import Optimizer
 
 from lopt.errors import ConfigError, GradientError, GraphError
@@ -157,7 +158,7 @@ class LearnedOptimizer(Optimizer):
             return {n: {key: gathered(value) for key, value in state.items()} for n, state in states.items()}
         return states
 
-    @torch.compiler.disable
+    @_disable_dynamo
     def _first_states(self, call: _Call, names: list[str]) -> State:
         owners = dict(zip(call.names, call.params, strict=True))
         params = {name: gathered(owners[name]) for name in names}
@@ -188,7 +189,7 @@ class LearnedOptimizer(Optimizer):
             self._calls[key] = self._bind(key)
         return self._calls[key]
 
-    @torch.compiler.disable
+    @_disable_dynamo
     def _bind(self, active: Sequence[tuple[int, int, torch.device]]) -> list[_Call]:
         assert self._names is not None
         assert isinstance(self.graph, ParameterGraph)

@@ -15,11 +15,11 @@ from lopt.rules import Rule
 
 def coupling_rule(seed: int = 0) -> Rule:
     """A learned rule away from its start, so that every tensor's update depends on every other tensor."""
-    generator = torch.Generator().manual_seed(seed)
-    rule = lopt.make_rule("axisnet")
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        rule = lopt.make_rule("axisnet")
         for parameter in rule.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+            parameter += 0.05 * torch.randn_like(parameter)
     return rule
 
 

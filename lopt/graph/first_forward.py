@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
+from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 
 from lopt.graph.parameter_graph import ParameterGraph
 
@@ -17,7 +17,7 @@ class FirstForwardGraph:
         self.graph: ParameterGraph | None = None
         self._handle = model.register_forward_pre_hook(self._trace, with_kwargs=True)
 
-    @torch.compiler.disable
+    @_disable_dynamo
     def _trace(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._handle.remove()
         self.graph = ParameterGraph.trace(model, args, kwargs)

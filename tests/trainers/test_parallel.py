@@ -1,0 +1,97 @@
+"""DDP and FSDP2 in two gloo processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def two_processes(folder: Path, module: str, *arguments: str) -> None:
+    """What torchrun does, without the seconds of a third process."""
+    common = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        common["MASTER_PORT"] = str(free.getsockname()[1])
+    processes, logs = [], [folder / f"{rank}.log" for rank in range(2)]
+    for rank, log in enumerate(logs):
+        with open(log, "w") as output:
+            command = [sys.executable, "-m", module, *arguments]
+            environment = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            processes.append(
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            )
+    try:
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0], "\n".join(log.read_text()[-2000:] for log in logs)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("parallel")
+    two_processes(folder, "tests.trainers.parallel_worker", str(folder))
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture
+def ddp(ranks) -> list[dict]:
+    return [rank["ddp"] for rank in ranks]
+
+
+@pytest.fixture
+def fsdp2(ranks) -> list[dict]:
+    return [rank["fsdp2"] for rank in ranks]
+
+
+def close(a: list[torch.Tensor], b: list[torch.Tensor], tolerance: float = 2e-4) -> bool:
+    return all((x - y).abs().max() <= tolerance for x, y in zip(a, b, strict=True))
+
+
+def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_ddp_equals_one_process(ddp):
+    assert equal(ddp[0]["parameters"], ddp[1]["parameters"])
+    assert close(ddp[0]["parameters"], ddp[0]["alone"])
+
+
+def test_fsdp2_equals_one_process(fsdp2):
+    assert equal(fsdp2[0]["parameters"], fsdp2[1]["parameters"])
+    assert close(fsdp2[0]["parameters"], fsdp2[0]["alone"])
+
+
+def test_fsdp2_skips_on_all_ranks_what_is_not_finite_on_one(fsdp2):
+    assert [rank["skipped"] for rank in fsdp2] == [1, 1]
+    assert close(fsdp2[0]["poisoned"], fsdp2[0]["alone_poisoned"])
+
+
+def test_fsdp2_state_is_sharded(fsdp2):
+    """The first weight is (8, 6): each rank keeps 4 rows of its momenta."""
+    assert [rank["local_momenta"][1:] for rank in fsdp2] == [(4, 6), (4, 6)]
+
+
+def test_fsdp2_checkpoint_continues_bit_for_bit(fsdp2):
+    for rank in fsdp2:
+        assert equal(rank["continued"], rank["resumed"])
+        assert not close(rank["continued"], rank["parameters"])
+        assert equal(rank["reloaded"], rank["not_reloaded"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["ddp", "fsdp2"])
+def test_examples(example, tmp_path):
+    import lopt
+
+    lopt.save_rule(lopt.make_rule("axisnet"), tmp_path / "rule.safetensors")
+    two_processes(tmp_path, f"examples.{example}", str(tmp_path / "rule.safetensors"))
