@@ -46,6 +46,8 @@ class LearnedRuleConfig:
     """Base directions by name; the fresh rule follows the first alone."""
     update_form: str = "mixture"
     """How raw outputs become a step: a name in `lopt.rules.forms.FORMS`."""
+    anneal: bool = True
+    """Whether the base learning rate falls along half a cosine where the horizon is known."""
     max_step: float = 0.5
     """Bound on the rms of a tensor's step, relative to the rms of the tensor (taken as at least 0.1)."""
 
@@ -54,14 +56,21 @@ class LearnedRuleConfig:
         object.__setattr__(self, "directions", tuple(self.directions))
         check(self.metanet in METANETS, "metanet", f"one of {', '.join(METANETS)}", self.metanet)
         unknown = [name for name in self.directions if name not in DIRECTIONS]
-        check(not unknown and self.directions, "directions", f"names out of {', '.join(DIRECTIONS)}", self.directions)
+        check(
+            not unknown and self.directions,
+            "directions",
+            f"names out of {', '.join(DIRECTIONS)}",
+            self.directions,
+        )
         check(self.update_form in FORMS, "update_form", f"one of {', '.join(FORMS)}", self.update_form)
         check(0 < self.rate < math.inf, "rate", "a finite number above 0", self.rate)
         check(self.max_step > 0, "max_step", "a number above 0", self.max_step)
         needed = 2 if "slow" in self.directions else 1
         fits = len(self.decays) >= needed and all(0 <= decay < 1 for decay in self.decays)
         check(fits, "decays", f"at least {needed} numbers from 0 up to but not 1", self.decays)
-        check(0 <= self.second_decay < 1, "second_decay", "a number from 0 up to but not 1", self.second_decay)
+        check(
+            0 <= self.second_decay < 1, "second_decay", "a number from 0 up to but not 1", self.second_decay
+        )
 
 
 def check(valid: object, name: str, expected: str, found: object) -> None:
@@ -95,7 +104,9 @@ class LearnedRule(Rule):
         self.metanet.prepare(graph)
         return super().on(graph, meta_parameters)
 
-    def init(self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None) -> State:
+    def init(
+        self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None
+    ) -> State:
         like = next(iter(params.values()))
         zeros = like.new_zeros(graph.numel, dtype=working_dtype(like))
         counter = zeros.new_zeros(())
@@ -113,7 +124,9 @@ class LearnedRule(Rule):
             for name in graph.parameters
         }
 
-    def forward(self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
+    def forward(
+        self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors
+    ) -> tuple[Tensors, State]:
         names, sizes = list(graph.parameters), _sizes(graph)
         dtype = working_dtype(next(iter(params.values())))
         p = graph.flatten(params).to(dtype).clamp(-LIMIT, LIMIT)
@@ -122,7 +135,9 @@ class LearnedRule(Rule):
         horizon = torch.stack([state[name]["total_steps"] for name in names])
         decays = p.new_tensor(self.config.decays)[:, None]
         momenta = moments.decayed(graph.flatten({n: state[n]["momenta"] for n in names}), g, decays)
-        second = moments.decayed(graph.flatten({n: state[n]["second"] for n in names}), g * g, self.config.second_decay)
+        second = moments.decayed(
+            graph.flatten({n: state[n]["second"] for n in names}), g * g, self.config.second_decay
+        )
         corrections = moments.bias_correction(steps, (*self.config.decays, self.config.second_decay))
         correction = segment_expand(corrections, sizes)
         root = torch.sqrt(second * correction[-1] + moments.TINY)
@@ -133,7 +148,10 @@ class LearnedRule(Rule):
         like = self.log_rate.dtype
         memory = None if memory is None else memory.to(like)
         raw, memory = self.metanet(graph, features.to(like), context.to(like), memory)
-        delta = self._bounded(self._step(history, raw.to(dtype)), history.param_rms, sizes)
+        step = self._step(history, raw.to(dtype))
+        if self.config.anneal:
+            step = step * segment_expand(annealing(steps, horizon)[None], sizes)[0]
+        delta = self._bounded(step, history.param_rms, sizes)
         new = {
             "momenta": graph.unflatten(momenta),
             "second": graph.unflatten(second),
@@ -190,6 +208,13 @@ class LearnedRule(Rule):
     def from_description(cls, description: Mapping[str, Any]) -> LearnedRule:
         """The inverse of `describe`, with fresh meta-parameters."""
         return cls(LearnedRuleConfig(**description))
+
+
+def annealing(steps: Tensor, horizon: Tensor) -> Tensor:
+    """(B,) factor on the step: half a cosine from 1 to 0.01 at the horizon; 1 where the horizon is unknown (0)."""
+    fraction = ((steps - 1) / horizon.clamp(min=1)).clamp(max=1)
+    factor = 0.01 + 0.99 * 0.5 * (1 + torch.cos(math.pi * fraction))
+    return torch.where(horizon > 0, factor, 1.0)
 
 
 RATE_SPEED = 10.0

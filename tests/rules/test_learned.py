@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
-from lopt.rules import LearnedRule, LearnedRuleConfig
+from lopt.rules import LearnedRule, LearnedRuleConfig, make_rule
 from lopt.rules.base import BoundRule, State
 from lopt.rules.directions import DIRECTIONS
 from tests.helpers import (
@@ -424,3 +425,21 @@ def test_gauges_and_description() -> None:
     rule = LearnedRule(config)
     assert rule.gauges()["base_rate"] == pytest.approx(2e-3, rel=1e-6)
     assert LearnedRule.from_description(rule.describe()).config == config
+
+
+def test_fresh_rule_that_knows_the_horizon_is_adam_with_cosine_decay() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    target = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    rule = make_rule("axisnet", rate=0.02).double()
+    bound = rule.on(ParameterGraph.untied([("w", weight)]))
+    params, state = {"w": weight}, bound.init({"w": weight}, total_steps=30)
+    reference = torch.nn.Parameter(weight.clone())
+    adam = torch.optim.Adam([reference], lr=0.02)
+    for step in range(40):
+        adam.param_groups[0]["lr"] = 0.02 * (0.01 + 0.495 * (1 + math.cos(math.pi * min(step / 30, 1))))
+        reference.grad = reference.detach() - target
+        adam.step()
+        with torch.no_grad():
+            params, state = bound.update({"w": params["w"] - target}, state, params)
+    assert torch.allclose(params["w"], reference, rtol=1e-6, atol=1e-9)
