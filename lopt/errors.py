@@ -25,5 +25,13 @@ class GradientError(LoptError, RuntimeError):
     """Gradients that no rule can read: sparse or complex ones."""
 
 
+class RunFolderError(LoptError, OSError):
+    """A run folder that cannot be written: a full disk, most often."""
+
+
+class LostProcessError(LoptError, RuntimeError):
+    """A process of a distributed run that has gone."""
+
+
 class GraphWarning(UserWarning):
     """A parameter graph that ties less than it might, and why."""

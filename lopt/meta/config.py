@@ -10,12 +10,14 @@ from lopt.errors import ConfigError
 
 @dataclass(frozen=True)
 class MetaConfig:
-    """How to meta-train. One outer step is one truncation of one cohort; cohorts take turns."""
+    """How to meta-train. One outer step is one truncation of `cohorts_per_step` cohorts; cohorts take turns."""
 
     steps: int = 300
     """Outer steps."""
     cohorts: int = 4
     """Task architectures in training at any time."""
+    cohorts_per_step: int = 1
+    """Cohorts whose meta-gradients are averaged in one outer step; processes share them out."""
     networks: int = 8
     """Networks in each cohort, trained side by side."""
     cohort_turns: int = 50
@@ -28,12 +30,27 @@ class MetaConfig:
     """...to here."""
     known_horizon: float = 0.5
     """Share of the networks whose horizon is told to the rule."""
+    reparametrise: float = 0.0
+    """Task augmentation: standard deviation of the log of the units in which the rule sees a network's tensors."""
+    rescale_loss: float = 0.0
+    """Task augmentation: standard deviation of the log of a network's factor on its loss."""
+    estimator: Literal["backprop", "es", "pes", "mixture"] = "backprop"
+    """Of the meta-gradient: truncated backpropagation, (persistent) evolution strategies, backprop with PES."""
+    sigma: float = 0.01
+    """Standard deviation of the perturbations of es, pes and mixture."""
+    pes_share: float = 0.5
+    """Weight of PES in the mixture."""
     second_order: bool = True
     """Differentiate through the inner gradients. False is cheaper and biased."""
     rematerialise: bool = False
     """Keep only the networks between inner steps: much less memory, a third more time."""
-    outer_loss: Literal["mean", "log", "final"] = "mean"
-    """What to lower: mean relative loss over the truncation, its logarithm, or the last loss alone."""
+    outer_loss: Literal["mean", "log", "final", "best"] = "mean"
+    """What to lower: mean relative loss over the truncation, its logarithm, the last one or the best one alone."""
+    outer_data: Literal["train", "validation"] = "train"
+    """Split of the batches that the outer loss is measured on."""
+    relative_to: Literal["initial", "reference"] = "initial"
+    """What losses are divided by: the first one, or also the curve of Adam at the best of five learning rates on the
+    same task; "log" is then the log-ratio to Adam."""
     learning_rate: float = 3e-3
     """Peak learning rate of the outer Adam."""
     warmup: int = 20
@@ -52,11 +69,29 @@ class MetaConfig:
     """Outer steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "cohorts", "networks", "cohort_turns", "truncation", "shortest_horizon", "validate_every",
-                  "validation_steps", "validation_networks", "checkpoint_every")  # fmt: skip
+        counts = (
+            "steps",
+            "cohorts",
+            "cohorts_per_step",
+            "networks",
+            "cohort_turns",
+            "truncation",
+            "shortest_horizon",
+            "validate_every",
+            "validation_steps",
+            "validation_networks",
+            "checkpoint_every",
+        )
         for name in counts:
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        self._check("longest_horizon", self.longest_horizon >= self.shortest_horizon, "at least shortest_horizon")
+        self._check("cohorts_per_step", self.cohorts_per_step <= self.cohorts, "no higher than cohorts")
+        self._check("reparametrise", self.reparametrise >= 0, "at least 0")
+        self._check("rescale_loss", self.rescale_loss >= 0, "at least 0")
+        self._check("sigma", self.sigma > 0, "above 0")
+        self._check("pes_share", 0 <= self.pes_share <= 1, "from 0 to 1")
+        self._check(
+            "longest_horizon", self.longest_horizon >= self.shortest_horizon, "at least shortest_horizon"
+        )
         self._check("known_horizon", 0 <= self.known_horizon <= 1, "from 0 to 1")
         self._check("learning_rate", self.learning_rate > 0, "above 0")
         self._check("warmup", self.warmup >= 0, "at least 0")

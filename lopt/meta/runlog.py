@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ class RunLog:
 
     def _cut(self, first_step: int) -> None:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if _step_of(line) is not None and _step_of(line) < first_step]
+        kept = [line for line in lines if _step_of(line) < first_step]
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
@@ -39,12 +40,12 @@ class RunLog:
         self.board.close()
 
 
-def _step_of(line: str) -> int | None:
-    """The step of a line; None for one that a kill cut short."""
+def _step_of(line: str) -> float:
+    """The step of a line; inf for one that a kill cut short."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return None
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def environment() -> dict[str, Any]:
