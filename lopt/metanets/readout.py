@@ -7,6 +7,7 @@ Shapes: P scalars, B tensors, D channels, F features, C context values, Y predic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,15 +29,21 @@ STATISTICS = 3
 class NetworkReadout(nn.Module):
     """y = MLP([mean, max over tensors b of MLP([pool_b, kind_b])]) of what a metanet says of every scalar.
 
-    metanet: a name in `METANETS`; channels: its outputs per scalar; outputs: Y. What it reads are weights alone.
+    metanet: a name in `METANETS`, made with `metanet_options`; channels: its outputs per scalar; outputs: Y;
+    width: hidden width of the two MLPs. What it reads are weights alone.
     """
 
     def __init__(
-        self, metanet: str, outputs: int, channels: int = 8, width: int = 32, **metanet_options: Any
+        self,
+        metanet: str,
+        outputs: int,
+        channels: int = 8,
+        width: int = 32,
+        metanet_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         net = METANETS[metanet]
-        self.metanet = net(WEIGHT_FEATURES, WEIGHT_CONTEXT, channels, **metanet_options)
+        self.metanet = net(WEIGHT_FEATURES, WEIGHT_CONTEXT, channels, **(metanet_options or {}))
         self.kinds = nn.Parameter(0.1 * torch.randn(width, len(PARAMETER_KINDS)))
         self.tensor = PointwiseMlp(STATISTICS * (channels + WEIGHT_FEATURES) + WEIGHT_CONTEXT, width, width)
         self.network = PointwiseMlp(2 * width, width, outputs)

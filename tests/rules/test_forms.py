@@ -1,0 +1,99 @@
+"""The update forms of the papers: what a fresh rule does, and the formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lopt import load_rule, make_rule, save_rule
+from lopt.errors import ConfigError
+from lopt.graph import ParameterGraph
+from lopt.rules import LearnedRule
+from lopt.rules.directions import History
+from lopt.rules.forms import FORMS
+from tests.helpers import relative_error, seeded, small_rule
+
+SHAPES = {"w": (5, 4), "b": (5,)}
+
+
+def tensors(seed: int) -> dict[str, Tensor]:
+    generator = seeded(seed)
+    return {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in SHAPES.items()}
+
+
+def train(rule: LearnedRule, steps: int) -> dict[str, Tensor]:
+    params = tensors(0)
+    bound = rule.on(ParameterGraph.untied(params.items()))
+    state = bound.init(params)
+    for t in range(steps):
+        params, state = bound.update({n: p + tensors(t)[n] for n, p in params.items()}, state, params)
+    return params
+
+
+def fresh(form: str, **options: object) -> LearnedRule:
+    torch.manual_seed(0)
+    rule = make_rule("mlp", update_form=form, **options)
+    assert isinstance(rule, LearnedRule)
+    return rule.double()
+
+
+def test_fresh_magnitude_form_stands_still() -> None:
+    assert relative_error(train(fresh("magnitude"), 3), tensors(0)) == 0
+
+
+def test_fresh_momentum_form_is_gradient_descent_with_momentum() -> None:
+    """m = gamma m + (1 - gamma) g, bias-corrected; p -= alpha m."""
+    rule = fresh("momentum", rate=0.1)
+    params, m = tensors(0), {n: torch.zeros(s).double() for n, s in SHAPES.items()}
+    rate = rule.gauges()["base_rate"]
+    for t in range(6):
+        for n, p in params.items():
+            m[n] = 0.9 * m[n] + 0.1 * (p + tensors(t)[n])
+        params = {n: p - rate * m[n] / (1 - 0.9 ** (t + 1)) for n, p in params.items()}
+    assert relative_error(train(rule, 6), params) < 1e-12
+
+
+def history() -> History:
+    from lopt.features.moments import Moments
+
+    row = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    return History(
+        row, row + 1, Moments(torch.stack([row * 2, row]), row.abs() + 1), row + 2, row, row, [(7,)]
+    )
+
+
+def test_formulas() -> None:
+    h, names = history(), ("adam", "gradient")
+    raw = torch.randn(3, 7, generator=seeded(0), dtype=torch.float64)
+    rate = torch.tensor(0.01, dtype=torch.float64)
+    adam, gradient = h.moments.momenta[0] / (h.moments.root + 1e-8), h.grads / (h.moments.root + 1e-8)
+    expected = {
+        "mixture": -0.01 * raw[0].exp() * ((1 + raw[1]) * adam + raw[2] * gradient),
+        "magnitude": -0.01 * raw[0] * (0.01 * raw[1]).exp(),
+        "momentum": -0.01 * (h.moments.momenta[0] + 1e-3 * raw[0]),
+    }
+    assert set(expected) == set(FORMS)
+    for name, form in FORMS.items():
+        found = form.step(h, names, raw[: form.outputs(len(names))], rate.log())
+        torch.testing.assert_close(found, expected[name])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_are_saved_with_the_rule_and_have_finite_derivatives(form: str, tmp_path: object) -> None:
+    rule = small_rule(metanet="mlp", metanet_options={}, update_form=form).float()
+    path = f"{tmp_path}/rule.safetensors"
+    save_rule(rule, path)
+    loaded = load_rule(path)
+    assert loaded.config.update_form == form
+    moved = train(loaded.double(), 3)
+    total = sum(p.sum() for p in moved.values())
+    assert isinstance(total, Tensor)
+    for derivative in torch.autograd.grad(total, list(loaded.metanet.parameters())):
+        assert torch.isfinite(derivative).all()
+        assert derivative.abs().max() > 0
+
+
+def test_unknown_form_is_named() -> None:
+    with pytest.raises(ConfigError, match="update_form must be one of mixture, magnitude, momentum"):
+        make_rule("mlp", update_form="sideways")
