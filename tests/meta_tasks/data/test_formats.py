@@ -18,7 +18,7 @@ IDX = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4]) + IMAGES.astype(np
 @pytest.mark.parametrize("zipped", [False, True])
 def test_idx_values(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / ("images" + ".gz" * zipped)
-    path.write_bytes(gzip.compress(IDX) if zipped else IDX)
+    path.write_bytes(gzip.compress(IDX, mtime=0) if zipped else IDX)
     assert torch.equal(read_idx(path, 3), torch.from_numpy(IMAGES).to(torch.uint8))
 
 
@@ -40,7 +40,8 @@ def test_damaged_idx(tmp_path: Path, content: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [gzip.compress(IDX)[:-12], b"not gzip at all", gzip.compress(IDX)[:12] + b"xx"]
+    "content",
+    [gzip.compress(IDX, mtime=0)[:-12], b"not gzip at all", gzip.compress(IDX, mtime=0)[:12] + b"xx"],
 )
 def test_damaged_gzip(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "images.gz"
