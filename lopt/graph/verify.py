@@ -34,6 +34,11 @@ ROUNDS = 3
 """Draws of parameters after which an axis that was never noticed counts as undetected."""
 
 
+FLOORS = (0.01, 0.1, 1.0)
+"""Least running variance relative to the mean square, tried in turn: low ones magnify differences between inputs,
+and in a deep network also rounding errors."""
+
+
 @dataclass(frozen=True)
 class Control:
     """One axis that was permuted without its partners."""
@@ -207,18 +212,29 @@ class _Runner:
         self.constants = {n: _wide(b) for n, b in model.named_buffers() if n not in graph.buffers}
         self.statistics = {n: self._positive(b) for n, b in model.named_buffers() if n in graph.buffers}
         self._writes = False
-        self._calibrate()
+        for floor in FLOORS:
+            self._calibrate(floor)
+            if not self.statistics or self._rounding() < 1e-11:
+                break
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """What is permuted: parameters and running statistics."""
         return {**self.parameters, **self.statistics}
 
-    def _calibrate(self) -> None:
+    def _calibrate(self, floor: float) -> None:
         """Near the statistics of the data, so that signals neither vanish nor saturate; and see who writes."""
         copies = {n: t.clone() for n, t in self.parameters.items()}
-        self._forward({**copies, **self.statistics}, _Calibrating(self.generator))
+        self._forward({**copies, **self.statistics}, _Calibrating(self.generator, floor))
         self._writes = any(t._version for t in copies.values())
+
+    def _rounding(self) -> float:
+        """How much of a relative change of 1e-15 in the parameters arrives at the outputs."""
+        moved = {
+            n: t * (1 + 1e-15 * torch.randn(t.shape, generator=self.generator, dtype=t.dtype).to(t.device))
+            for n, t in self.parameters.items()
+        }
+        return _difference(self(self.tensors), self({**moved, **self.statistics}))
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """All output tensors."""
@@ -241,15 +257,14 @@ class _Runner:
                 ) from error
 
     def randomised(self, tensor: Tensor) -> Tensor:
-        """The tensor in float64 with noise of its own scale on top; one without values gets values."""
+        """The tensor in float64 with noise on top that lets signals pass; one without values gets values."""
         noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64)
         fan_in = max(tensor[0].numel(), 1) if tensor.dim() > 1 else 10
         if tensor.is_meta:
             return noise / fan_in**0.5 + (tensor.dim() <= 1)
         noise = noise.to(tensor.device)
         spread = tensor.double().std().item() if tensor.numel() > 1 else 0.0
-        scale = spread if spread > 1e-3 else 0.3 if tensor.dim() <= 1 else fan_in**-0.5
-        return tensor.double() + scale * noise
+        return tensor.double() + max(spread, fan_in**-0.5) * noise
 
     def _positive(self, tensor: Tensor) -> Tensor:
         """Running statistics: any positive numbers are means and variances."""
@@ -268,7 +283,7 @@ class _Widening(TorchDispatchMode):
         kwargs = kwargs or {}
         if kwargs.get("dtype") in WIDE:
             kwargs = {**kwargs, "dtype": WIDE[kwargs["dtype"]]}
-        if not func._schema.is_mutable:
+        if not func._schema.is_mutable and _any_narrow(args):
             args, kwargs = tree_map(lambda x: _wide(x) if _narrow(x) else x, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -276,9 +291,10 @@ class _Widening(TorchDispatchMode):
 class _Calibrating(_Widening):
     """Sets running statistics to those of the data that pass, give or take a random bit for each channel."""
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, generator: torch.Generator, floor: float) -> None:
         super().__init__()
         self.generator = generator
+        self.floor = floor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "batch_norm" in str(func) and len(args) > 4 and all(isinstance(a, Tensor) for a in args[3:5]):
@@ -286,10 +302,14 @@ class _Calibrating(_Widening):
             over = [d for d in range(x.dim()) if d != 1]
             spread = x.var(over, correction=0)
             noise = torch.rand(2, len(mean), generator=self.generator, dtype=torch.float64).to(x.device)
-            spread = (spread + 0.1 * x.square().mean() + 1e-6) * (0.5 + noise[0])
+            spread = (spread + self.floor * x.square().mean() + 1e-6) * (0.5 + noise[0])
             variance.copy_(spread)
             mean.copy_(x.mean(over) + spread.sqrt() * (noise[1] - 0.5))
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _any_narrow(args: tuple[Any, ...]) -> bool:
+    return any(any(map(_narrow, a)) if isinstance(a, list | tuple) else _narrow(a) for a in args)
 
 
 def _narrow(x: Any) -> bool:
