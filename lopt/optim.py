@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +13,13 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 from torch.optim import Optimizer
 
-from lopt.errors import ConfigError, GradientError, GraphError
+from lopt.errors import ConfigError, GraphError
 from lopt.graph import ParameterGraph
 from lopt.graph.first_forward import FirstForwardGraph
-from lopt.optim_matching import Entry, extended, match, untied_names
-from lopt.optim_sharding import gathered, is_sharded, local, sharded_like
+from lopt.optim_matching import Entry, Naming
+from lopt.optim_sharding import gathered, is_sharded, sharded_like
+from lopt.optim_step import all_finite, apply, check, check_gradient, check_group, chosen
 from lopt.rules.base import BoundRule, Rule, State
-
-DECAY_RATE = 1e-3
-"""The learning rate that `weight_decay` is relative to: AdamW's default."""
 
 
 class LearnedOptimizer(Optimizer):
@@ -64,17 +61,22 @@ class LearnedOptimizer(Optimizer):
         total_steps: float | None = None,
         maximize: bool = False,
     ) -> None:
-        _check(total_steps is None or total_steps > 0, "total_steps", "a number above 0 or None", total_steps)
-        self._names: list[str] | None = None
+        check(total_steps is None or total_steps > 0, "total_steps", "a number above 0 or None", total_steps)
+        self._naming: Naming | None = None
         self._calls: dict[Any, list[_Call]] = {}
         self._rules: dict[torch.device, Rule] = {}
         self._skipped = torch.zeros((), dtype=torch.int64)
-        self.graph = graph
+        self._given_graph = graph
         self.total_steps = total_steps
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
         self.rule = _frozen_copy(rule)
         if not isinstance(graph, FirstForwardGraph):
-            self._name_parameters()
+            self._naming = self._find_names()
+
+    @property
+    def graph(self) -> ParameterGraph | None:
+        """The graph in use, with whatever was added to it; None before the first forward pass has given it."""
+        return None if self._naming is None else self._naming.graph
 
     @property
     def skipped_steps(self) -> int:
@@ -85,9 +87,10 @@ class LearnedOptimizer(Optimizer):
         """Add parameters; those that the graph does not hold are tied to nothing."""
         super().add_param_group(param_group)
         try:
-            _check_group(self.param_groups[-1])
-            if self._names is not None:
-                self._name_added()
+            check_group(self.param_groups[-1])
+            if self._naming is not None:
+                number = len(self.param_groups) - 1
+                self._naming = self._naming.add(_entries(self.param_groups[-1]), number)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -113,7 +116,7 @@ class LearnedOptimizer(Optimizer):
         if not calls:
             return
         inputs = [[gathered(p.grad) for p in call.params] for call in calls]  # type: ignore[arg-type]
-        finite = _all_finite([g for grads in inputs for g in grads])
+        finite = all_finite([g for grads in inputs for g in grads])
         if finite.device != self._skipped.device:
             self._skipped = self._skipped.to(finite.device)
         self._skipped += ~finite
@@ -139,10 +142,10 @@ class LearnedOptimizer(Optimizer):
             deltas, new = call.bound.delta(dict(zip(call.names, grads, strict=True)), old, params)
         if gate is not None:
             deltas = {name: torch.where(gate, delta, 0) for name, delta in deltas.items()}
-            new = _chosen(gate, new, old)
+            new = chosen(gate, new, old)
         self._remember(call, new)
         for part in call.parts:
-            _apply(
+            apply(
                 [call.params[i] for i in part.indices],
                 [deltas[call.names[i]] for i in part.indices],
                 self.param_groups[part.group],
@@ -166,7 +169,7 @@ class LearnedOptimizer(Optimizer):
 
     def _remember(self, call: _Call, new: State) -> None:
         owners = list(zip(call.names, call.params, strict=True))
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if call.params[0].is_cuda and torch.cuda.is_current_stream_capturing():
             # A CUDA graph replays on the memory it was captured with.
             pairs = [(self.state[p][key], value) for name, p in owners for key, value in new[name].items()]
             torch._foreach_copy_([old for old, _ in pairs], [value for _, value in pairs])
@@ -177,39 +180,29 @@ class LearnedOptimizer(Optimizer):
 
     def _plan(self) -> list[_Call]:
         """The rule bound to the parameters that have a gradient now, one call for each device."""
-        if self._names is None:
-            self._name_parameters()
-        assert self._names is not None
+        if self._naming is None:
+            self._naming = self._find_names()
         params = [p for group in self.param_groups for p in group["params"]]
         active = [(i, id(p), p.device) for i, p in enumerate(params) if p.grad is not None and p.numel() > 0]
         for i, _, _ in active:
-            _check_gradient(self._names[i], params[i].grad)
+            check_gradient(self._naming.names[i], params[i].grad)
         key = tuple(active)
         if key not in self._calls:
-            self._calls[key] = self._bind(key)
+            self._calls[key] = self._bind(self._naming, key)
         return self._calls[key]
 
     @_disable_dynamo
-    def _bind(self, active: Sequence[tuple[int, int, torch.device]]) -> list[_Call]:
-        assert self._names is not None
-        assert isinstance(self.graph, ParameterGraph)
+    def _bind(self, naming: Naming, active: Sequence[tuple[int, int, torch.device]]) -> list[_Call]:
         owners = [(p, number) for number, group in enumerate(self.param_groups) for p in group["params"]]
         calls = []
         for device in dict.fromkeys(device for _, _, device in active):
-            chosen = {self._names[i]: owners[i] for i, _, d in active if d == device}
-            whole = chosen.keys() == self.graph.parameters.keys()
-            graph = self.graph if whole else self.graph.subset(chosen)
+            chosen = {naming.names[i]: owners[i] for i, _, d in active if d == device}
+            whole = chosen.keys() == naming.graph.parameters.keys()
+            graph = naming.graph if whole else naming.graph.subset(chosen)
             names = list(graph.parameters)
             params, groups = zip(*(chosen[name] for name in names), strict=True)
-            calls.append(
-                _Call(
-                    self._rule_on(device).on(graph),
-                    names,
-                    list(params),
-                    _parts(groups),
-                    any(map(is_sharded, params)),
-                )
-            )
+            bound, sharded = self._rule_on(device).on(graph), any(map(is_sharded, params))
+            calls.append(_Call(bound, names, list(params), _parts(groups), sharded))
         if len(self._calls) >= MAX_PLANS:
             self._calls.clear()
         return calls
@@ -222,38 +215,16 @@ class LearnedOptimizer(Optimizer):
             self._rules[device] = copy.deepcopy(self.rule).to(device)
         return self._rules[device]
 
-    def _name_parameters(self) -> None:
-        """Find every parameter in the graph."""
-        groups = [_entries(group) for group in self.param_groups]
-        if isinstance(self.graph, FirstForwardGraph):
-            if self.graph.graph is None:
+    def _find_names(self) -> Naming:
+        graph = self._given_graph
+        if isinstance(graph, FirstForwardGraph):
+            if graph.graph is None:
                 raise GraphError(
                     "expected a forward pass of the model given to trace_on_first_forward before the first step,"
                     " found none; call the model itself, or pass a ParameterGraph"
                 )
-            self.graph = self.graph.graph
-        if self.graph is None:
-            self._names = untied_names(groups)
-            tensors = [tensor for group in groups for _, tensor in group]
-            self.graph = ParameterGraph.untied(zip(self._names, tensors, strict=True))
-        else:
-            self._names = match(groups, self.graph)
-
-    def _name_added(self) -> None:
-        """The same for the last group, which may lie outside the graph."""
-        assert self._names is not None
-        assert isinstance(self.graph, ParameterGraph)
-        entries, used = _entries(self.param_groups[-1]), set(self._names)
-        free = self.graph.subset(set(self.graph.parameters) - used)
-        try:
-            added = match([entries], free)
-        except GraphError:
-            added = untied_names([entries], len(self.param_groups) - 1)
-            if not used.isdisjoint(added) or not self.graph.parameters.keys().isdisjoint(added):
-                added = [f"{len(self.param_groups) - 1}.{name}" for name in added]
-            tensors = [tensor for _, tensor in entries]
-            self.graph = extended(self.graph, zip(added, tensors, strict=True))
-        self._names = self._names + added
+            graph = graph.graph
+        return Naming.of([_entries(group) for group in self.param_groups], graph)
 
     def state_dict(self) -> dict[str, Any]:
         """As for every torch optimizer, and the count of skipped steps."""
@@ -283,7 +254,7 @@ class LearnedOptimizer(Optimizer):
             p, saved = min(pairs, key=lambda pair: pair[0].numel())
             expected = {key: tuple(value.shape) for key, value in self._fresh_state(p).items()}
             found = {key: tuple(value.shape) for key, value in saved.items()}
-            _check(found == expected, "state_dict", f"this rule's {expected} for {tuple(p.shape)}", found)
+            check(found == expected, "state_dict", f"this rule's {expected} for {tuple(p.shape)}", found)
 
     def _fresh_state(self, p: Tensor) -> dict[str, Tensor]:
         like = {"p": torch.empty(p.shape, dtype=p.dtype, device=p.device)}
@@ -304,7 +275,7 @@ class LearnedOptimizer(Optimizer):
         self._skipped = torch.tensor(state_dict.get("skipped_steps", 0), dtype=torch.int64)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("rule", "graph", "total_steps", "_names", "_skipped")
+        own = ("rule", "total_steps", "_given_graph", "_naming", "_skipped")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -353,61 +324,3 @@ def _frozen_copy(rule: Rule | str | os.PathLike[str]) -> Rule:
     if not isinstance(rule, Rule):
         raise ConfigError(f"rule: expected a Rule, or the name or path of one, found {type(rule).__name__}")
     return copy.deepcopy(rule).requires_grad_(False).eval()
-
-
-def _all_finite(grads: list[Tensor]) -> Tensor:
-    """() bool. Extremes carry NaN along and cannot overflow."""
-    device = grads[0].device
-    if device.type == "cpu":
-        extremes = [value for g in grads for value in torch.aminmax(g)]
-    else:
-        extremes = [norm.to(device) for norm in torch._foreach_norm(grads, math.inf)]
-    return torch.stack(extremes).isfinite().all()
-
-
-def _chosen(gate: Tensor, new: State, old: State) -> State:
-    """The new state where the gate is open, else the old one."""
-    return {
-        name: {
-            key: value if value is old[name][key] else torch.where(gate, value, old[name][key])
-            for key, value in state.items()
-        }
-        for name, state in new.items()
-    }
-
-
-def _apply(
-    params: Sequence[Tensor], deltas: Sequence[Tensor], group: Mapping[str, Any], gate: Tensor | None
-) -> None:
-    """p <- (1 - lr * 1e-3 * weight_decay) p + lr * delta, in place, on this process's part of every tensor."""
-    lr, decay = group["lr"], DECAY_RATE * group["weight_decay"]
-    steps = [local(sharded_like(delta, p)) for p, delta in zip(params, deltas, strict=True)]
-    locals_ = [local(p) for p in params]
-    if decay:
-        keep = 1 - lr * decay
-        torch._foreach_mul_(locals_, keep if gate is None else torch.where(gate, keep, 1.0))
-    if isinstance(lr, Tensor):
-        steps, lr = list(torch._foreach_mul(steps, lr)), 1.0
-    torch._foreach_add_(locals_, steps, alpha=lr)
-
-
-def _check(valid: object, name: str, expected: str, found: object) -> None:
-    if not valid:
-        raise ConfigError(f"{name}: expected {expected}, found {found!r}")
-
-
-def _check_group(group: Mapping[str, Any]) -> None:
-    lr = group["lr"]
-    _check(not isinstance(lr, Tensor) or lr.numel() == 1, "lr", "a number or a one-element tensor", lr)
-    _check(lr >= 0, "lr", "a number from 0", lr)
-    _check(group["weight_decay"] >= 0, "weight_decay", "a number from 0", group["weight_decay"])
-    for p in group["params"]:
-        _check(p.is_floating_point(), "params", "real floating-point tensors", p.dtype)
-
-
-def _check_gradient(name: str, grad: Tensor) -> None:
-    if grad.layout is not torch.strided:
-        raise GradientError(
-            f"parameter {name!r}: expected a dense gradient, found a sparse one ({grad.layout}); build its layer with"
-            " sparse=False, or train it with torch.optim.SparseAdam"
-        )

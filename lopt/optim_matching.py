@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -25,6 +25,35 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 REMEDY = (
     "pass model.named_parameters() instead of model.parameters(), for the model that the graph was made from"
 )
+
+
+@dataclass(frozen=True)
+class Naming:
+    """A graph and the name that it has for every parameter of an optimizer, in the order of the groups."""
+
+    graph: ParameterGraph
+    names: list[str]
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[Entry]], graph: ParameterGraph | None) -> Naming:
+        """Find every parameter in the graph; without one, the names of a graph that ties nothing."""
+        if graph is not None:
+            return cls(graph, match(groups, graph))
+        names = untied_names(groups)
+        tensors = [tensor for group in groups for _, tensor in group]
+        return cls(ParameterGraph.untied(zip(names, tensors, strict=True)), names)
+
+    def add(self, group: Sequence[Entry], number: int) -> Naming:
+        """With one more group, which may be a part of the graph not used yet, else is tied to nothing."""
+        free = self.graph.subset(self.graph.parameters.keys() - set(self.names))
+        try:
+            return Naming(self.graph, self.names + match([group], free))
+        except GraphError:
+            added = untied_names([group], number)
+            if not self.graph.parameters.keys().isdisjoint(added):
+                added = [f"{number}.{name}" for name in added]
+            tensors = [tensor for _, tensor in group]
+            return Naming(extended(self.graph, zip(added, tensors, strict=True)), self.names + added)
 
 
 def match(groups: Sequence[Sequence[Entry]], graph: ParameterGraph) -> list[str]:
