@@ -64,11 +64,13 @@ def run_adam(params: dict[str, Tensor], steps: int, lr: float) -> dict[str, Tens
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("total", [None, 100.0])
-def test_fresh_rule_equals_adam(dtype: torch.dtype, tolerance: float, total: float | None) -> None:
+@pytest.mark.parametrize(("total", "anneal"), [(None, True), (100.0, False)])
+def test_fresh_rule_equals_adam(
+    dtype: torch.dtype, tolerance: float, total: float | None, anneal: bool
+) -> None:
     """The rate is stored as a float32 logarithm, which is good for about 1e-7 of it: float64 compares to what is."""
     params = tensors(0, dtype)
-    rule = LearnedRule(LearnedRuleConfig(rate=5e-3)).to(dtype)
+    rule = LearnedRule(LearnedRuleConfig(rate=5e-3, anneal=anneal)).to(dtype)
     rate = 5e-3 if dtype == torch.float32 else rule.gauges()["base_rate"]
     assert rate == pytest.approx(5e-3, rel=1e-6)
     ours = run(rule.on(ParameterGraph.untied(params.items())), params, 100, total)
