@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from lopt.meta.rematerialise import rematerialised
 from lopt.meta.task import Batch, Task
 from lopt.rules.base import BoundRule, State, Tensors
 
@@ -48,15 +49,18 @@ def unroll(
         cheaper and biased: 14 % too small after 20 steps, worse after more, on a learnable rate.
     rematerialise: keep only the networks between steps and compute each step again in the backward pass.
     """
-    step = second_order_step(rule, task, own) if second_order else first_order_step(rule, task, own)
+    make = second_order_step if second_order else first_order_step
+    step = make(rule, task, own)
+    if rematerialise:
+        # The derivative by the meta-parameters is wanted, so they have to be arguments.
+        meta = dict(rule.rule.named_parameters()) if rule.meta_parameters is None else rule.meta_parameters
+        again = rematerialised(lambda meta, own, *at: make(replace(rule, meta_parameters=meta), task, own)(*at))
+        step = partial(again, meta, own or {})
     losses, measured = [], []
     previous = networks.params
     for index, batch in enumerate(batches[:-1]):
         previous = networks.params
-        if rematerialise:
-            loss, networks = checkpoint(step, networks, batch, use_reentrant=False, preserve_rng_state=False)
-        else:
-            loss, networks = step(networks, batch)
+        loss, networks = step(networks, batch)
         losses.append(loss)
         if probes is not None:
             measured.append(torch.vmap(task.loss)(networks.params, probes[index]))
