@@ -1,6 +1,6 @@
 """Trace and verify the graph of every architecture in the zoo; write the table.
 
-    python -m benchmarks.graphs [NAME ...]     trace and verify all (or those whose name contains NAME)
+    python -m benchmarks.graphs [NAME ...]     trace and verify all (or those of one name or library)
     python -m benchmarks.graphs --render       write docs/graphs.md from the last results again
 
 For each: the graph is traced, f(P theta) = f(theta) is checked in float64 with every parameter randomised, every
@@ -243,14 +243,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="only architectures whose name contains one of these"
+        "names", nargs="*", metavar="NAME", help="an architecture or library; nothing is stored"
     )
     parser.add_argument(
         "--render", action="store_true", help="write the page from the stored results, run nothing"
     )
     options = parser.parse_args()
     if options.names:
-        run([name for name in ARCHITECTURES if any(part.lower() in name.lower() for part in options.names)])
+        run([name for name, a in ARCHITECTURES.items() if any(p in (name, a.library) for p in options.names)])
         return
     if not options.render:
         rows = run(list(ARCHITECTURES))

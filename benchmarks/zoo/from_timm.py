@@ -10,7 +10,7 @@ import torch
 from benchmarks.zoo.registry import Built, add
 
 
-def _add(name: str, size: int = 64, title: str | None = None, **options: Any) -> None:
+def _add(name: str, size: int = 32, title: str | None = None, **options: Any) -> None:
     def build() -> Built:
         import timm
 
@@ -26,7 +26,7 @@ def _add_class(title: str, module: str, name: str, **options: Any) -> None:
     def build() -> Built:
         models = importlib.import_module(f"timm.models.{module}")
         resolved = {k: getattr(models, v) if isinstance(v, str) else v for k, v in options.items()}
-        return getattr(models, name)(num_classes=10, **resolved).eval(), (torch.randn(2, 3, 64, 64),)
+        return getattr(models, name)(num_classes=10, **resolved).eval(), (torch.randn(2, 3, 32, 32),)
 
     add(title, "timm", build)
 
@@ -34,7 +34,7 @@ def _add_class(title: str, module: str, name: str, **options: Any) -> None:
 _add("resnet18")
 _add("resnet26d")
 _add("seresnet18")
-_add("resnext26ts", 96)
+_add("resnext26ts", 48)
 _add("resnext50_32x4d", title="resnext50_32x4d (2 blocks a stage)", layers=(2, 2, 2, 2))
 _add("densenet121", title="densenet (3 layers a block)", growth_rate=8, block_config=(3, 3, 3))
 _add("mobilenetv2_050")
@@ -42,15 +42,15 @@ _add("mobilenetv3_small_050")
 _add("efficientnet_lite0")
 _add("test_efficientnet")
 _add("test_efficientnet_gn")
-_add("test_nfnet", 96)
-_add("test_byobnet", 96)
+_add("test_nfnet", 64)
+_add("test_byobnet", 64)
 _add("convnext_atto", title="convnext (1 block a stage)", depths=(1, 1, 1, 1))
-_add("test_convnext2", 96)
+_add("test_convnext2", 64)
 _add("regnetx_002")
 _add("regnety_002")
 _add("ghostnet_050")
 _add("dla46_c")
-_add("cspresnet50", title="cspresnet50", size=64)
+_add("cspresnet50")
 _add("repvgg_a0")
 _add("vit_tiny_patch16_224", 64, title="vit_tiny (2 blocks)", img_size=64, depth=2)
 _add("deit_tiny_patch16_224", 64, title="deit_tiny (2 blocks)", img_size=64, depth=2)
@@ -72,9 +72,9 @@ _add("test_maxvit", 160)
 _add("poolformer_s12")
 _add("edgenext_xx_small")
 _add("mobilevit_xxs", 64)
-_add("levit_128s", 224, title="levit_128s")
+_add("levit_128s", 224)
 
-_MIXER = {"img_size": 64, "patch_size": 16, "embed_dim": 48, "num_blocks": 2}
+_MIXER = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_blocks": 2}
 
 _add_class("MLP-Mixer", "mlp_mixer", "MlpMixer", **_MIXER)
 _add_class(

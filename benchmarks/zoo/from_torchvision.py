@@ -9,7 +9,7 @@ import torch
 from benchmarks.zoo.registry import Built, add
 
 
-def _add(name: str, size: int = 64, **options: Any) -> None:
+def _add(name: str, size: int = 32, **options: Any) -> None:
     def build() -> Built:
         import torchvision
 

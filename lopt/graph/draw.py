@@ -119,8 +119,13 @@ def _arrows(graph: ParameterGraph) -> list[_Arrow]:
 
 
 def _end(graph: ParameterGraph, spec: ParameterSpec, segments: tuple[Segment, ...], role: str) -> Segment:
+    """The neurons on the axis of a role; none where it is an empty axis, as that of a depthwise filter."""
     candidates = (s for s, r in zip(segments, spec.roles, strict=True) if r == role)
-    return next((neuron(graph, s) for s in candidates if any(graph.groups[g].size > 1 for g in s)), ())
+    return next((neuron(graph, s) for s in candidates if s and not _is_empty(graph, s)), ())
+
+
+def _is_empty(graph: ParameterGraph, segment: Segment) -> bool:
+    return all(graph.groups[g].size == 1 and graph.groups[g].kind == "tap" for g in segment)
 
 
 def _bars(graph: ParameterGraph, arrows: list[_Arrow]) -> dict[int, _Bar]:
@@ -140,11 +145,12 @@ def _dots(graph: ParameterGraph, arrows: list[_Arrow]) -> Iterator[tuple[Segment
     columns = {arrow.parameter: arrow.column for arrow in arrows}
     depths = [(graph.parameters[name].depth, column) for name, column in columns.items()]
     for spec in graph.parameters.values():
-        if spec.name in columns or not spec.axes:
+        if spec.name in columns or "out" not in spec.roles:
             continue
         nearest = min(depths, key=lambda pair: abs(pair[0] - spec.depth), default=(0.0, 0))[1]
-        kinds = spec.block_kinds or (spec.kind,) * len(spec.axes[0])
-        for segment, kind in dict.fromkeys(zip(spec.axes[0], kinds, strict=False)):
+        axis = spec.axes[spec.roles.index("out")]
+        kinds = spec.block_kinds or (spec.kind,) * len(axis)
+        for segment, kind in dict.fromkeys(zip(axis, kinds, strict=False)):
             yield neuron(graph, segment), nearest + _WRITE, kind
 
 

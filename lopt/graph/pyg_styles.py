@@ -28,7 +28,6 @@ class Place:
 
     spec: ParameterSpec
     block: Block
-    number: int
     target: tuple[int, ...]
     source: tuple[int, ...]
     taps: tuple[int, ...]
@@ -168,10 +167,10 @@ def neuron_places(graph: ParameterGraph, atoms: int | None = None) -> list[Place
     """All blocks; a neuron keeps at most `atoms` of its atomic axes (None: all), the others become taps."""
     blocks, places = iter(graph.blocks), []
     for spec in graph.parameters.values():
-        for number, segments in enumerate(itertools.product(*spec.axes)):
+        for segments in itertools.product(*spec.axes):
             target, source = (_neuron_positions(graph, spec, segments, role, atoms) for role in ("out", "in"))
             taps = tuple(i for i in range(sum(map(len, segments))) if i not in target + source)
-            places.append(Place(spec, next(blocks), number, target or source, source or target, taps))
+            places.append(Place(spec, next(blocks), target or source, source or target, taps))
     return places
 
 

@@ -16,12 +16,12 @@ def summary(graph: ParameterGraph) -> str:
     """Parameters with their axes written as groups, then the groups, then totals.
 
     `[h1, in1 x 9]` reads: axis 0 is group h1, axis 1 is the product of group in1 and 9 taps; `h1|h2` is a
-    concatenation. Groups marked * may be permuted.
+    concatenation; `emb.weight = head.weight` is one tied tensor. Groups marked * may be permuted.
     """
     names = group_names(graph)
     parameters = [
-        (name, _shape(spec), axes_text(graph, spec, names), _kind(spec), f"{spec.depth:.2f}")
-        for name, spec in graph.parameters.items()
+        (_name(spec), _shape(spec), axes_text(graph, spec, names), _kind(spec), f"{spec.depth:.2f}")
+        for spec in graph.parameters.values()
     ]
     groups = [
         (names[g.id] + "*" * g.permutable, str(g.size), g.kind, g.activation or "", _members(g))
@@ -73,6 +73,10 @@ def _segments(axis: Sequence[Segment], names: dict[int, str]) -> Iterator[str]:
             start = end
 
 
+def _name(spec: ParameterSpec) -> str:
+    return " = ".join([spec.name, *spec.aliases])
+
+
 def _shape(spec: ParameterSpec) -> str:
     return " x ".join(map(str, spec.shape)) or "scalar"
 
@@ -82,7 +86,7 @@ def _kind(spec: ParameterSpec) -> str:
 
 
 def _members(group: AxisGroup) -> str:
-    shown = [f"{name}.{axis}" for name, axis in group.members[:_SHOWN_MEMBERS]]
+    shown = [f"{name}[{axis}]" for name, axis in group.members[:_SHOWN_MEMBERS]]
     more = len(group.members) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
 

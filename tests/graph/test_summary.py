@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from lopt.graph import ParameterGraph
@@ -18,10 +20,10 @@ temperature  scalar         []                other   0.00
 
 group  size  kind      activation  members
 -----  ----  --------  ----------  -------
-in1    1     input                 conv.weight.1
-h1*    3     hidden                conv.weight.0, conv.bias.0, norm.scale.0 and 1 more
-pos1   4     position              head.weight.1
-out1   2     output                head.weight.0
+in1    1     input                 conv.weight[1]
+h1*    3     hidden                conv.weight[0], conv.bias[0], norm.scale[0] and 1 more
+pos1   4     position              head.weight[1]
+out1   2     output                head.weight[0]
 
 43 scalars in 5 parameters; 6 groups, 1 of them permutable (3 neurons); rung: traced"""
     squeeze = [line.split() for line in cnn_graph.summary().splitlines() if "--" not in line]
@@ -42,6 +44,12 @@ def test_products_and_concatenations_are_written_out(attention_graph: ParameterG
     assert texts["out.weight"] == "[h1, h2 x h4]"
     assert texts["filter"] == "[h1, 1, 5]"
     assert "query|key|value" in attention_graph.summary()
+
+
+def test_tied_names_are_shown(cnn_graph: ParameterGraph) -> None:
+    spec = replace(cnn_graph.parameters["head.weight"], aliases=("stem.weight",))
+    tied = replace(cnn_graph, parameters={**cnn_graph.parameters, "head.weight": spec})
+    assert "head.weight = stem.weight  2 x 12" in tied.summary()
 
 
 def test_the_rung_is_told() -> None:
