@@ -143,19 +143,19 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
 class Recorder(TorchDispatchMode):
     """Writes every operation that involves tensors to a tape."""
 
-    def __init__(self, tape: Tape, before: Callable[[list[Tensor]], None] | None = None) -> None:
+    def __init__(self, tape: Tape, before: Callable[[list[Tensor]], None] | None, paused: bool) -> None:
         super().__init__()
         self.tape = tape
         self.before = before
         """Called with the tensors that an operation is about to write to."""
-        self.paused = False
+        self.paused = paused
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.paused or func.namespace == "prim":
-            return func(*args, **kwargs)
         if self.before is not None and func._schema.is_mutable:
             self.before(_written(func, args, kwargs))
+        if self.paused or func.namespace == "prim":
+            return func(*args, **kwargs)
         outputs = func(*args, **kwargs)
         if any(isinstance(x, Tensor) for x in tree_leaves(outputs)) or func._schema.is_mutable:
             self.tape.record(func, args, kwargs, outputs)
@@ -190,9 +190,11 @@ def _hashable(func: Any) -> bool:
 
 
 @contextmanager
-def recording(tape: Tape, before: Callable[[list[Tensor]], None] | None = None) -> Iterator[None]:
-    """Record what runs inside on the tape."""
-    recorder = Recorder(tape, before)
+def recording(
+    tape: Tape, before: Callable[[list[Tensor]], None] | None = None, paused: bool = False
+) -> Iterator[None]:
+    """Record what runs inside on the tape (nothing if paused), calling `before` on what is about to be written to."""
+    recorder = Recorder(tape, before, paused)
     with ExitStack() as stack:
         stack.enter_context(recorder)
         stack.enter_context(_WholeFunctions(recorder))

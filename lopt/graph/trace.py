@@ -71,6 +71,8 @@ def _without_fakes(
     except Exception as record_error:
         try:
             _run_real(model, args, kwargs, record=False)
+        except _CannotRecordError:
+            pass
         except Exception as own_error:
             raise _does_not_fit(model, own_error) from own_error
         return _untied(model, f"{why}, and so did recording a forward pass ({_last_line(record_error)})")
@@ -215,7 +217,7 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
 
 
 def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], record: bool) -> Tape:
-    """One forward pass on the real values, with copies of the buffers only."""
+    """One forward pass on the real values, with copies of the buffers and inputs only."""
     parameters = dict(model.named_parameters())
     storages = {p.untyped_storage().data_ptr() for p in parameters.values()}
 
@@ -225,12 +227,9 @@ def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], r
 
     stand_ins = {**parameters, **{name: b.clone() for name, b in model.named_buffers()}}
     tape = Tape()
-    with untouched(model), plain_kernels(), _quiet(), torch.no_grad():
-        if record:
-            with recording(tape, before=refuse):
-                _call(model, tape, stand_ins, args, kwargs, input_tensors((args, kwargs)))
-        else:
-            torch.func.functional_call(model, stand_ins, args, kwargs)
+    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs))
+    with untouched(model), plain_kernels(), _quiet(), torch.no_grad(), recording(tape, refuse, not record):
+        _call(model, tape, stand_ins, args, kwargs, input_tensors((args, kwargs)))
     return tape
 
 

@@ -247,8 +247,10 @@ class _Runner:
             for module in self.model.modules():
                 module.__dict__["training"] = False
             torch.manual_seed(0)
+            inputs = (self.args, self.kwargs)
+            args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
             try:
-                return torch.func.functional_call(self.model, given, self.args, self.kwargs)
+                return torch.func.functional_call(self.model, given, args, kwargs)
             except Exception as error:
                 text = str(error).strip().splitlines()
                 raise GraphError(

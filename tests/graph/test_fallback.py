@@ -1,0 +1,171 @@
+"""The ladder: an unknown operation, control flow that depends on values, and a model that cannot be recorded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lopt.errors import GraphWarning
+from lopt.graph import ParameterGraph
+from tests.graph.expectations import assert_axes
+
+X = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def unknown() -> Iterator[object]:
+    library = torch.library.Library("lopt_test", "DEF")
+    library.define("reverse(Tensor x) -> Tensor")
+    library.impl("reverse", lambda x: x.flip(-1), "CompositeExplicitAutograd")
+    yield torch.ops.lopt_test.reverse
+    library._destroy()
+
+
+class WithUnknown(nn.Module):
+    def __init__(self, operation: object) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(5, 6), nn.Linear(6, 7), nn.Linear(7, 2)
+        self.operation = operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.second(self.operation(self.first(x))).relu())  # type: ignore[operator]
+
+
+def test_an_unknown_operation_unties_only_what_it_touches(unknown: object) -> None:
+    model = WithUnknown(unknown)
+    with pytest.warns(GraphWarning) as caught:
+        graph = ParameterGraph.trace(model, (X,))
+    assert len(caught) == 1
+    text = str(caught[0].message)
+    assert "lopt_test.reverse" in text
+    assert "first.bias, first.weight" in text
+    assert "third" not in text
+    assert graph.rung == "traced"
+    assert_axes(graph, {
+        "first.weight": [".", "."], "first.bias": ["."],
+        "second.weight": ["h", "."], "second.bias": ["h"],
+        "third.weight": [".", "h"], "third.bias": ["."],
+    })  # fmt: skip
+    out, into = graph.parameters["first.weight"].axes[0], graph.parameters["second.weight"].axes[1]
+    assert out != into, "what comes out of an unknown operation is not what went in"
+    assert graph.groups[out[0][0]].kind == "untied"
+    assert graph.verify(model, (X,)).ok
+
+
+class Branching(nn.Module):
+    """Routes rows by their values, as a mixture of experts does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Linear(5, 6)
+        self.gate = nn.Linear(6, 2)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 6)) for _ in range(2)
+        )
+        self.norm = nn.BatchNorm1d(6)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.into(x))
+        choice = self.gate(h).argmax(-1)
+        result = torch.zeros_like(h)
+        for number, expert in enumerate(self.experts):
+            rows = (choice == number).nonzero()[:, 0]
+            if len(rows):
+                result = result.index_add(0, rows, expert(h[rows]))
+        return self.out(h + result)
+
+
+def _routed() -> tuple[Branching, Tensor]:
+    torch.manual_seed(1)
+    return Branching(), torch.randn(16, 5)
+
+
+def test_control_flow_by_values_is_read_from_a_recorded_forward_pass() -> None:
+    model, x = _routed()
+    with pytest.warns(
+        GraphWarning, match="DynamicOutputShapeException.*read from one forward pass"
+    ) as caught:
+        graph = ParameterGraph.trace(model, (x,))
+    assert len(caught) == 1
+    assert graph.rung == "recorded"
+    expected = {
+        "into.weight": ["s", "."], "into.bias": ["s"], "gate.weight": [".", "s"], "gate.bias": ["."],
+        "norm.weight": ["s"], "norm.bias": ["s"], "out.weight": [".", "s"], "out.bias": ["."],
+    }  # fmt: skip
+    for i, hidden in enumerate("ab"):
+        expected |= {
+            f"experts.{i}.0.weight": [hidden, "s"], f"experts.{i}.0.bias": [hidden],
+            f"experts.{i}.2.weight": ["s", hidden], f"experts.{i}.2.bias": ["s"],
+        }  # fmt: skip
+    assert_axes(graph, expected)
+    assert graph.verify(model, (x,)).ok
+
+
+def test_recording_changes_neither_buffers_nor_random_numbers() -> None:
+    model, x = _routed()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    state = torch.get_rng_state()
+    with pytest.warns(GraphWarning):
+        ParameterGraph.trace(model, (x,))
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+class InPlace(nn.Module):
+    """Needs values, and writes to its parameters: recording it would change it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum().item() < 1e9:
+            with torch.no_grad():
+                self.first.weight.clamp_(-0.1, 0.1)
+        return self.first(x)
+
+
+def test_what_cannot_even_be_recorded_stays_untied() -> None:
+    model = InPlace()
+    before = model.first.weight.clone()
+    with pytest.warns(GraphWarning, match=r"first\.weight, first\.bias.*writes to its parameters") as caught:
+        graph = ParameterGraph.trace(model, (X,))
+    assert len(caught) == 1
+    assert graph.rung == "untied"
+    assert_axes(graph, {"first.weight": [".", "."], "first.bias": ["."]})
+    assert torch.equal(before, model.first.weight)
+
+
+def test_without_values_control_flow_by_values_stays_untied() -> None:
+    with torch.device("meta"):
+        model = Branching()
+    with pytest.warns(GraphWarning, match="no values on the meta device"):
+        graph = ParameterGraph.trace(model, (torch.randn(16, 5),))
+    assert graph.rung == "untied"
+
+
+def test_a_cache_outside_of_the_model_keeps_no_fake_tensor() -> None:
+    import functools
+
+    @functools.lru_cache
+    def places(n: int) -> Tensor:
+        return torch.arange(n, dtype=torch.float32)
+
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x + places(5))
+
+    model = Cached()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ParameterGraph.trace(model, (X,))
+    assert type(model(X)) is Tensor

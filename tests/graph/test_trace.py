@@ -1,0 +1,439 @@
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lopt.errors import GraphError
+from lopt.graph import ParameterGraph
+from tests.graph.expectations import assert_axes
+
+
+class ResBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv1 = nn.Conv2d(6, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 6, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return self.head((x + y).relu().mean((2, 3)))
+
+
+class TiedLanguageModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.place = nn.Embedding(8, 6)
+        self.up = nn.Linear(6, 9)
+        self.down = nn.Linear(9, 6)
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.embed(ids) + self.place(torch.arange(ids.shape[1]))
+        h = h + self.down(F.gelu(self.up(h)))
+        return self.head(self.norm(h))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Linear(5, 8)
+        self.mha = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.into(x)
+        return self.out(h + self.mha(h, h, h)[0])
+
+
+class CharLSTM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 4)
+        self.lstm = nn.LSTM(4, 6, num_layers=2, batch_first=True)
+        self.head = nn.Linear(6, 11)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.lstm(self.embed(ids))[0])
+
+
+class UNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc = nn.Conv2d(3, 4, 3, padding=1)
+        self.down = nn.Conv2d(4, 6, 2, stride=2)
+        self.up = nn.ConvTranspose2d(6, 5, 2, stride=2)
+        self.dec = nn.Conv2d(9, 7, 3, padding=1)
+        self.out = nn.Conv2d(7, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.enc(x).relu()
+        up = self.up(self.down(skip).relu())
+        return self.out(self.dec(torch.cat([skip, up], 1)).relu())
+
+
+IDS = torch.arange(10).reshape(2, 5)
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def _cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 3),
+    )
+
+
+def _depthwise() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
+
+
+def _group_norm() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+
+def _grouped() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 3, groups=2), nn.Conv2d(6, 4, 1))
+
+
+NETS = {
+    "mlp": (
+        _mlp,
+        (torch.randn(2, 5),),
+        {
+            "0.weight": ["a", "."], "0.bias": ["a"],
+            "2.weight": ["b", "a"], "2.bias": ["b"],
+            "4.weight": [".", "b"], "4.bias": ["."],
+        },
+    ),
+    "cnn with batch norm and flatten": (
+        _cnn,
+        (IMAGE,),
+        {
+            "0.weight": ["c", ".", ".", "."], "0.bias": ["c"],
+            "1.weight": ["c"], "1.bias": ["c"], "1.running_mean": ["c"], "1.running_var": ["c"],
+            "5.weight": [".", "c*."], "5.bias": ["."],
+        },
+    ),
+    "residual block": (
+        ResBlock,
+        (IMAGE,),
+        {
+            "stem.weight": ["s", ".", ".", "."], "stem.bias": ["s"],
+            "conv1.weight": ["c", "s", ".", "."],
+            "bn1.weight": ["c"], "bn1.bias": ["c"],
+            "conv2.weight": ["s", "c", ".", "."],
+            "bn2.weight": ["s"], "bn2.bias": ["s"],
+            "head.weight": [".", "s"], "head.bias": ["."],
+        },
+    ),
+    "depthwise": (
+        _depthwise,
+        (IMAGE,),
+        {
+            "0.weight": ["c", ".", ".", "."], "0.bias": ["c"],
+            "1.weight": ["c", ".", ".", "."], "1.bias": ["c"],
+            "2.weight": [".", "c", ".", "."], "2.bias": ["."],
+        },
+    ),
+    "group norm": (
+        _group_norm,
+        (IMAGE,),
+        {
+            "0.weight": ["g*c", ".", ".", "."], "0.bias": ["g*c"],
+            "1.weight": ["g*c"], "1.bias": ["g*c"],
+            "3.weight": [".", "g*c", ".", "."], "3.bias": ["."],
+        },
+    ),
+    "grouped convolution": (
+        _grouped,
+        (IMAGE,),
+        {
+            "0.weight": ["g*i", ".", ".", "."], "0.bias": ["g*i"],
+            "1.weight": ["g*o", "i", ".", "."], "1.bias": ["g*o"],
+            "2.weight": [".", "g*o", ".", "."], "2.bias": ["."],
+        },
+    ),
+    "language model with tied embedding": (
+        TiedLanguageModel,
+        (IDS,),
+        {
+            "embed.weight": [".", "d"], "place.weight": [".", "d"],
+            "up.weight": ["h", "d"], "up.bias": ["h"], "down.weight": ["d", "h"], "down.bias": ["d"],
+            "norm.weight": ["d"], "norm.bias": ["d"],
+        },
+    ),
+    "multi-head attention": (
+        SelfAttention,
+        (torch.randn(2, 4, 5),),
+        {
+            "into.weight": ["d", "."], "into.bias": ["d"],
+            "mha.in_proj_weight": ["h*k+h*k+h*v", "d"], "mha.in_proj_bias": ["h*k+h*k+h*v"],
+            "mha.out_proj.weight": ["d", "h*v"], "mha.out_proj.bias": ["d"],
+            "out.weight": [".", "d"], "out.bias": ["."],
+        },
+    ),
+    "transformer layer": (
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), nn.Linear(8, 3)),
+        (torch.randn(2, 4, 5),),
+        {
+            "0.weight": ["d", "."], "0.bias": ["d"],
+            "1.self_attn.in_proj_weight": ["h*k+h*k+h*v", "d"], "1.self_attn.in_proj_bias": ["h*k+h*k+h*v"],
+            "1.self_attn.out_proj.weight": ["d", "h*v"], "1.self_attn.out_proj.bias": ["d"],
+            "1.linear1.weight": ["f", "d"], "1.linear1.bias": ["f"],
+            "1.linear2.weight": ["d", "f"], "1.linear2.bias": ["d"],
+            "1.norm1.weight": ["d"], "1.norm1.bias": ["d"], "1.norm2.weight": ["d"], "1.norm2.bias": ["d"],
+            "2.weight": [".", "d"], "2.bias": ["."],
+        },
+    ),
+    "lstm": (
+        CharLSTM,
+        (IDS,),
+        {
+            "embed.weight": [".", "e"],
+            "lstm.weight_ih_l0": ["h+h+h+h", "e"], "lstm.weight_hh_l0": ["h+h+h+h", "h"],
+            "lstm.bias_ih_l0": ["h+h+h+h"], "lstm.bias_hh_l0": ["h+h+h+h"],
+            "lstm.weight_ih_l1": ["k+k+k+k", "h"], "lstm.weight_hh_l1": ["k+k+k+k", "k"],
+            "lstm.bias_ih_l1": ["k+k+k+k"], "lstm.bias_hh_l1": ["k+k+k+k"],
+            "head.weight": [".", "k"], "head.bias": ["."],
+        },
+    ),
+    "u-net": (
+        UNet,
+        (IMAGE,),
+        {
+            "enc.weight": ["s", ".", ".", "."], "enc.bias": ["s"],
+            "down.weight": ["d", "s", ".", "."], "down.bias": ["d"],
+            "up.weight": ["d", "u", ".", "."], "up.bias": ["u"],
+            "dec.weight": ["c", "s+u", ".", "."], "dec.bias": ["c"],
+            "out.weight": [".", "c", ".", "."], "out.bias": ["."],
+        },
+    ),
+    "weight norm": (
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 7)), nn.ReLU(), nn.Linear(7, 3)),
+        (torch.randn(2, 5),),
+        {
+            "0.bias": ["h"],
+            "0.parametrizations.weight.original0": ["h", "."],
+            "0.parametrizations.weight.original1": ["h", "."],
+            "1.weight": [], "2.weight": [".", "h"], "2.bias": ["."],
+        },
+    ),
+}  # fmt: skip
+NETS["weight norm"][2].pop("1.weight")
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_axes_equal_hand_written_ones_and_verify(name: str) -> None:
+    torch.manual_seed(0)
+    build, args, expected = NETS[name]
+    model = build()
+    graph = ParameterGraph.trace(model, args)
+    assert graph.rung == "traced"
+    assert_axes(graph, expected)
+    report = graph.verify(model, args)
+    assert report.ok, report
+    assert report.controls == report.controls_detected > 0
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_blocks_tile_each_parameter(name: str) -> None:
+    build, args, _ = NETS[name]
+    graph = ParameterGraph.trace(build(), args)
+    for spec in graph.parameters.values():
+        covered = torch.zeros(spec.shape)
+        for block in (b for b in graph.blocks if b.parameter == spec.name):
+            covered[block.slices].reshape(block.shape)  # the block has the sizes of its groups
+            covered[block.slices] += 1
+        assert (covered == 1).all()
+
+
+def test_groups_say_size_activation_and_why_they_are_fixed() -> None:
+    graph = ParameterGraph.trace(_cnn(), (IMAGE,))
+    kinds = {(g.size, g.kind, g.permutable, g.activation) for g in graph.groups}
+    assert kinds == {
+        (8, "hidden", True, "relu"), (3, "input", False, None), (3, "tap", False, None),
+        (16, "position", False, None), (3, "output", False, None),
+    }  # fmt: skip
+
+
+def test_a_tied_parameter_is_one_tensor_with_aliases() -> None:
+    graph = ParameterGraph.trace(TiedLanguageModel(), (IDS,))
+    assert "head.weight" not in graph.parameters
+    assert graph.parameters["embed.weight"].aliases == ("head.weight",)
+    assert graph.parameters["embed.weight"].kind == "embedding"
+    assert graph.groups[graph.parameters["embed.weight"].axes[0][0][0]].kind == "vocabulary"
+
+
+def test_kinds_come_from_the_data_flow() -> None:
+    kinds = {n: s.kind for n, s in ParameterGraph.trace(TiedLanguageModel(), (IDS,)).parameters.items()}
+    assert kinds == {
+        "embed.weight": "embedding", "place.weight": "position", "up.weight": "weight", "up.bias": "bias",
+        "down.weight": "weight", "down.bias": "bias", "norm.weight": "scale", "norm.bias": "shift",
+    }  # fmt: skip
+    attention = ParameterGraph.trace(SelfAttention(), (torch.randn(2, 4, 5),)).parameters
+    assert attention["mha.in_proj_weight"].block_kinds == ("query", "key", "value")
+    assert attention["mha.out_proj.weight"].kind == "output"
+    lstm = ParameterGraph.trace(CharLSTM(), (IDS,)).parameters
+    assert lstm["lstm.weight_hh_l1"].block_kinds == ("input_gate", "forget_gate", "cell_gate", "output_gate")
+    depthwise = ParameterGraph.trace(_depthwise(), (IMAGE,)).parameters
+    assert [depthwise[f"{i}.weight"].kind for i in range(3)] == ["weight", "depthwise", "weight"]
+
+
+def test_roles_follow_the_direction_of_the_data() -> None:
+    graph = ParameterGraph.trace(UNet(), (IMAGE,))
+    assert graph.parameters["down.weight"].roles == ("out", "in", "tap", "tap")
+    assert graph.parameters["up.weight"].roles == ("in", "out", "tap", "tap")
+
+
+def test_depth_grows_from_input_to_output() -> None:
+    depths = [spec.depth for spec in ParameterGraph.trace(_mlp(), (torch.randn(2, 5),)).parameters.values()]
+    assert depths == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
+
+
+class Everything(nn.Module):
+    """Dropout, batch statistics, a cache as attribute, a lookup kept in a list: all that tracing could disturb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.lstm = nn.LSTM(4, 5, batch_first=True)
+        self.head = nn.Linear(5, 2)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(self.bn(self.conv(x))).flatten(2).transpose(1, 2)
+        self.seen.append(h)
+        self.cache = h
+        return self.head(self.lstm(h)[0].mean(1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_tracing_and_verification_leave_the_model_as_it_was(training: bool) -> None:
+    torch.manual_seed(0)
+    model = Everything().train(training)
+    calls = []
+    model.head.register_forward_hook(lambda *_: calls.append(1))
+    before = copy.deepcopy(model.state_dict())
+    objects = {name: id(t) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    attributes = {name: set(module.__dict__) for name, module in model.named_modules()}
+    state, python_state = torch.get_rng_state(), random.getstate()
+    graph = ParameterGraph.trace(model, (IMAGE,))
+    assert graph.verify(model, (IMAGE,)).ok
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert objects == {name: id(t) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    assert attributes == {name: set(module.__dict__) for name, module in model.named_modules()}
+    assert torch.equal(state, torch.get_rng_state())
+    assert python_state == random.getstate()
+    assert all(module.training == training for module in model.modules())
+    assert model.seen == []
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert len(model.head._forward_hooks) == 1
+    assert model(IMAGE).shape == (2, 2)  # with real tensors again
+
+
+def test_a_model_on_the_meta_device_has_the_same_graph() -> None:
+    with torch.device("meta"):
+        ghost = SelfAttention()
+    x = torch.randn(2, 4, 5)
+    expected = _content(ParameterGraph.trace(SelfAttention(), (x,)))
+    assert _content(ParameterGraph.trace(ghost, (x,))) == expected
+    assert _content(ParameterGraph.trace(ghost, (x.to("meta"),))) == expected
+
+
+def _content(graph: ParameterGraph) -> tuple[object, ...]:
+    return graph.parameters, graph.groups, graph.buffers, graph.rung
+
+
+def test_tracing_is_deterministic_and_silent() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        a, b = (ParameterGraph.trace(UNet(), (IMAGE,)) for _ in range(2))
+    assert _content(a) == _content(b)
+
+
+class Half(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        self.second = nn.Linear(6, 2)
+        self.spare = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).half().float())
+
+
+def test_casts_go_along_and_unused_parameters_stay_in_place() -> None:
+    graph = ParameterGraph.trace(Half(), (torch.randn(2, 4),))
+    assert_axes(graph, {
+        "first.weight": ["h", "."], "first.bias": ["h"], "second.weight": [".", "h"], "second.bias": ["."],
+        "spare.weight": [".", "."], "spare.bias": ["."],
+    })  # fmt: skip
+    assert {graph.groups[s[0]].kind for s in graph.parameters["spare.weight"].axes[0]} == {"unused"}
+
+
+class Complex(nn.Module):
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.w
+
+
+class Raises(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("only square images are supported")
+
+
+X = torch.ones(2)
+BAD = {
+    "no parameters": (nn.ReLU(), (X,), "found none in ReLU"),
+    "complex": (Complex(torch.ones(2, dtype=torch.complex64)), (X,), "found w which is complex"),
+    "integer": (Complex(torch.ones(2, dtype=torch.int64)), (X,), "found w which is not floating point"),
+    "sparse": (Complex(torch.eye(2).to_sparse()), (X,), "found w which is sparse"),
+    "lazy": (nn.LazyLinear(3), (X,), "not initialised yet"),
+    "not a module": (torch.relu, (X,), "expected a torch.nn.Module"),
+    "not a tuple": (nn.Linear(2, 2), X, r"found Tensor: write \(x,\)"),
+    "wrong shape": (
+        nn.Linear(3, 2),
+        (torch.ones(4, 5),),
+        "Linear accepts, but its forward pass raised RuntimeError",
+    ),
+    "too many": (nn.Linear(3, 2), (torch.ones(3), X), "TypeError"),
+    "the model raises": (Raises(), (X,), "only square images are supported"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_clear_error(name: str) -> None:
+    model, args, message = BAD[name]
+    with pytest.raises(GraphError, match=message) as caught:
+        ParameterGraph.trace(model, args)
+    assert "\n" not in str(caught.value)
