@@ -15,6 +15,7 @@ from lopt.errors import LoptError
 COMMANDS = {
     "train": "meta-train a rule as a config says",
     "resume": "continue an interrupted training run",
+    "watch": "how a training run stands, in plain text",
     "evaluate": "train test networks with a rule and print the figures",
     "compare": "learning curves of rules and tuned baselines",
     "graph": "derive, print and verify the parameter graph of a model",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from lopt.meta.history import METRICS
 from lopt.rules.io import write_atomically
 
 
@@ -20,7 +21,7 @@ class RunLog:
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / METRICS
         self._cut(first_step)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
 

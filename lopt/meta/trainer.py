@@ -24,6 +24,7 @@ from lopt.meta.config import MetaConfig
 from lopt.meta.estimators import make_estimator
 from lopt.meta.gauges import peak_memory, step_gauges
 from lopt.meta.outer_optimizer import OuterOptimizer
+from lopt.meta.pictures import draw_training
 from lopt.meta.population import Population, Weighted
 from lopt.meta.ranks import Ranks
 from lopt.meta.runlog import RunLog
@@ -43,8 +44,8 @@ class Trainer:
     """Meta-trains a learned rule on task families; writes its run folder as it goes.
 
     out: the run folder, which gets checkpoint.safetensors, rule.safetensors (the best by validation),
-    metrics.jsonl and tensorboard/. `provenance` is written into the rule file. Several processes, each with a
-    trainer of the same arguments but for `ranks`, share the cohorts; the leader writes.
+    metrics.jsonl, training.png and tensorboard/. `provenance` is written into the rule file. Several processes,
+    each with a trainer of the same arguments but for `ranks`, share the cohorts; the leader writes.
     """
 
     def __init__(
@@ -159,6 +160,9 @@ class Trainer:
             return
         named = zip(self.validation, scores.tolist(), strict=True)
         log.write(self.step, {"validation": score, **{f"validation/{task.name}": s for task, s in named}})
+        draw_training(
+            self.out, {task.name: curve for task, curve in zip(self.validation, curves, strict=True)}
+        )
         if better:
             provenance = {**self.provenance, "outer_steps": self.step, "validation": score}
             save_rule(rule, self.out / RULE, provenance)

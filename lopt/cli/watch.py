@@ -1,0 +1,157 @@
+"""`lopt watch`: how a training run stands, in plain text."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lopt import config as configs
+from lopt.cli.arguments import positive
+from lopt.cli.train import CONFIG_FILE
+from lopt.errors import ConfigError
+from lopt.meta.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from lopt.meta.history import History
+
+DESCRIPTION = """Print how a training run stands: progress, outer loss of each family, validation scores, step
+sizes by kind of parameter, what went wrong so far, throughput and memory. Reads the run folder only, so
+it can look at a run on a shared disk, and at one that has ended.
+
+examples:
+  lopt watch runs/demo
+  lopt watch runs/demo --every 10     again every 10 seconds until the run is over"""
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 40
+"""Characters of a curve."""
+RECENT = 25
+"""Outer steps that "now" is a mean over."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the run folder")
+    parser.add_argument("--every", type=positive, metavar="SECONDS", help="repeat until the run is over")
+
+
+def run(args: argparse.Namespace) -> int:
+    from lopt.meta.history import History
+
+    folder = Path(args.run)
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"{folder}: expected a run folder with {CONFIG_FILE}, found none")
+    config = configs.load(RunConfig, folder / CONFIG_FILE, {})
+    while True:
+        history = History.read(folder)
+        print(summary(config, history), flush=True)
+        done = steps_done(history) >= config.meta.steps
+        if args.every is None or done:
+            return 0
+        time.sleep(args.every)
+        print()
+
+
+def steps_done(history: History) -> int:
+    """Outer steps that the log holds."""
+    found = history.series("outer_loss")
+    return found[-1][0] + 1 if found else 0
+
+
+def summary(config: RunConfig, history: History) -> str:
+    """The whole report."""
+    done, total = steps_done(history), config.meta.steps
+    head = f"{config.name}: outer step {done} of {total} ({done / total:.0%}){_remaining(config, history)}"
+    if not done:
+        return f"{head}\nnothing logged yet"
+    sections = [_losses(history), _validation(history), _steps(history), _health(history)]
+    return "\n".join([head, *(line for section in sections for line in section)])
+
+
+def _remaining(config: RunConfig, history: History) -> str:
+    rates = [value for _, value in history.series("inner_steps_per_second")[-RECENT:]]
+    left = config.meta.steps - steps_done(history)
+    if not rates or not left:
+        return ""
+    meta = config.meta
+    each = (
+        meta.cohorts_per_step * meta.truncation * meta.networks * sum(1 / rate for rate in rates) / len(rates)
+    )
+    return f", about {_duration(left * each)} left and time for validation"
+
+
+def _losses(history: History) -> list[str]:
+    lines = ["", f"{'outer loss':24}{'first':>9}{'now':>9}"]
+    for name in ["outer_loss", *history.names("outer_loss/")]:
+        values = [value for _, value in history.series(name)]
+        label = "all" if name == "outer_loss" else name.removeprefix("outer_loss/")
+        first, now = mean(values[:RECENT]), mean(values[-RECENT:])
+        lines.append(f"  {label:22}{first:9.4f}{now:9.4f}  {sparkline(values)}")
+    return lines
+
+
+def _validation(history: History) -> list[str]:
+    names = ["validation", *history.names("validation/")]
+    found = {name: [value for _, value in history.series(name)] for name in names}
+    if not found["validation"]:
+        return []
+    lines = ["", f"{'validation':24}{'best':>9}{'now':>9}   (mean log relative loss)"]
+    for name, values in found.items():
+        label = "all" if name == "validation" else name.removeprefix("validation/")
+        lines.append(f"  {label:22}{min(values):9.4f}{values[-1]:9.4f}  {sparkline(values)}")
+    return lines
+
+
+def _steps(history: History) -> list[str]:
+    lines = ["", f"{'steps of the rule':24}{'rms':>9}{'/ weights':>11}"]
+    for name in history.names("step_rms/"):
+        kind = name.removeprefix("step_rms/")
+        size, ratio = (
+            mean([v for _, v in history.series(n)[-RECENT:]]) for n in (name, f"update_ratio/{kind}")
+        )
+        lines.append(f"  {kind:22}{size:9.2g}{ratio:11.2g}")
+    return lines
+
+
+def _health(history: History) -> list[str]:
+    counts = ", ".join(
+        f"{history.last(name) or 0:.0f} {name}" for name in ("diverged", "skipped", "restarts")
+    )
+    rates = [value for _, value in history.series("inner_steps_per_second")[-RECENT:]]
+    speed = f"{mean(rates):.0f} inner steps per second, {history.last('memory_mib') or 0:.0f} MiB at most"
+    gradient = mean([value for _, value in history.series("gradient_norm")[-RECENT:]])
+    return [
+        "",
+        counts,
+        speed,
+        f"norm of the meta-gradient {gradient:.3g}, now at rate {history.last('learning_rate'):.2g}",
+    ]
+
+
+def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
+    """A curve in one line of text: means over stretches, from the lowest to the highest."""
+    count = min(width, len(values))
+    stretches = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
+    points = [mean(stretch) for stretch in stretches]
+    finite = [point for point in points if math.isfinite(point)]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((p - low) * scale)] if math.isfinite(p) else "×" for p in points)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean of the finite values; nan without any."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
