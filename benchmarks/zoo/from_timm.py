@@ -31,11 +31,21 @@ def _add_class(title: str, module: str, name: str, **options: Any) -> None:
     add(title, "timm", build)
 
 
+_NARROW = (16, 24, 32, 48)
+
 _add("resnet18")
-_add("resnet26d")
-_add("seresnet18")
-_add("resnext26ts", 48)
-_add("resnext50_32x4d", title="resnext50_32x4d (2 blocks a stage)", layers=(2, 2, 2, 2))
+_add("resnet26d", title="resnet26d (narrow)", channels=_NARROW)
+_add("seresnet18", title="seresnet18 (narrow)", channels=_NARROW)
+_add("skresnet18", title="skresnet18 (narrow)", channels=_NARROW)
+_add("resnest14d", title="resnest14d (narrow)", channels=_NARROW)
+_add(
+    "resnext50_32x4d",
+    title="resnext50 (narrow)",
+    layers=(2, 2, 2, 2),
+    cardinality=4,
+    base_width=8,
+    channels=_NARROW,
+)
 _add("densenet121", title="densenet (3 layers a block)", growth_rate=8, block_config=(3, 3, 3))
 _add("mobilenetv2_050")
 _add("mobilenetv3_small_050")
@@ -50,8 +60,6 @@ _add("regnetx_002")
 _add("regnety_002")
 _add("ghostnet_050")
 _add("dla46_c")
-_add("cspresnet50")
-_add("repvgg_a0")
 _add("vit_tiny_patch16_224", 64, title="vit_tiny (2 blocks)", img_size=64, depth=2)
 _add("deit_tiny_patch16_224", 64, title="deit_tiny (2 blocks)", img_size=64, depth=2)
 _add("cait_xxs24_224", 64, title="cait (2 blocks)", img_size=64, depth=2)
@@ -65,14 +73,12 @@ _add(
     depths=(2, 2),
     num_heads=(2, 4),
 )
-_add("pvt_v2_b0")
+_add("pvt_v2_b0", title="pvt_v2 (narrow)", embed_dims=(8, 16, 40, 64))
 _add("test_vit", 160)
 _add("test_coatnet", 160)
 _add("test_maxvit", 160)
-_add("poolformer_s12")
 _add("edgenext_xx_small")
 _add("mobilevit_xxs", 64)
-_add("levit_128s", 224)
 
 _MIXER = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_blocks": 2}
 
@@ -90,3 +96,14 @@ _add_class(
     mlp_ratio=4,
 )
 _add_class("ConvMixer", "convmixer", "ConvMixer", dim=48, depth=2, kernel_size=5, patch_size=8)
+_add_class("PoolFormer", "metaformer", "MetaFormer", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
+_add_class(
+    "LeViT",
+    "levit",
+    "Levit",
+    img_size=32,
+    embed_dim=(16, 24, 32),
+    num_heads=(2, 3, 4),
+    depth=(1, 1, 1),
+    key_dim=8,
+)
