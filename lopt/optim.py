@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, overload
 
 import torch
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lopt.errors import ConfigError, GraphError
 from lopt.graph import ParameterGraph
 from lopt.graph.first_forward import FirstForwardGraph
+from lopt.loss_guard import LossGuard, base_of, mean_over_ranks
 from lopt.optim_matching import Entry, Naming
 from lopt.optim_sharding import gathered, is_sharded, sharded_like
 from lopt.optim_step import all_finite, apply, check, check_gradient, check_group, chosen
@@ -45,6 +46,8 @@ class LearnedOptimizer(Optimizer):
         weight_decay: see above.
         total_steps: the planned number of steps, for rules that anneal.
         maximize: ascend instead of descending.
+        loss_guard: let the rule's base optimizer take over while the training loss rises. Needs the losses: pass a
+            closure to `step`, or call `observe(loss)` before it. `guard` tells who is in charge, and for how long.
 
     Raises `GraphError` if parameters and graph do not fit, `ConfigError` for a value out of range, and, in `step`,
     `GradientError` for sparse gradients.
@@ -60,12 +63,15 @@ class LearnedOptimizer(Optimizer):
         weight_decay: float = 0.0,
         total_steps: float | None = None,
         maximize: bool = False,
+        loss_guard: bool = False,
     ) -> None:
         check(total_steps is None or total_steps > 0, "total_steps", "a number above 0 or None", total_steps)
         self._naming: Naming | None = None
         self._calls: dict[Any, list[_Call]] = {}
-        self._rules: dict[torch.device, Rule] = {}
+        self._rules: dict[tuple[torch.device, bool], Rule] = {}
         self._skipped = torch.zeros((), dtype=torch.int64)
+        self.guard = LossGuard() if loss_guard else None
+        self._observed = False
         self._given_graph = graph
         self.total_steps = total_steps
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
@@ -107,9 +113,19 @@ class LearnedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            self.observe(loss)
+        if self.guard is not None:
+            check(self._observed, "loss_guard", "a closure, or observe(loss) before each step", "neither")
+            self._observed = False
         with torch.no_grad():
             self._step()
         return loss
+
+    def observe(self, loss: float | Tensor) -> None:
+        """Tell the loss guard, if there is one, the training loss (to be minimised) before a step."""
+        if self.guard is not None:
+            self.guard.observe(mean_over_ranks(loss))
+            self._observed = True
 
     def _step(self) -> None:
         calls = self._plan()
@@ -165,7 +181,7 @@ class LearnedOptimizer(Optimizer):
     def _first_states(self, call: _Call, names: list[str]) -> State:
         owners = dict(zip(call.names, call.params, strict=True))
         params = {name: gathered(owners[name]) for name in names}
-        return call.bound.rule.on(call.bound.graph.subset(names)).init(params, self.total_steps)
+        return call.bound.rule.init(call.bound.graph.subset(names), params, self.total_steps)
 
     def _remember(self, call: _Call, new: State) -> None:
         owners = list(zip(call.names, call.params, strict=True))
@@ -186,34 +202,36 @@ class LearnedOptimizer(Optimizer):
         active = [(i, id(p), p.device) for i, p in enumerate(params) if p.grad is not None and p.numel() > 0]
         for i, _, _ in active:
             check_gradient(self._naming.names[i], params[i].grad)
-        key = tuple(active)
+        key = (self.guard is not None and self.guard.fallback, tuple(active))
         if key not in self._calls:
-            self._calls[key] = self._bind(self._naming, key)
+            self._calls[key] = self._bind(self._naming, *key)
         return self._calls[key]
 
     @_disable_dynamo
-    def _bind(self, naming: Naming, active: Sequence[tuple[int, int, torch.device]]) -> list[_Call]:
+    def _bind(
+        self, naming: Naming, base: bool, active: Sequence[tuple[int, int, torch.device]]
+    ) -> list[_Call]:
         owners = [(p, number) for number, group in enumerate(self.param_groups) for p in group["params"]]
         calls = []
         for device in dict.fromkeys(device for _, _, device in active):
-            chosen = {naming.names[i]: owners[i] for i, _, d in active if d == device}
-            whole = chosen.keys() == naming.graph.parameters.keys()
-            graph = naming.graph if whole else naming.graph.subset(chosen)
+            here = {naming.names[i]: owners[i] for i, _, d in active if d == device}
+            whole = here.keys() == naming.graph.parameters.keys()
+            graph = naming.graph if whole else naming.graph.subset(here)
             names = list(graph.parameters)
-            params, groups = zip(*(chosen[name] for name in names), strict=True)
-            bound, sharded = self._rule_on(device).on(graph), any(map(is_sharded, params))
+            params, groups = zip(*(here[name] for name in names), strict=True)
+            bound, sharded = self._rule_on(device, base).on(graph), any(map(is_sharded, params))
             calls.append(_Call(bound, names, list(params), _parts(groups), sharded))
         if len(self._calls) >= MAX_PLANS:
             self._calls.clear()
         return calls
 
-    def _rule_on(self, device: torch.device) -> Rule:
-        tensors = [*self.rule.parameters(), *self.rule.buffers()]
-        if all(t.device == device for t in tensors):
-            return self.rule
-        if device not in self._rules:
-            self._rules[device] = copy.deepcopy(self.rule).to(device)
-        return self._rules[device]
+    def _rule_on(self, device: torch.device, base: bool = False) -> Rule:
+        """The rule or its base optimizer where the parameters are."""
+        if (device, base) not in self._rules:
+            rule = base_of(self.rule) if base else self.rule
+            there = all(t.device == device for t in [*rule.parameters(), *rule.buffers()])
+            self._rules[device, base] = rule if there else copy.deepcopy(rule).to(device)
+        return self._rules[device, base]
 
     def _find_names(self) -> Naming:
         graph = self._given_graph
@@ -223,12 +241,13 @@ class LearnedOptimizer(Optimizer):
                     "expected a forward pass of the model given to trace_on_first_forward before the first step,"
                     " found none; call the model itself, or pass a ParameterGraph"
                 )
-            graph = graph.graph
+            self._given_graph = graph = graph.graph
         return Naming.of([_entries(group) for group in self.param_groups], graph)
 
     def state_dict(self) -> dict[str, Any]:
-        """As for every torch optimizer, and the count of skipped steps."""
-        return {**super().state_dict(), "skipped_steps": self.skipped_steps}
+        """As for every torch optimizer, and the count of skipped steps and what the loss guard has seen."""
+        guard = {} if self.guard is None else {"loss_guard": asdict(self.guard)}
+        return {**super().state_dict(), "skipped_steps": self.skipped_steps, **guard}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As for every torch optimizer, except that state keeps its dtype; it moves to the parameters' devices.
@@ -257,10 +276,13 @@ class LearnedOptimizer(Optimizer):
             check(found == expected, "state_dict", f"this rule's {expected} for {tuple(p.shape)}", found)
 
     def _fresh_state(self, p: Tensor) -> dict[str, Tensor]:
-        like = {"p": torch.empty(p.shape, dtype=p.dtype, device=p.device)}
-        return (
-            self._rule_on(p.device).on(ParameterGraph.untied(like.items())).init(like, self.total_steps)["p"]
-        )
+        like, name = torch.empty(p.shape, dtype=p.dtype, device=p.device), "p"
+        graph = ParameterGraph.untied([(name, like)])
+        if self._naming is not None:
+            owners = [q for group in self.param_groups for q in group["params"]]
+            name = next(n for n, q in zip(self._naming.names, owners, strict=True) if q is p)
+            graph = self._naming.graph.subset([name])
+        return self._rule_on(p.device).init(graph, {name: like}, self.total_steps)[name]
 
     def _loaded_states(self, state_dict: Mapping[str, Any]) -> list[tuple[Tensor, dict[str, Tensor]]]:
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
@@ -273,9 +295,11 @@ class LearnedOptimizer(Optimizer):
             if saved:
                 self.state[p] = {key: value.to(p.device, copy=True) for key, value in saved.items()}
         self._skipped = torch.tensor(state_dict.get("skipped_steps", 0), dtype=torch.int64)
+        if self.guard is not None and "loss_guard" in state_dict:
+            self.guard = LossGuard(**state_dict["loss_guard"])
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("rule", "total_steps", "_given_graph", "_naming", "_skipped")
+        own = ("rule", "total_steps", "_given_graph", "_naming", "_skipped", "guard", "_observed")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

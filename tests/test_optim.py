@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -172,6 +175,18 @@ def test_trace_on_first_forward():
     assert same(values(models[0]), values(models[1]))
 
 
+def test_copy_before_the_first_forward():
+    model = mlp()
+    optimizer = learned(model.parameters(), graph=lopt.trace_on_first_forward(model))
+    for twin_model, twin in (
+        copy.deepcopy((model, optimizer)),
+        pickle.loads(pickle.dumps((model, optimizer))),
+    ):
+        train(twin_model, twin)
+        assert twin.graph.rung == "traced"
+        assert optimizer.graph is None
+
+
 def test_step_before_the_first_forward():
     model, other = mlp(), mlp()
     optimizer = learned(model.parameters(), graph=lopt.trace_on_first_forward(other))
@@ -191,8 +206,9 @@ def poisoned(value: float, compiled: bool):
     return model, optimizer, step
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("value", "compiled"), [(torch.nan, False), (torch.inf, False), (-torch.inf, False), (torch.nan, True)]
+)
 def test_non_finite_gradient_skips_and_counts(value, compiled):
     """Compiled, the skip is a branch-free selection, as it is on accelerators."""
     model, optimizer, step = poisoned(value, compiled)
@@ -253,6 +269,25 @@ def test_refused_group_is_not_kept():
     with pytest.raises(ConfigError, match="lr"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": -1.0})
     train(model, optimizer)
+
+
+@pytest.mark.parametrize("name", lopt.rules.names())
+def test_every_rule_trains_saves_and_loads(name):
+    rule = lopt.make_rule(name, **({"depth": 2, "ends": (6, 3)} if name == "dwsnet" else {}))
+    optimizers = []
+    for _ in range(2):
+        model = mlp()
+        graph = lopt.ParameterGraph.trace(model, (torch.zeros(1, 6),))
+        optimizers.append((model, learned(model.parameters(), rule=rule, graph=graph)))
+    (model, optimizer), (other, resumed) = optimizers
+    losses = train(model, optimizer, 12)
+    assert all(torch.isfinite(torch.tensor(losses)))
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    train(model, optimizer, 2, seed=2)
+    train(other, resumed, 2, seed=2)
+    assert same(values(model), values(other))
+    assert not same(values(model), values(mlp()))
 
 
 @pytest.mark.parametrize("other", ["adam", "axisnet", "torch"])

@@ -1,0 +1,101 @@
+"""A guard that hands training to the base optimizer while the loss says that the learned rule does harm."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lopt.graph import ParameterGraph
+from lopt.metanets.base import Metanet
+from lopt.rules.base import Rule
+from lopt.rules.learned import LearnedRule
+
+WARM_UP = 10
+"""Losses seen before the first judgement."""
+PATIENCE = 200
+"""Steps of the base optimizer without success, after which what it reached becomes the new measure."""
+
+
+@dataclass
+class LossGuard:
+    """Judges a stream of training losses.
+
+    The loss is smoothed over about ten steps. The base optimizer takes over when the smoothed loss exceeds its best
+    by four times the noise (mean absolute deviation) that it had there and by a tenth, or when a loss is not finite.
+    The rule returns when the smoothed loss is within twice the noise of the best.
+    """
+
+    fallback: bool = False
+    """Whether the base optimizer is in charge."""
+    fallback_steps: int = 0
+    """How many steps it has made."""
+    count: int = 0
+    smooth: float = 0.0
+    noise: float = 0.0
+    best: float = math.inf
+    best_noise: float = 0.0
+    waited: int = 0
+
+    def observe(self, loss: float) -> None:
+        """Take one more loss into account, before the step that follows from it."""
+        if math.isfinite(loss):
+            self._average(loss)
+        self._judge(math.isfinite(loss))
+        self.fallback_steps += self.fallback
+
+    def _average(self, loss: float) -> None:
+        self.count += 1
+        weight = max(0.1, 1 / self.count)
+        self.smooth += weight * (loss - self.smooth)
+        self.noise += weight * (abs(loss - self.smooth) - self.noise)
+        if self.count >= WARM_UP and self.smooth < self.best:
+            self.best, self.best_noise = self.smooth, self.noise
+
+    def _judge(self, finite: bool) -> None:
+        rise = self.smooth - self.best
+        if not self.fallback:
+            self.fallback = not finite or rise > max(4 * self.best_noise, 0.1 * abs(self.best))
+            self.waited = 0
+            return
+        self.waited += 1
+        if finite and rise <= 2 * self.best_noise:
+            self.fallback = False
+        elif self.waited >= PATIENCE and finite:
+            self.fallback, self.best, self.best_noise = False, self.smooth, self.noise
+
+
+def base_of(rule: Rule) -> Rule:
+    """The optimizer that a learned rule is without its metanet; its state is the rule's own. Others as they are."""
+    if not isinstance(rule, LearnedRule):
+        return rule
+    base = copy.deepcopy(rule)
+    base.metanet = _Silent(1 + len(rule.config.directions), rule.metanet.memory)
+    return base
+
+
+class _Silent(Metanet):
+    """Answers zero, and leaves the memory as it is."""
+
+    def __init__(self, outputs: int, memory: int) -> None:
+        super().__init__()
+        self.outputs, self.memory = outputs, memory
+
+    def forward(
+        self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        return features.new_zeros(self.outputs, features.shape[-1]), memory
+
+
+def mean_over_ranks(loss: float | Tensor) -> float:
+    """The loss that all processes agree on, so that they also agree on who is in charge."""
+    value, distributed = float(loss.detach() if isinstance(loss, Tensor) else loss), torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    distributed.all_reduce(total)
+    return float(total) / distributed.get_world_size()
