@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lopt.features.moments import Moments
+from lopt.rules.classical.muon import newton_schulz
 
 EPS = 1e-8
 """Adam's eps."""
@@ -30,6 +31,8 @@ class History(NamedTuple):
     momentum_rms: Tensor
     """The same of the fastest momentum."""
     shapes: list[tuple[int, ...]]
+    hidden: list[bool]
+    """Which tensors are matrices or kernels that feed hidden neurons, see `classical.muon.is_hidden_matrix`."""
 
 
 def adam(h: History) -> Tensor:
@@ -63,36 +66,24 @@ def parameter(h: History) -> Tensor:
 
 
 def orthogonal(h: History) -> Tensor:
-    """Momentum with all singular values set near one, scaled to rms one: Muon (Jordan et al. 2024).
+    """Momentum with all singular values set near one, scaled to an rms of about 0.2: Muon (Jordan et al. 2024).
 
-    Tensors are read as matrices (first axis, the rest); those of one axis take Adam's direction.
+    With the fastest momentum m and O = newton_schulz(0.1 g + 0.9 m) the direction is 0.2 sqrt(max(rows, columns)) O,
+    which is as large as Adam's usually is (Liu et al. 2025, arXiv 2502.16982, equation 4). Tensors are read as
+    matrices (first axis, the rest); those that do not feed hidden neurons take Adam's direction.
     """
     sizes = [torch.Size(shape).numel() for shape in h.shapes]
-    parts = zip(h.moments.momenta[0].split(sizes), adam(h).split(sizes), h.shapes, strict=True)
-    return torch.cat([orthogonalised(m, shape) if is_matrix(shape) else a for m, a, shape in parts])
+    momenta = h.moments.momenta[0].lerp(h.grads, 0.1).split(sizes)
+    rows = zip(momenta, adam(h).split(sizes), h.shapes, h.hidden, strict=True)
+    return torch.cat([_orthogonalised(m, shape) if hidden else a for m, a, shape, hidden in rows])
 
 
-def is_matrix(shape: tuple[int, ...]) -> bool:
-    """At least two rows and two columns."""
-    return len(shape) > 1 and shape[0] > 1 and torch.Size(shape).numel() > shape[0]
-
-
-def orthogonalised(flat: Tensor, shape: tuple[int, ...], steps: int = 5) -> Tensor:
-    """(n,) -> (n,): Newton-Schulz iteration X <- a X + (b A + c A^2) X with A = X X^T, then rms one.
-
-    The quintic's coefficients are Jordan's: singular values end between about 0.7 and 1.2.
-    """
+def _orthogonalised(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
     matrix = flat.reshape(shape[0], -1)
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / (torch.sqrt((x * x).sum() + 1e-30) + EPS)
-    for _ in range(steps):
-        a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
-    x = (x.T if tall else x) * max(matrix.shape) ** 0.5
-    return x.reshape(-1)
+    return (0.2 * max(matrix.shape) ** 0.5 * newton_schulz(matrix)).reshape(-1)
 
 
 DIRECTIONS: dict[str, Callable[[History], Tensor]] = {
-    function.__name__: function for function in (adam, slow, gradient, factored, momentum, parameter, orthogonal)
+    function.__name__: function
+    for function in (adam, slow, gradient, factored, momentum, parameter, orthogonal)
 }

@@ -6,7 +6,7 @@ which is meta-learned. Shapes: P scalars, R raw outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -24,27 +24,29 @@ UNF_BETA = 1e-3
 class Form(NamedTuple):
     """A step (P,), still to be bounded, and how many raw outputs R it takes for a number of directions."""
 
-    step: Callable[[History, Sequence[str], Tensor, Tensor], Tensor]
+    step: Callable[[History, Mapping[str, float], Tensor, Tensor], Tensor]
     outputs: Callable[[int], int]
 
 
-def mixture(h: History, directions: Sequence[str], raw: Tensor, log_rate: Tensor) -> Tensor:
-    """-rate exp(r_0) sum_k (w_k + r_k) d_k over base directions d_k, w = (1, 0, ..., 0); fresh: the first alone."""
-    magnitude = torch.exp(raw[0].clamp(-8, 4) + log_rate)
-    first, *others = [DIRECTIONS[name](h) for name in directions]
-    total = first * (1 + raw[1])
-    for row, direction in enumerate(others, start=2):
-        total = total + direction * raw[row]
-    return -magnitude * total
+def mixture(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
+    """-rate exp(r_0) sum_k (w_k + r_k) d_k over base directions d_k with their weights w_k; fresh: r = 0."""
+    step = torch.exp(raw[0].clamp(-8, 4) + log_rate)
+    return -step * sum(
+        (
+            (weight + row) * DIRECTIONS[name](h)
+            for (name, weight), row in zip(directions.items(), raw[1:], strict=True)
+        ),
+        start=torch.zeros_like(step),
+    )
 
 
-def magnitude(h: History, directions: Sequence[str], raw: Tensor, log_rate: Tensor) -> Tensor:
+def magnitude(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
     """-rate d exp(0.01 m) with d, m = raw: Metz et al. 2022 and Neural Graphs (Kofinas et al. 2024); fresh: 0."""
     direction, log_magnitude = raw
     return -torch.exp((NEURAL_GRAPHS_SCALE * log_magnitude).clamp(-8, 4) + log_rate) * direction
 
 
-def momentum(h: History, directions: Sequence[str], raw: Tensor, log_rate: Tensor) -> Tensor:
+def momentum(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
     """-rate (m + beta f) with the fastest momentum m and f = raw: UNF (Zhou et al. 2024, arXiv 2402.05232, section 4).
 
     Fresh: gradient descent with momentum. The paper's alpha = 0.1 and gamma_0 = 0.9 are the rule's rate and first

@@ -21,6 +21,7 @@ from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.metanets import METANETS
 from lopt.rules.base import BoundRule, Rule, State, Tensors, working_dtype
+from lopt.rules.classical.muon import is_hidden_matrix
 from lopt.rules.directions import DIRECTIONS, History
 from lopt.rules.forms import FORMS
 
@@ -43,7 +44,9 @@ class LearnedRuleConfig:
     second_decay: float = 0.999
     """Decay of the second moment."""
     directions: tuple[str, ...] = ("adam", "slow", "gradient", "factored", "momentum", "parameter")
-    """Base directions by name; the fresh rule follows the first alone."""
+    """Base directions by name."""
+    weights: tuple[float, ...] = ()
+    """Of the directions in the fresh rule; empty: 1 for the first and 0 for the others."""
     update_form: str = "mixture"
     """How raw outputs become a step: a name in `lopt.rules.forms.FORMS`."""
     anneal: bool = True
@@ -54,6 +57,7 @@ class LearnedRuleConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "decays", tuple(self.decays))
         object.__setattr__(self, "directions", tuple(self.directions))
+        object.__setattr__(self, "weights", tuple(self.weights) or (1.0, *[0.0] * (len(self.directions) - 1)))
         check(self.metanet in METANETS, "metanet", f"one of {', '.join(METANETS)}", self.metanet)
         unknown = [name for name in self.directions if name not in DIRECTIONS]
         check(
@@ -62,6 +66,8 @@ class LearnedRuleConfig:
             f"names out of {', '.join(DIRECTIONS)}",
             self.directions,
         )
+        count = len(self.directions)
+        check(len(self.weights) == count, "weights", f"as many numbers as directions ({count})", self.weights)
         check(self.update_form in FORMS, "update_form", f"one of {', '.join(FORMS)}", self.update_form)
         check(0 < self.rate < math.inf, "rate", "a finite number above 0", self.rate)
         check(self.max_step > 0, "max_step", "a number above 0", self.max_step)
@@ -71,6 +77,11 @@ class LearnedRuleConfig:
         check(
             0 <= self.second_decay < 1, "second_decay", "a number from 0 up to but not 1", self.second_decay
         )
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """The directions with their weights in the fresh rule."""
+        return dict(zip(self.directions, self.weights, strict=True))
 
 
 def check(valid: object, name: str, expected: str, found: object) -> None:
@@ -101,6 +112,7 @@ class LearnedRule(Rule):
     def on(self, graph: ParameterGraph, meta_parameters: Tensors | None = None) -> BoundRule:
         # Now, because `torch.compile` can use what is derived from a graph, but not trace how.
         _static(graph)
+        _hidden(graph)
         self.metanet.prepare(graph)
         return super().on(graph, meta_parameters)
 
@@ -175,7 +187,7 @@ class LearnedRule(Rule):
         agreement = means[4] / ((rms[1] + per_scalar.FLOOR) * (rms[2] + per_scalar.FLOOR))
         spread = segment_expand(torch.stack([rms[0], rms[2], rms[3]]), sizes)
         factored = moments.factored_root(m.root**2, shapes)
-        history = History(p, g, m, factored, spread[0], spread[1], shapes)
+        history = History(p, g, m, factored, spread[0], spread[1], shapes, _hidden(graph))
         features = per_scalar.per_scalar_features(p, g, m, factored, spread[0], spread[2])
         context = torch.cat(
             [
@@ -189,7 +201,7 @@ class LearnedRule(Rule):
     def _step(self, history: History, raw: Tensor) -> Tensor:
         """(P,) the unbounded step out of the raw outputs."""
         log_rate = (self.log_rate * RATE_SPEED).to(raw.dtype)
-        return FORMS[self.config.update_form].step(history, self.config.directions, raw, log_rate)
+        return FORMS[self.config.update_form].step(history, self.config.mixture, raw, log_rate)
 
     def _bounded(self, delta: Tensor, param_rms: Tensor, sizes: list[int]) -> Tensor:
         """Shrink each tensor's step whose rms exceeds `max_step` times the tensor's."""
@@ -232,3 +244,8 @@ def _sizes(graph: ParameterGraph) -> list[int]:
 @made_once
 def _static(graph: ParameterGraph) -> Tensor:
     return per_tensor.static_features(graph, torch.empty(0, dtype=torch.float64))
+
+
+@made_once
+def _hidden(graph: ParameterGraph) -> list[bool]:
+    return [is_hidden_matrix(graph, name) for name in graph.parameters]

@@ -59,12 +59,12 @@ def history() -> History:
 
     row = torch.linspace(-1, 1, 7, dtype=torch.float64)
     return History(
-        row, row + 1, Moments(torch.stack([row * 2, row]), row.abs() + 1), row + 2, row, row, [(7,)]
+        row, row + 1, Moments(torch.stack([row * 2, row]), row.abs() + 1), row + 2, row, row, [(7,)], [False]
     )
 
 
 def test_formulas() -> None:
-    h, names = history(), ("adam", "gradient")
+    h, names = history(), {"adam": 1.0, "gradient": 0.0}
     raw = torch.randn(3, 7, generator=seeded(0), dtype=torch.float64)
     rate = torch.tensor(0.01, dtype=torch.float64)
     adam, gradient = h.moments.momenta[0] / (h.moments.root + 1e-8), h.grads / (h.moments.root + 1e-8)

@@ -429,6 +429,24 @@ def test_gauges_and_description() -> None:
     assert LearnedRule.from_description(rule.describe()).config == config
 
 
+def test_fresh_rule_with_orthogonal_momentum_and_decay_is_muon() -> None:
+    """With momentum 0.9, and its weights the same at the first step, when bias correction is what differs later."""
+    rate, decay = 0.02, 0.1
+    weights = {"a": torch.randn(6, 5, generator=seeded(1), dtype=torch.float64),
+               "b": torch.randn(5, generator=seeded(2), dtype=torch.float64)}  # fmt: skip
+    rule = make_rule(
+        "axisnet", rate=rate, directions=["orthogonal", "parameter"], weights=[1.0, decay]
+    ).double()
+    bound = rule.on(ParameterGraph.untied(weights.items()))
+    grads = {name: torch.sin(3 * p) for name, p in weights.items()}
+    muon = make_rule("muon", lr=rate, momentum=0.9, weight_decay=decay).on(bound.graph)
+    with torch.no_grad():
+        ours, _ = bound.update(grads, bound.init(weights), weights)
+        theirs, _ = muon.update(grads, muon.init(weights), weights)
+    for name in weights:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-7)
+
+
 def test_fresh_rule_that_knows_the_horizon_is_adam_with_cosine_decay() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(4, 3, generator=generator, dtype=torch.float64)

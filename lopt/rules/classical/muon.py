@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lopt.graph import ParameterGraph
@@ -78,7 +79,8 @@ def newton_schulz(matrix: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if tall else matrix
-    x = x / x.norm().clamp_min(eps)
+    # Clamped under the root: the derivative of the root at zero is infinite.
+    x = x / torch.sqrt((x * x).sum().clamp_min(eps * eps))
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
