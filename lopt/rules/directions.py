@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lopt.features.moments import Moments
+from lopt.features.moments import TINY, Moments
 from lopt.rules.classical.muon import newton_schulz
 
 EPS = 1e-8
@@ -78,6 +78,21 @@ def orthogonal(h: History) -> Tensor:
     return torch.cat([_orthogonalised(m, shape) if hidden else a for m, a, shape, hidden in rows])
 
 
+def grafted(h: History) -> Tensor:
+    """The orthogonal direction with, for each tensor, the rms of Adam's (grafting, Agarwal et al. 2020).
+
+    Orthogonalised momentum is as long however small the gradients have become; Adam's step, which remembers how
+    large they were, is not. So this one comes to rest where Adam does.
+    """
+    sizes = [torch.Size(shape).numel() for shape in h.shapes]
+    rows = zip(orthogonal(h).split(sizes), adam(h).split(sizes), h.hidden, strict=True)
+    return torch.cat([o * (_rms(a) / (_rms(o) + EPS)) if hidden else a for o, a, hidden in rows])
+
+
+def _rms(x: Tensor) -> Tensor:
+    return torch.sqrt((x * x).mean() + TINY)
+
+
 def _orthogonalised(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
     matrix = flat.reshape(shape[0], -1)
     return (0.2 * max(matrix.shape) ** 0.5 * newton_schulz(matrix)).reshape(-1)
@@ -85,5 +100,5 @@ def _orthogonalised(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 DIRECTIONS: dict[str, Callable[[History], Tensor]] = {
     function.__name__: function
-    for function in (adam, slow, gradient, factored, momentum, parameter, orthogonal)
+    for function in (adam, slow, gradient, factored, momentum, parameter, orthogonal, grafted)
 }
