@@ -287,7 +287,17 @@ class _Widening(TorchDispatchMode):
             kwargs = {**kwargs, "dtype": WIDE[kwargs["dtype"]]}
         if not func._schema.is_mutable and _any_narrow(args):
             args, kwargs = tree_map(lambda x: _wide(x) if _narrow(x) else x, (args, kwargs))
+        if func.name() == "aten::_grouped_mm" and args[0].dim() == 2 and args[1].dim() == 3:
+            return _grouped_mm(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, bias: Tensor | None = None, **_: Any) -> Tensor:
+    """Rows (S, in) up to each end times their own weight (G, in, out): the fused kernel has no float64."""
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]]).tolist()
+    parts = zip(starts, ends.tolist(), weights, strict=True)
+    product = torch.cat([rows[start:end] @ weight for start, end, weight in parts])
+    return product if bias is None else product + bias
 
 
 class _Calibrating(_Widening):
