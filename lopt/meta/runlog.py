@@ -17,17 +17,20 @@ from lopt.rules.io import write_atomically
 
 
 class RunLog:
-    """Writes the scalars of each outer step to RUN/metrics.jsonl and RUN/tensorboard."""
+    """Writes the scalars of each outer step to RUN/metrics.jsonl and RUN/tensorboard.
 
-    def __init__(self, folder: Path, first_step: int = 0) -> None:
+    A record's step is the number of outer steps taken by then; those above `last_step` are dropped.
+    """
+
+    def __init__(self, folder: Path, last_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / METRICS
-        self._cut(first_step)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+        self._cut(last_step)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
 
-    def _cut(self, first_step: int) -> None:
+    def _cut(self, last_step: int) -> None:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if _step_of(line) < first_step]
+        kept = [line for line in lines if 0 < _step_of(line) <= last_step]
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, step: int, scalars: dict[str, float]) -> None:

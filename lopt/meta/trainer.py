@@ -91,9 +91,9 @@ class Trainer:
                 self.population.start()
                 while self.step < self.config.steps and not self.ranks.any(self._stop):
                     scalars = self._outer_step()
+                    self.step += 1
                     if log is not None:
                         log.write(self.step, scalars)
-                    self.step += 1
                     bar.update()
                     bar.set_postfix(outer=f"{scalars['outer_loss']:.3f}", best=self.best)
                     self._periodic(log)
@@ -145,7 +145,7 @@ class Trainer:
         turns.fill(row, estimate, self.population.advance(slot, estimate), family, gauges)
 
     def _validate(self, log: RunLog | None) -> None:
-        """Score the averaged meta-parameters; keep them if they are the best so far."""
+        """Score the averaged meta-parameters; keep them if they are the best so far, or if nothing can tell."""
         rule = LearnedRule.from_description(self.rule.describe())
         rule.load_state_dict({**self.rule.state_dict(), **self.optimizer.average})
         curves = torch.zeros(len(self.validation), self.config.validation_steps, dtype=torch.float64)
@@ -154,7 +154,7 @@ class Trainer:
                 curves[index] = validation_curve(rule, task, self.config)
         scores = self.ranks.sum(curves).log().mean(1)
         score = scores.mean().item() if len(scores) else 0.0
-        better = self.best is None or score < self.best
+        better = not self.validation or self.best is None or score < self.best
         self.best = score if better else self.best
         if log is None:
             return
