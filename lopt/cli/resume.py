@@ -13,8 +13,9 @@ from lopt.meta.run_config import RunConfig
 DESCRIPTION = """Continue a training run from its last checkpoint, or from its start if it was stopped before the
 first one. On the CPU the result equals that of an uninterrupted run bit for bit.
 
-example:
-  lopt resume runs/demo"""
+examples:
+  lopt resume runs/demo
+  torchrun --nproc-per-node 2 -m lopt resume runs/demo     with any number of processes"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from lopt.meta.ranks import connected
     from lopt.meta.trainer import CHECKPOINT, resume
 
     folder = Path(args.run)
@@ -32,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
             f"{folder}: expected a run folder with {CONFIG_FILE}, found none; start it with `lopt train`"
         )
     config = configs.load(RunConfig, source, {} if args.data is None else {"data": args.data})
-    trainer = build(config, folder, str(source))
-    if (folder / CHECKPOINT).exists():
-        resume(trainer)
-    return finish(trainer)
+    with connected() as ranks:
+        trainer = build(config, folder, str(source), ranks)
+        if (folder / CHECKPOINT).exists():
+            resume(trainer)
+        return finish(trainer)

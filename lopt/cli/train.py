@@ -16,6 +16,7 @@ from lopt.meta.run_config import RunConfig, TaskConfig
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lopt.meta.ranks import Ranks
     from lopt.meta.task import Task
     from lopt.meta.trainer import Trainer
     from lopt.rules import LearnedRule
@@ -24,8 +25,12 @@ DESCRIPTION = """Meta-train a rule. Every value of the config can be replaced on
 dotted key: --meta.steps 100, --seed 3, --tasks.0.weight 2, --rule.options.width 8.
 
 The run folder gets config.yaml, checkpoint.safetensors, rule.safetensors (the best rule so far,
-which `lopt evaluate` and `lopt compare` take), metrics.jsonl and tensorboard/. A run that was
-stopped or killed goes on with `lopt resume RUN`.
+which `lopt evaluate` and `lopt compare` take), metrics.jsonl, training.png and tensorboard/;
+`lopt watch RUN` sums it up. A run that was stopped or killed goes on with `lopt resume RUN`.
+
+Several processes share the cohorts of an outer step, and give the same rule as one would; the run
+folder has to be on a disk that all of them see:
+  torchrun --nproc-per-node 4 -m lopt train CONFIG --meta.cohorts 8 --meta.cohorts_per_step 4
 
 examples:
   lopt train configs/demo.yaml
@@ -45,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from lopt.meta.ranks import connected
     from lopt.meta.trainer import CHECKPOINT
     from lopt.rules.io import write_atomically
 
@@ -56,9 +62,11 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{out}: holds a run already; continue it with `lopt resume {out}` or choose another --out"
         )
-    trainer = build(config, out, args.config)
-    write_atomically(out / CONFIG_FILE, configs.dump(config).encode())
-    return finish(trainer)
+    with connected() as ranks:
+        trainer = build(config, out, args.config, ranks)
+        if ranks.leads:
+            write_atomically(out / CONFIG_FILE, configs.dump(config).encode())
+        return finish(trainer)
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
-def build(config: RunConfig, out: Path, source: str) -> Trainer:
+def build(config: RunConfig, out: Path, source: str, ranks: Ranks | None = None) -> Trainer:
     """The trainer that a config describes; `source` names the config in errors."""
     from lopt.meta.provenance import provenance
     from lopt.meta.trainer import Trainer, Weighted
@@ -96,7 +104,7 @@ def build(config: RunConfig, out: Path, source: str) -> Trainer:
     # Where things lie on this machine is nobody's business who gets the rule.
     portable = replace(config, data=None, out=None)
     account = {**provenance(), "config": configs.to_mapping(portable)}
-    return Trainer(rule, families, validation, config.meta, out, config.seed, account)
+    return Trainer(rule, families, validation, config.meta, out, config.seed, account, ranks)
 
 
 def _rule(config: RunConfig, source: str) -> LearnedRule:
@@ -141,6 +149,8 @@ def finish(trainer: Trainer) -> int:
     except KeyboardInterrupt:
         print(f"stopped; continue with: lopt resume {trainer.out}")
         raise
+    if not trainer.ranks.leads:
+        return 0 if trainer.step == trainer.config.steps else TERMINATED
     if trainer.step < trainer.config.steps:
         print(f"stopped at outer step {trainer.step}; continue with: lopt resume {trainer.out}")
         return TERMINATED
