@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lopt.graph.axes import Axis, fix, is_fixed, join, leaves, unify
@@ -70,7 +71,11 @@ class Interpreter:
         for number in self.tape.inputs:
             info = self.tape.infos[number]  # indices and masks have places, no features
             self.values[number] = Value(
-                fixed_dims(info.shape, "input" if info.floating else "position"), pure=False
+                fixed_dims(
+                    info.shape,
+                    "input" if info.dtype.is_floating_point or info.dtype.is_complex else "position",
+                ),
+                pure=False,
             )
         for self.position, call in enumerate(self.tape.calls):  # noqa: B020
             self._step(call)
@@ -210,6 +215,11 @@ class Interpreter:
     def free(self, size: int) -> Dim:
         """A new dimension whose entries can be exchanged."""
         return Dim(size, Axis(size))
+
+    def is_mask(self, argument: int, position: int) -> bool:
+        """Whether entry `position` of argument number `argument` of the current call is a boolean tensor."""
+        ref = self.tape.calls[self.position].args[argument][position]
+        return _is(ref) and self.tape.infos[ref.index].dtype == torch.bool
 
     def is_used(self, output: int) -> bool:
         """Whether output number `output` of the current call is read later."""

@@ -79,6 +79,7 @@ def plain_kernels() -> Iterator[None]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.inference_mode(False))  # in it, composite functions are not decomposed
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield

@@ -7,6 +7,7 @@ they mean for the axes is clearer before the decomposition, and must not depend 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class TensorInfo:
 
     shape: tuple[int, ...]
     storage: int
-    floating: bool
+    dtype: torch.dtype
 
 
 @dataclass
@@ -87,8 +88,7 @@ class Tape:
             number = self._numbers[id(tensor)] = len(self.infos)
             self._alive.append(tensor)
             shape = tuple(int(n) for n in tensor.shape)
-            floating = tensor.is_floating_point() or tensor.is_complex()
-            self.infos.append(TensorInfo(shape, _storage(tensor), floating))
+            self.infos.append(TensorInfo(shape, _storage(tensor), tensor.dtype))
         return Ref(number)
 
     def refs(self, tree: Any) -> Any:
@@ -106,10 +106,12 @@ class Tape:
         recorded = (self.refs(args), self.refs(kwargs), self.refs(outputs))
         self.calls.append(Call(name, label, *recorded, writes, pointwise))
 
-    def release(self) -> None:
-        """Let go of the tensors; the record stays."""
+    def release(self) -> list[weakref.ref[Tensor]]:
+        """Let go of the tensors; the record stays. Tells which they were."""
+        tensors = [weakref.ref(t) for t in self._alive]
         self._alive.clear()
         self._numbers.clear()
+        return tensors
 
 
 def _storage(tensor: Tensor) -> int:

@@ -17,12 +17,13 @@ import contextlib
 import logging
 import traceback
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from lopt.errors import GraphError, GraphWarning
@@ -90,7 +91,6 @@ def _needs_values(error: Exception) -> bool:
 
 
 def _graph(model: nn.Module, tape: Tape, rung: str, remark: str | None) -> ParameterGraph:
-    tape.release()
     kinds = {name: "parameter" for name, _ in model.named_parameters()}
     kinds.update({name: "buffer" for name, _ in model.named_buffers()})
     interpreter = interpret(tape, kinds)
@@ -197,11 +197,15 @@ def _run_fake(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     )
     tape = Tape()
     known = [*inputs.values(), *input_tensors((args, kwargs))]
+    kept: list[weakref.ref[Tensor]] | None = None
     try:
         with untouched(model), plain_kernels(), _quiet(), mode, recording(tape):
             _call(model, tape, stand_ins, fake_args, fake_kwargs, known)
+        del stand_ins, inputs, fake_args, fake_kwargs, known
+        kept = tape.release()
     finally:
-        forget_fakes()
+        if kept is None or any(isinstance(tensor(), FakeTensor) for tensor in kept):
+            forget_fakes()
     return tape
 
 
@@ -230,6 +234,7 @@ def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], r
     args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs))
     with untouched(model), plain_kernels(), _quiet(), torch.no_grad(), recording(tape, refuse, not record):
         _call(model, tape, stand_ins, args, kwargs, input_tensors((args, kwargs)))
+    tape.release()
     return tape
 
 

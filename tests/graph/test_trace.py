@@ -437,3 +437,19 @@ def test_bad_input_gets_one_clear_error(name: str) -> None:
     with pytest.raises(GraphError, match=message) as caught:
         ParameterGraph.trace(model, args)
     assert "\n" not in str(caught.value)
+
+
+def test_a_hundred_million_parameters_need_no_memory() -> None:
+    with torch.device("meta"):
+        layer = nn.TransformerEncoderLayer(768, 12, 3072, batch_first=True, norm_first=True)
+        model = nn.Sequential(
+            nn.Embedding(50257, 768), nn.TransformerEncoder(layer, 12, enable_nested_tensor=False),
+            nn.Linear(768, 50257, bias=False),
+        )  # fmt: skip
+    graph = ParameterGraph.trace(model, (torch.zeros(1, 8, dtype=torch.long),))
+    assert graph.rung == "traced"
+    assert graph.numel > 1.6e8
+    sizes = sorted(g.size for g in graph.groups if g.permutable)
+    assert (
+        sizes == [12] * 12 + [64] * 24 + [768] + [3072] * 12
+    )  # heads; head sizes of q, k and of v; stream; hidden

@@ -55,12 +55,26 @@ def index_select(s: Interpreter, x: Value, dim: int, index: Value) -> tuple[Dim,
     return (*x.dims[:at], s.fixed(s.shapes[0][at]), *x.dims[at + 1 :])
 
 
+def indexed(s: Interpreter, x: Value, indices: Sequence[Value | None]) -> list[tuple[int, Value]]:
+    """(dimension of x, its index); a boolean mask stands for as many dimensions as it has."""
+    places: list[tuple[int, Value]] = []
+    at = 0
+    for number, i in enumerate(indices):
+        width = i.rank if i is not None and s.is_mask(1, number) else 1
+        places += [(at + k, i) for k in range(width) if i is not None]
+        at += width
+    return places
+
+
 @rule("index", "_unsafe_index")
 def index(s: Interpreter, x: Value, indices: Sequence[Value | None]) -> tuple[Dim, ...]:
     """x[..., i, ..., j, ...]: the indexed dimensions give way to those of the indices, broadcast."""
-    places = [at for at, i in enumerate(indices) if i is not None]
-    for at in places:
-        look_up(s, x, indices[at], at)
+    found = indexed(s, x, indices)
+    for at, i in found:
+        look_up(s, x, i, at)
+        for dim in i.dims:
+            s.fix(dim)
+    places = [at for at, _ in found]
     shape = s.shapes[0]
     new = len(shape) - (x.rank - len(places))
     adjacent = places == list(range(places[0], places[-1] + 1))
@@ -74,18 +88,18 @@ def index_put(
     s: Interpreter, x: Value, indices: Sequence[Value | None], values: Value, *args: Any, **kwargs: Any
 ) -> tuple[Dim, ...]:
     """x[indices] = values."""
-    for at, i in enumerate(indices):
-        if i is not None:
-            s.fix(x.dims[at])
-    places = [at for at, i in enumerate(indices) if i is not None]
-    kept = [d for at, d in enumerate(x.dims) if at not in places]
-    trailing = x.dims[places[-1] + 1 :]
-    if len(kept) == len(trailing):
-        for d, v in zip(reversed(trailing), reversed(values.dims), strict=False):
+    found = indexed(s, x, indices)
+    for at, i in found:
+        s.fix(x.dims[at])
+        for dim in i.dims:
+            s.fix(dim)
+    behind = x.dims[found[-1][0] + 1 :]
+    if [at for at, _ in found] == list(range(len(found))):  # leading dimensions only
+        for d, v in zip(reversed(behind), reversed(values.dims), strict=False):
             if d.size == v.size:
                 s.tie(d, v)
     else:
-        for d in (*kept, *values.dims):
+        for d in (*x.dims, *values.dims):
             s.fix(d)
     return x.dims
 

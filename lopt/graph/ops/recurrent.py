@@ -166,3 +166,18 @@ def gru_cell(s: Interpreter, x: Value, state: Value, *weights: Any) -> list[Any]
 def rnn_cell(s: Interpreter, x: Value, state: Value, *weights: Any) -> list[Any]:
     """One step of an Elman network."""
     return _cell_step(s, "rnn", x, state, weights)
+
+
+@rule("_pack_padded_sequence")
+def pack(s: Interpreter, x: Value, lengths: Value, batch_first: bool) -> list[Any]:
+    """(batch, time, *features) or (time, batch, *features) -> (steps of all sequences, *features)."""
+    for d in x.dims[:2]:
+        s.fix(d)
+    return [(s.fixed(s.shapes[0][0]), *x.dims[2:]), None]
+
+
+@rule("_pad_packed_sequence")
+def unpack(s: Interpreter, x: Value, *args: Any) -> list[Any]:
+    """The inverse of `pack`."""
+    s.fix(x.dims[0])
+    return [(*[s.fixed(n) for n in s.shapes[0][:2]], *x.dims[1:]), None]
