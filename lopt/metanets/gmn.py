@@ -65,7 +65,7 @@ class Gmn(Metanet):
         whole = edges.mean(-1, keepdim=True)
         for layer in self.layers:
             nodes, edges, whole = layer(exchange, nodes, edges, whole)
-        return wiring.join(dict(self.head(wiring.edges, relu(edges)))), None
+        return wiring.join(self.head(wiring.edges, relu(edges))), None
 
     def _nodes(self, wiring: Wiring) -> Tensor:
         sets = [self.roles[kind][:, None].expand(-1, s.stop - s.start) for s, kind in wiring.node_sets]

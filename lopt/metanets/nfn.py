@@ -5,6 +5,8 @@ Shapes: n_l neurons in set l of the chain, K taps of a kernel, D width, F featur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -13,7 +15,7 @@ from lopt.errors import ConfigError, GraphError
 from lopt.graph import ParameterGraph
 from lopt.metanets.base import Metanet, check_sizes
 from lopt.metanets.chain import EquivariantLinear, Link, SharedLinear, chain_of, chain_slots
-from lopt.metanets.wiring import SLOTS, Wire, WireEncoder, WireHead, wiring_of
+from lopt.metanets.wiring import SLOTS, WireEncoder, WireHead, wiring_of
 
 
 class Nfn(Metanet):
@@ -84,7 +86,7 @@ class Nfn(Metanet):
         if self.ends is not None and ends != self.ends:
             raise GraphError(f"this metanet is for {self.ends} inputs and outputs, found {ends}")
 
-    def _encoded(self, links: tuple[Link, ...], parts: dict[Wire, Tensor], context: Tensor) -> list[Tensor]:
+    def _encoded(self, links: tuple[Link, ...], parts: Sequence[Tensor], context: Tensor) -> list[Tensor]:
         """(D, n_(l+1), n_l) and (D, n_(l+1)) of each layer; zeros for a bias that is not there."""
         values = []
         for link in links:
@@ -94,8 +96,8 @@ class Nfn(Metanet):
             values += [weight, bias if link.bias is None else self.encode[1]([link.bias], parts, context)]
         return values
 
-    def _decoded(self, links: tuple[Link, ...], values: list[Tensor]) -> dict[Wire, Tensor]:
-        raw: dict[Wire, Tensor] = {}
+    def _decoded(self, links: tuple[Link, ...], values: list[Tensor]) -> dict[int, Tensor]:
+        raw: dict[int, Tensor] = {}
         for index, link in enumerate(links):
             raw.update(self.heads[0]([link.weight], values[2 * index].flatten(1)))
             if link.bias is not None:

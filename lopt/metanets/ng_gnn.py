@@ -8,6 +8,7 @@ F features, C context values, R raw outputs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class NodeEncoder(nn.Module):
         self.attributes = WireEncoder(features, context, width)
         self.roles = nn.Parameter(torch.randn(len(NODE_KINDS), width) / math.sqrt(width))
 
-    def forward(self, wiring: Wiring, parts: dict[Wire, Tensor], context: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, wiring: Wiring, parts: Sequence[Tensor], context: Tensor) -> tuple[Tensor, Tensor]:
         attributes = self.attributes(wiring.attributes, parts, context)
         at_nodes: dict[int, list[Tensor]] = {}
         for wire, value in _of_each(wiring.attributes, attributes):
@@ -106,7 +107,7 @@ class NeuralGraphHeads(nn.Module):
         self.attribute = Pointwise(node_width, node_width, bias=False)
 
     def forward(self, wiring: Wiring, nodes: Tensor, edges: Tensor, attributes: Tensor) -> Tensor:
-        raw = dict(self.edge_out(wiring.edges, relu(self.edge(edges))))
+        raw = self.edge_out(wiring.edges, relu(self.edge(edges)))
         at_nodes = self.node(nodes)
         known = [attributes.new_zeros(attributes.shape[0], 0)]
         for wire, value in _of_each(wiring.attributes, self.attribute(attributes)):

@@ -14,7 +14,7 @@ Shapes: P scalars, B parameters (tensors), N nodes, E edges, A attributes, D cha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,8 @@ class Wire:
     """One block as targets x sources x parallel edges (or attributes, with one source), each of `slots` taps."""
 
     block: Block
+    number: int
+    """Place of the block among those of the graph."""
     owner: int
     """Index of the parameter."""
     kind: int
@@ -101,14 +103,14 @@ class Wiring:
     def nodes(self) -> int:
         return self.node_sets[-1][0].stop if self.node_sets else 0
 
-    def parts(self, flat: Tensor) -> dict[Wire, Tensor]:
+    def parts(self, flat: Tensor) -> Sequence[Tensor]:
         """(F, P) in the order of `graph.flatten` -> (F, scalars of its block) of each wire."""
         scalars = flat if self.plan.order is None else flat[:, self.plan.order.to(flat.device)]
-        return dict(zip(self.wires, scalars.split(self.plan.sizes, -1), strict=True))
+        return scalars.split(self.plan.sizes, -1)
 
-    def join(self, parts: dict[Wire, Tensor]) -> Tensor:
-        """The inverse of `parts`."""
-        scalars = torch.cat([parts[wire] for wire in self.wires], -1)
+    def join(self, parts: Mapping[int, Tensor]) -> Tensor:
+        """The inverse of `parts`, from the wires' numbers and values in any order."""
+        scalars = torch.cat([parts[wire.number] for wire in self.wires], -1)
         return scalars if self.plan.inverse is None else scalars[:, self.plan.inverse.to(scalars.device)]
 
 
@@ -118,12 +120,21 @@ def wiring_of(graph: ParameterGraph, slots: int = SLOTS, attributes: bool = True
     nodes = _NodeSets(graph)
     owners = {name: index for index, name in enumerate(graph.parameters)}
     places = [place for place in neuron_places(graph) if math.prod(place.block.shape)]
-    wires = [_wire(graph, place, nodes, slots, attributes, owners[place.spec.name]) for place in places]
+    wires = [
+        _wire(graph, place, nodes, slots, attributes, number, owners[place.spec.name])
+        for number, place in enumerate(places)
+    ]
     return Wiring(plan_of(graph), tuple(wires), tuple(nodes.sets.values()))
 
 
 def _wire(
-    graph: ParameterGraph, place: Place, nodes: _NodeSets, slots: int, attributes: bool, owner: int
+    graph: ParameterGraph,
+    place: Place,
+    nodes: _NodeSets,
+    slots: int,
+    attributes: bool,
+    number: int,
+    owner: int,
 ) -> Wire:
     block = place.block
     two_sided = place.target != place.source
@@ -139,6 +150,7 @@ def _wire(
     sources = math.prod(block.shape[axis] for axis in place.source) if two_sided else 1
     return Wire(
         block=block,
+        number=number,
         owner=owner,
         kind=PARAMETER_KINDS.index(block.kind),
         order=(*ends, *loose, *fixed),
@@ -188,11 +200,11 @@ class WireEncoder(nn.Module):
         self.context = nn.Linear(context, width)
         self.kinds = nn.Parameter(0.1 * torch.randn(len(PARAMETER_KINDS), width))
 
-    def forward(self, wires: Iterable[Wire], parts: dict[Wire, Tensor], context: Tensor) -> Tensor:
+    def forward(self, wires: Iterable[Wire], parts: Sequence[Tensor], context: Tensor) -> Tensor:
         known = self.context(context.T)
-        columns = [parts[next(iter(parts))].new_zeros(self.weight.shape[0], 0)]
+        columns = [known.new_zeros(self.weight.shape[0], 0)]
         for wire in wires:
-            folded = wire.fold(parts[wire])
+            folded = wire.fold(parts[wire.number])
             weight = self.weight[:, :, : wire.slots].reshape(self.weight.shape[0], -1)
             columns.append(
                 weight @ folded.flatten(0, 1) + (known[wire.owner] + self.kinds[wire.kind])[:, None]
@@ -201,16 +213,18 @@ class WireEncoder(nn.Module):
 
 
 class WireHead(nn.Module):
-    """Hidden channels of edges to raw outputs of their scalars, zero at first: (D, edges) -> (R, block) per wire."""
+    """Hidden channels of edges to raw outputs of their scalars, zero at first: (D, edges) -> (R, block) by number."""
 
     def __init__(self, width: int, outputs: int, slots: int = SLOTS) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(outputs, slots, width))
         self.bias = nn.Parameter(torch.zeros(outputs, slots))
 
-    def forward(self, wires: list[Wire], hidden: Tensor) -> Iterator[tuple[Wire, Tensor]]:
+    def forward(self, wires: list[Wire], hidden: Tensor) -> dict[int, Tensor]:
         outputs, _, width = self.weight.shape
+        raw = {}
         for wire, x in zip(wires, hidden.split([wire.size for wire in wires], -1), strict=True):
             weight = self.weight[:, : wire.slots].reshape(-1, width)
             bias = self.bias[:, : wire.slots].reshape(-1, 1)
-            yield wire, wire.unfold((weight @ x + bias).reshape(outputs, wire.slots, -1))
+            raw[wire.number] = wire.unfold((weight @ x + bias).reshape(outputs, wire.slots, -1))
+        return raw

@@ -197,6 +197,31 @@ def test_vmap_equals_loop(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_everything_goes_along_to_another_device(case: str) -> None:
+    """On "meta" nothing is computed, but tensors of two devices do not mix."""
+    net = network(CASES[case].networks[-1])
+    bound = CASES[case].rule().to("meta").on(net.graph)
+    params = {name: p.to("meta") for name, p in net.params.items()}
+    moved, state = bound.update(params, bound.init(params), params)
+    assert {value.device.type for value in [*moved.values(), *flat_state(state).values()]} == {"meta"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_update_equals_eager(case: str) -> None:
+    net = network(CASES[case].networks[-1])
+    bound = CASES[case].rule().float().on(net.graph)
+    params = {name: p.float() for name, p in net.params.items()}
+    grads = {name: p.cos() for name, p in params.items()}
+    state = bound.init(params)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled, _ = torch.compile(bound.update, backend="aot_eager", fullgraph=True)(grads, state, params)
+        eager, _ = bound.update(grads, state, params)
+    assert relative_error(compiled, eager) < 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_save_and_load_bit_for_bit(case: str, tmp_path: Path) -> None:
     net = network(CASES[case].networks[-1])
     rule = CASES[case].rule().float()

@@ -38,9 +38,9 @@ def test_fold_and_back(name: str, slots: int) -> None:
     wiring = wiring_of(graph_of(name), slots, True)
     flat = torch.randn(3, graph_of(name).numel, generator=seeded(0))
     parts = wiring.parts(flat)
-    back = {wire: wire.unfold(wire.fold(part)) for wire, part in parts.items()}
+    back = {wire.number: wire.unfold(wire.fold(parts[wire.number])) for wire in wiring.wires}
     assert torch.equal(wiring.join(back), flat)
-    for wire, part in parts.items():
+    for wire, part in zip(wiring.wires, parts, strict=True):
         assert wire.fold(part).shape == (3, wire.slots, wire.size)
         assert wire.slots <= slots
 
@@ -54,7 +54,8 @@ def test_one_slot_without_attributes_is_the_gmn_style(name: str) -> None:
     ours = edge_list(wiring)
     assert ours.shape == (2, graph.numel)
     positions = wiring.parts(torch.arange(graph.numel)[None])
-    scalar = torch.cat([wire.fold(part).flatten() for wire, part in positions.items()])
+    folded = [wire.fold(part) for wire, part in zip(wiring.wires, positions, strict=True)]
+    scalar = torch.cat([part.flatten() for part in folded])
     theirs = data.edge_index.flip(0)[:, scalar]
     for end in range(2):
         pairs = torch.stack([ours[end], theirs[end]]).unique(dim=1)
@@ -137,7 +138,7 @@ def test_encoder_and_head_read_and_write_each_tap() -> None:
     features = torch.randn(2, graph.numel, generator=seeded(0))
     context = torch.randn(3, len(graph.parameters), generator=seeded(1))
     hidden = encoder([wire], wiring.parts(features), context)
-    ((_, raw),) = head([wire], hidden)
+    raw = head([wire], hidden)[wire.number]
     weight = graph.unflatten(features)["0.weight"]
     known = encoder.context(context[:, 0]) + encoder.kinds[wire.kind]
 
