@@ -189,24 +189,26 @@ def aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _run_fake(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tape:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    stand_ins = {name: _fake(mode, t) for name, t in [*model.named_parameters(), *model.named_buffers()]}
-    inputs = {id(t): _fake(mode, t) for t in input_tensors((args, kwargs))}
-    fake_args, fake_kwargs = tree_map(
-        lambda x: inputs.get(id(x), x) if isinstance(x, Tensor) else x, (args, kwargs)
-    )
     tape = Tape()
-    known = [*inputs.values(), *input_tensors((args, kwargs))]
     kept: list[weakref.ref[Tensor]] | None = None
     try:
-        with untouched(model), plain_kernels(), _quiet(), mode, recording(tape):
-            _call(model, tape, stand_ins, fake_args, fake_kwargs, known)
-        del stand_ins, inputs, fake_args, fake_kwargs, known
+        with untouched(model), plain_kernels(), _quiet():
+            _record_fake(model, tape, args, kwargs)
         kept = tape.release()
     finally:
         if kept is None or any(isinstance(tensor(), FakeTensor) for tensor in kept):
             forget_fakes()
     return tape
+
+
+def _record_fake(model: nn.Module, tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    stand_ins = {name: _fake(mode, t) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    real = input_tensors((args, kwargs))
+    fakes = {id(t): _fake(mode, t) for t in real}
+    fake = tree_map(lambda x: fakes.get(id(x), x) if isinstance(x, Tensor) else x, (args, kwargs))
+    with mode, recording(tape):
+        _call(model, tape, stand_ins, *fake, [*fakes.values(), *real])
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:

@@ -295,7 +295,8 @@ NETS: dict[str, tuple[nn.Module, tuple[Tensor, ...], dict[str, list[str]]]] = {
     "zero-padded shortcut": (
         Net(padded_shortcut, a=nn.Conv2d(3, 4, 1, **NO_BIAS), b=nn.Conv2d(4, 7, 1, **NO_BIAS),
             out=nn.Conv2d(7, 2, 1, **NO_BIAS)), (IMAGE,),
-        {"a.weight": ["a", ".", ".", "."], "b.weight": [".+a+c", "a", ".", "."], "out.weight": [".", ".+a+c", ".", "."]},
+        {"a.weight": ["a", ".", ".", "."], "b.weight": [".+a+c", "a", ".", "."],
+         "out.weight": [".", ".+a+c", ".", "."]},
     ),
     "slices written in place": (
         Net(written_slices, a=linear(5, 4), b=linear(5, 3), out=linear(7, 2)), (X,),
@@ -336,7 +337,8 @@ NETS: dict[str, tuple[nn.Module, tuple[Tensor, ...], dict[str, list[str]]]] = {
         {"into.weight": ["h", "."], "out.weight": [".", "h*."]},
     ),
     "the place of an extreme": (
-        Net(arg_extreme, into=linear(5, 4), out=linear(4, 2)), (X,), {"into.weight": [".", "."], "out.weight": [".", "."]}
+        Net(arg_extreme, into=linear(5, 4), out=linear(4, 2)), (X,),
+        {"into.weight": [".", "."], "out.weight": [".", "."]},
     ),
     "transposed convolution in groups": (
         nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.ConvTranspose2d(4, 6, 2, 2, groups=2, bias=False),
@@ -353,7 +355,8 @@ NETS: dict[str, tuple[nn.Module, tuple[Tensor, ...], dict[str, list[str]]]] = {
         {"0.weight": ["c", ".", ".", "."], "1.weight": ["c"], "1.bias": ["c"], "4.weight": [".", "c", ".", "."]},
     ),
     "neighbouring channels": (
-        nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.LocalResponseNorm(3), nn.Conv2d(4, 2, 1, bias=False)), (IMAGE,),
+        nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.LocalResponseNorm(3), nn.Conv2d(4, 2, 1, bias=False)),
+        (IMAGE,),
         {"0.weight": [".", ".", ".", "."], "2.weight": [".", ".", ".", "."]},
     ),
     "bilinear": (
