@@ -206,9 +206,9 @@ def _record_fake(model: nn.Module, tape: Tape, args: tuple[Any, ...], kwargs: di
     stand_ins = {name: _fake(mode, t) for name, t in [*model.named_parameters(), *model.named_buffers()]}
     real = input_tensors((args, kwargs))
     fakes = {id(t): _fake(mode, t) for t in real}
-    fake = tree_map(lambda x: fakes.get(id(x), x) if isinstance(x, Tensor) else x, (args, kwargs))
+    args, kwargs = tree_map(lambda x: fakes.get(id(x), x) if isinstance(x, Tensor) else x, (args, kwargs))
     with mode, recording(tape):
-        _call(model, tape, stand_ins, *fake, [*fakes.values(), *real])
+        _call(model, tape, stand_ins, args, kwargs, [*fakes.values(), *real])
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
