@@ -89,6 +89,8 @@ class Trainer:
         with terminable(self._request_stop):
             try:
                 self.population.start()
+                if self.step == 0:
+                    self._validate(log)  # the fresh rule is a candidate too
                 while self.step < self.config.steps and not self.ranks.any(self._stop):
                     scalars = self._outer_step()
                     self.step += 1

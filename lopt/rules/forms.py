@@ -29,8 +29,12 @@ class Form(NamedTuple):
 
 
 def mixture(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
-    """-rate exp(r_0) sum_k (w_k + r_k) d_k over base directions d_k with their weights w_k; fresh: r = 0."""
-    step = torch.exp(raw[0].clamp(-8, 4) + log_rate)
+    """-rate exp(2 tanh(r_0 / 2)) sum_k (w_k + r_k) d_k over base directions d_k with their weights w_k; fresh: r = 0.
+
+    The magnitude stays within a factor of exp(2) = 7.4 of the base rate, wherever a metanet may be led beyond what it
+    was trained on.
+    """
+    step = torch.exp(2 * torch.tanh(raw[0] / 2) + log_rate)
     return -step * sum(
         (
             (weight + row) * DIRECTIONS[name](h)

@@ -69,7 +69,7 @@ def test_formulas() -> None:
     rate = torch.tensor(0.01, dtype=torch.float64)
     adam, gradient = h.moments.momenta[0] / (h.moments.root + 1e-8), h.grads / (h.moments.root + 1e-8)
     expected = {
-        "mixture": -0.01 * raw[0].exp() * ((1 + raw[1]) * adam + raw[2] * gradient),
+        "mixture": -0.01 * (2 * torch.tanh(raw[0] / 2)).exp() * ((1 + raw[1]) * adam + raw[2] * gradient),
         "magnitude": -0.01 * raw[0] * (0.01 * raw[1]).exp(),
         "momentum": -0.01 * (h.moments.momenta[0] + 1e-3 * raw[0]),
     }
