@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 
@@ -12,12 +14,16 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def gathered(tensor: Tensor) -> Tensor:
     """The whole tensor, on every rank; plain tensors as they are."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    sharded: Any = tensor
+    whole: Tensor = sharded.full_tensor() if is_sharded(tensor) else tensor
+    return whole
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part, sharing its memory; plain tensors as they are."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    sharded: Any = tensor
+    part: Tensor = sharded.to_local() if is_sharded(tensor) else tensor
+    return part
 
 
 def sharded_like(tensor: Tensor, param: Tensor) -> Tensor:
@@ -31,7 +37,8 @@ def sharded_like(tensor: Tensor, param: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
-    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+    sharded: Any = param
+    mesh, placements = sharded.device_mesh, sharded.placements
     if lead:
         if any(type(p) not in (Shard, Replicate) for p in placements):
             return tensor
