@@ -11,7 +11,9 @@ from torch import Tensor
 
 def segment_mean(flat: Tensor, sizes: list[int]) -> Tensor:
     """(S, P) -> (S, B): the mean of each row over each tensor; 0 for an empty tensor."""
-    return torch.stack([part.sum(-1) / max(n, 1) for part, n in zip(flat.split(sizes, -1), sizes, strict=True)], -1)
+    return torch.stack(
+        [part.sum(-1) / max(n, 1) for part, n in zip(flat.split(sizes, -1), sizes, strict=True)], -1
+    )
 
 
 def segment_expand(values: Tensor, sizes: list[int]) -> Tensor:

@@ -183,7 +183,9 @@ class ParameterGraph:
             replace(self.groups[old], id=new, members=members[old]) for old, new in sorted(new_id.items())
         )
         renumbered = {
-            name: replace(spec, axes=tuple(tuple(tuple(new_id[g] for g in s) for s in axis) for axis in spec.axes))
+            name: replace(
+                spec, axes=tuple(tuple(tuple(new_id[g] for g in s) for s in axis) for axis in spec.axes)
+            )
             for name, spec in parameters.items()
         }
         return ParameterGraph(renumbered, groups, {}, self.rung)
@@ -202,7 +204,9 @@ class ParameterGraph:
             return tensor
         for dim, axis in enumerate(spec.axes):
             if any(group in permutation for segment in axis for group in segment):
-                tensor = tensor.index_select(dim, axis_index(axis, self.groups, permutation).to(tensor.device))
+                tensor = tensor.index_select(
+                    dim, axis_index(axis, self.groups, permutation).to(tensor.device)
+                )
         return tensor
 
     def _alias_spec(self, name: str) -> TensorSpec | None:

@@ -38,14 +38,22 @@ class AxisNet(Metanet):
     """
 
     def __init__(
-        self, features: int, context: int, outputs: int, width: int = 16, neuron_width: int = 32, layers: int = 2
+        self,
+        features: int,
+        context: int,
+        outputs: int,
+        width: int = 16,
+        neuron_width: int = 32,
+        layers: int = 2,
     ) -> None:
         super().__init__()
         check_sizes(width=width, neuron_width=neuron_width, layers=layers)
         self.kind_embedding = nn.Parameter(0.1 * torch.randn(len(PARAMETER_KINDS), neuron_width))
         self.encode_context = nn.Linear(context, neuron_width)
         self.layers = nn.ModuleList(
-            AxisLayer(features if layer == 0 else width, 0 if layer == 0 else neuron_width, width, neuron_width)
+            AxisLayer(
+                features if layer == 0 else width, 0 if layer == 0 else neuron_width, width, neuron_width
+            )
             for layer in range(layers)
         )
         self.head = ScalarUpdate(width, neuron_width, neuron_width, outputs)
@@ -84,7 +92,9 @@ class ScalarUpdate(nn.Module):
         terms = None if self.neuron is None or neurons is None else self.neuron(neurons.T).T
         parts = []
         for index, (part, block) in enumerate(zip(own.split(plan.sizes, -1), plan.blocks, strict=True)):
-            parts.append(self._one_block(plan, block, part, shared[:, index], terms).reshape(own.shape[0], -1))
+            parts.append(
+                self._one_block(plan, block, part, shared[:, index], terms).reshape(own.shape[0], -1)
+            )
         return torch.cat(parts, -1)
 
     def _one_block(
@@ -120,7 +130,9 @@ class AxisLayer(nn.Module):
         messages, means = collect(plan, scalars)
         known = messages if neurons is None else torch.cat([neurons, messages])
         overall = contexts.mean(-1, keepdim=True).expand_as(contexts)
-        contexts = relu(linear(torch.cat([contexts, overall, means]).T, self.context.weight, self.context.bias)).T
+        contexts = relu(
+            linear(torch.cat([contexts, overall, means]).T, self.context.weight, self.context.bias)
+        ).T
         return scalars, relu(self.neuron(known.T)).T, contexts
 
 
@@ -145,7 +157,9 @@ def collect(plan: Plan, scalars: Tensor) -> tuple[Tensor, Tensor]:
                 inbox.setdefault((role, group), []).append(value.mean(others) if others else value)
     rows = []
     for role in MESSAGE_ROLES:
-        received = [average(inbox.get((role, group)), scalars, size) for group, size in enumerate(plan.group_sizes)]
+        received = [
+            average(inbox.get((role, group)), scalars, size) for group, size in enumerate(plan.group_sizes)
+        ]
         # A network whose parameters have no axes has no neurons either.
         rows.append(torch.cat([scalars.new_zeros(width, 0), *received], -1))
     return torch.cat(rows), torch.stack(means, -1)
