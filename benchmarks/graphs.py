@@ -253,10 +253,10 @@ def main() -> None:
         run([name for name, a in ARCHITECTURES.items() if any(p in (name, a.library) for p in options.names)])
         return
     if not options.render:
+        origin = {**provenance(), "command": "python -m benchmarks.graphs"}
         rows = run(list(ARCHITECTURES))
         results = {
-            **provenance(),
-            "command": "python -m benchmarks.graphs",
+            **origin,
             "seed": 0,
             "versions": _versions(),
             "summary": summarise(rows),
