@@ -48,15 +48,20 @@ def chain_of(graph: ParameterGraph, taps: int) -> tuple[Link, ...]:
             raise _refusal(graph, f"{found} (at most {taps}; set the option taps)")
         reading[start] = wire
         fed.add(wire.target.start)
-    first = [start for start in reading if start not in fed]
-    weights = []
-    while first and first[-1] in reading:
-        weights.append(reading[first[-1]])
-        first.append(weights[-1].target.start)
+    weights = _walk(reading, next((start for start in reading if start not in fed), None))
     if len(weights) < len(wiring.edges) or not weights:
         raise _refusal(graph, "weights that do not follow one another")
     biases = _biases(graph, wiring.attributes, {w.target.start for w in weights})
     return tuple(Link(weight, biases.get(weight.target.start)) for weight in weights)
+
+
+def _walk(reading: dict[int, Wire], start: int | None) -> list[Wire]:
+    """The weights met on the way from a neuron set, which each name the set to go on from."""
+    weights: list[Wire] = []
+    while start in reading:
+        weights.append(reading[start])
+        start = weights[-1].target.start
+    return weights
 
 
 def _source(wire: Wire) -> int:

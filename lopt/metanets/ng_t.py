@@ -93,10 +93,8 @@ class NgTLayer(nn.Module):
         self.node_in, self.node_out = Pointwise(nodes, 2 * nodes), Pointwise(2 * nodes, nodes)
         self.edge_norms = nn.ModuleList(ChannelNorm(edges) for _ in range(2))
         self.ends = nn.ModuleDict({end: Pointwise(nodes, 2 * edges, bias=False) for end in ENDS})
-        self.edge_in, self.edge_out = (
-            nn.ModuleList(Pointwise(edges, 2 * edges) for _ in range(2)),
-            nn.ModuleList(Pointwise(2 * edges, edges) for _ in range(2)),
-        )
+        self.edge_in = nn.ModuleList(Pointwise(edges, 2 * edges) for _ in range(2))
+        self.edge_out = nn.ModuleList(Pointwise(2 * edges, edges) for _ in range(2))
 
     def forward(self, exchange: Exchange, nodes: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
         nodes = self.node_norms[0](nodes + self.attention(exchange, nodes, edges))
