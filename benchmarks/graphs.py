@@ -1,7 +1,7 @@
 """Trace and verify the graph of every architecture in the zoo; write the table.
 
     python -m benchmarks.graphs [NAME ...]     trace and verify all (or those of one name or library)
-    python -m benchmarks.graphs --render       write docs/graphs.md from the last results again
+    python -m benchmarks.graphs --render       write docs/graphs.md and its pictures from the last results again
 
 For each: the graph is traced, f(P theta) = f(theta) is checked in float64 with every parameter randomised, every
 axis is uncoupled alone to see that the check notices, and parameters go to torch_geometric data and back in every
@@ -32,6 +32,7 @@ from tqdm import tqdm
 from benchmarks.zoo import ARCHITECTURES
 from benchmarks.zoo.from_transformers import gpt2_of_full_size
 from lopt.graph import ParameterGraph
+from lopt.graph.draw import draw
 from lopt.graph.pyg import from_pyg, to_pyg
 from lopt.graph.pyg_styles import STYLES
 from lopt.meta.provenance import provenance
@@ -39,6 +40,9 @@ from lopt.meta.provenance import provenance
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "graphs.json"
 PAGE = HERE.parent / "docs" / "graphs.md"
+
+PICTURES = {"GPT-2": "graph-gpt2.png", "resnet18": "graph-resnet18.png", "U-Net": "graph-unet.png"}
+"""Architectures that are drawn, and the files in docs/images/."""
 
 TOLERANCE = 1e-9
 TIMEOUT = 300.0
@@ -224,7 +228,16 @@ the axes permuted alone were noticed (all axes up to a million parameters, 64 dr
 """
     remarks = [f"- {row['name']}: {w}" for row in results["rows"] for w in row.get("warnings", [])]
     tail = "\n\n## Remarks of the tracer\n\n" + "\n".join(remarks) if remarks else ""
-    return head + "\n".join(map(_markdown, results["rows"])) + tail + "\n"
+    pictures = "".join(f"\n\n![Parameter graph of {name}](images/{file})" for name, file in PICTURES.items())
+    reading = "\n\n## Pictures\n\nDepth runs to the right. Bars: groups of neurons; arrows: weights; dots: biases and scales."
+    return head + "\n".join(map(_markdown, results["rows"])) + reading + pictures + tail + "\n"
+
+
+def draw_pictures(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, file in PICTURES.items():
+        model, args = ARCHITECTURES[name].build()
+        draw(ParameterGraph.trace(model, args), folder / file, name)
 
 
 def _markdown(row: dict[str, Any]) -> str:
@@ -265,6 +278,7 @@ def main() -> None:
         }
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     PAGE.write_text(render(json.loads(RESULTS.read_text())))
+    draw_pictures(PAGE.parent / "images")
 
 
 if __name__ == "__main__":
