@@ -5,14 +5,13 @@ A run resumed from one is the uninterrupted run, bit for bit on the CPU.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as serialise
 from torch import Tensor
 
-from lopt.rules.io import read, write_atomically
+from lopt.rules.io import read
+from lopt.rules.io import write as write_file
 
 FORMAT = "lopt-checkpoint"
 VERSION = 1
@@ -22,8 +21,7 @@ def write(path: Path, tree: dict[str, Any]) -> None:
     """Save nested dicts and lists of tensors and JSON-able values."""
     tensors: dict[str, Tensor] = {}
     skeleton = _strip(tree, "", tensors)
-    header = json.dumps({"version": VERSION, "tree": skeleton})
-    write_atomically(path, serialise(tensors, {FORMAT: header}))
+    write_file(path, tensors, FORMAT, {"version": VERSION, "tree": skeleton})
 
 
 def load(path: Path) -> dict[str, Any]:

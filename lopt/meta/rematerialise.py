@@ -32,7 +32,9 @@ def rematerialised(function: Callable[..., Any]) -> Callable[..., Any]:
 
 class _Rematerialised(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.function = function
         ctx.save_for_backward(*tensors)
         return function(*tensors)

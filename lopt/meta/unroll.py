@@ -54,7 +54,9 @@ def unroll(
     if rematerialise:
         # The derivative by the meta-parameters is wanted, so they have to be arguments.
         meta = dict(rule.rule.named_parameters()) if rule.meta_parameters is None else rule.meta_parameters
-        again = rematerialised(lambda meta, own, *at: make(replace(rule, meta_parameters=meta), task, own)(*at))
+        again = rematerialised(
+            lambda meta, own, *at: make(replace(rule, meta_parameters=meta), task, own)(*at)
+        )
         step = partial(again, meta, own or {})
     losses, measured = [], []
     previous = networks.params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
@@ -17,14 +19,17 @@ from lopt.errors import ConfigError, RuleFileError
 from lopt.rules.learned import LearnedRule
 
 FORMAT = "lopt-rule"
+DIGEST = "sha256"
 VERSION = 1
 
 
-def save_rule(rule: LearnedRule, path: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None) -> None:
+def save_rule(
+    rule: LearnedRule, path: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None
+) -> None:
     """Write a rule to one safetensors file, atomically. `provenance` is any JSON-able account of its making."""
     header = {"version": VERSION, "rule": rule.describe(), "provenance": dict(provenance or {})}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in rule.state_dict().items()}
-    write_atomically(Path(path), serialise(tensors, {FORMAT: json.dumps(header)}))
+    write(Path(path), tensors, FORMAT, header)
 
 
 def load_rule(name_or_path: str | os.PathLike[str]) -> LearnedRule:
@@ -37,7 +42,9 @@ def load_rule(name_or_path: str | os.PathLike[str]) -> LearnedRule:
     try:
         rule = LearnedRule.from_description(header["rule"])
     except (KeyError, TypeError, ConfigError) as error:
-        raise RuleFileError(f"{path}: the file describes a rule that this version cannot build: {error}") from None
+        raise RuleFileError(
+            f"{path}: the file describes a rule that this version cannot build: {error}"
+        ) from None
     _fill(rule, tensors, path)
     return rule
 
@@ -45,7 +52,9 @@ def load_rule(name_or_path: str | os.PathLike[str]) -> LearnedRule:
 def pretrained_names() -> list[str]:
     """The rules that ship with the package."""
     folder = resources.files("lopt.pretrained")
-    return sorted(entry.name.removesuffix(".safetensors") for entry in folder.iterdir() if _is_rule(entry.name))
+    return sorted(
+        entry.name.removesuffix(".safetensors") for entry in folder.iterdir() if _is_rule(entry.name)
+    )
 
 
 def provenance_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -60,17 +69,40 @@ def read(path: Path, format_name: str, version: int) -> tuple[dict[str, Tensor],
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
-        raise RuleFileError(f"{path}: expected a {format_name} file, found one that cannot be read: {error}") from None
+        raise RuleFileError(
+            f"{path}: expected a {format_name} file, found one that cannot be read: {error}"
+        ) from None
     if format_name not in metadata:
         raise RuleFileError(f"{path}: expected a {format_name} file, found another safetensors file")
     try:
         header = json.loads(metadata[format_name])
     except json.JSONDecodeError as error:
         raise RuleFileError(f"{path}: the header of this {format_name} file is damaged: {error}") from None
+    if not isinstance(header, dict):
+        raise RuleFileError(f"{path}: the header of this {format_name} file is damaged: no mapping")
     if header.get("version") != version:
         found = header.get("version")
-        raise RuleFileError(f"{path}: expected {format_name} version {version}, found {found}; use a matching lopt")
+        raise RuleFileError(
+            f"{path}: expected {format_name} version {version}, found {found}; use a matching lopt"
+        )
+    if DIGEST in metadata and metadata[DIGEST] != digest(tensors):
+        raise RuleFileError(f"{path}: this {format_name} file is damaged: its tensors are not those written")
     return tensors, header
+
+
+def write(path: Path, tensors: dict[str, Tensor], format_name: str, header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header with its version as one of lopt's own files, atomically."""
+    metadata = {format_name: json.dumps(header), DIGEST: digest(tensors)}
+    write_atomically(path, serialise(tensors, metadata))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors' names and bytes: safetensors notices a lost byte, but not a changed one."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(name.encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -97,7 +129,9 @@ def _locate(name_or_path: str | os.PathLike[str]) -> Path:
     if shipped.is_file():
         return Path(str(shipped))
     known = ", ".join(pretrained_names()) or "none in this version"
-    raise RuleFileError(f"rule {str(name_or_path)!r}: expected a rule file, a run folder or a shipped rule ({known})")
+    raise RuleFileError(
+        f"rule {str(name_or_path)!r}: expected a rule file, a run folder or a shipped rule ({known})"
+    )
 
 
 def _is_rule(name: str) -> bool:
@@ -114,4 +148,7 @@ def _fill(rule: LearnedRule, tensors: dict[str, Tensor], path: Path) -> None:
             f"{path}: expected {first} of shape {expected.get(first)}, found {found.get(first)}"
             f" ({len(names)} tensors differ); the file does not fit the rule it describes"
         )
-    rule.load_state_dict(tensors)
+    for name, tensor in tensors.items():
+        if not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
+            raise RuleFileError(f"{path}: expected finite floating-point numbers in {name}, found others")
+    rule.to(tensors["log_rate"].dtype).load_state_dict(tensors)

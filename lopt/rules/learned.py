@@ -55,9 +55,10 @@ class LearnedRuleConfig:
     """Bound on the rms of a tensor's step, relative to the rms of the tensor (taken as at least 0.1)."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "decays", tuple(self.decays))
-        object.__setattr__(self, "directions", tuple(self.directions))
-        object.__setattr__(self, "weights", tuple(self.weights) or (1.0, *[0.0] * (len(self.directions) - 1)))
+        for name in ("decays", "directions", "weights"):
+            check(isinstance(getattr(self, name), (list, tuple)), name, "a list", getattr(self, name))
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "weights", self.weights or (1.0, *[0.0] * (len(self.directions) - 1)))
         check(self.metanet in METANETS, "metanet", f"one of {', '.join(METANETS)}", self.metanet)
         unknown = [name for name in self.directions if name not in DIRECTIONS]
         check(
@@ -69,19 +70,23 @@ class LearnedRuleConfig:
         count = len(self.directions)
         check(len(self.weights) == count, "weights", f"as many numbers as directions ({count})", self.weights)
         check(self.update_form in FORMS, "update_form", f"one of {', '.join(FORMS)}", self.update_form)
-        check(0 < self.rate < math.inf, "rate", "a finite number above 0", self.rate)
-        check(self.max_step > 0, "max_step", "a number above 0", self.max_step)
+        check(is_number(self.rate) and 0 < self.rate < math.inf, "rate", "a finite number above 0", self.rate)
+        check(is_number(self.max_step) and self.max_step > 0, "max_step", "a number above 0", self.max_step)
         needed = 2 if "slow" in self.directions else 1
-        fits = len(self.decays) >= needed and all(0 <= decay < 1 for decay in self.decays)
+        fits = len(self.decays) >= needed and all(is_number(d) and 0 <= d < 1 for d in self.decays)
         check(fits, "decays", f"at least {needed} numbers from 0 up to but not 1", self.decays)
-        check(
-            0 <= self.second_decay < 1, "second_decay", "a number from 0 up to but not 1", self.second_decay
-        )
+        fits = is_number(self.second_decay) and 0 <= self.second_decay < 1
+        check(fits, "second_decay", "a number from 0 up to but not 1", self.second_decay)
 
     @property
     def mixture(self) -> dict[str, float]:
         """The directions with their weights in the fresh rule."""
         return dict(zip(self.directions, self.weights, strict=True))
+
+
+def is_number(value: object) -> bool:
+    """Files and the command line may hold anything."""
+    return isinstance(value, (int, float))
 
 
 def check(valid: object, name: str, expected: str, found: object) -> None:

@@ -110,6 +110,8 @@ def in_child(work: Callable[[], Any], delay: float | None = None) -> int:
 def main(folder: Path) -> None:
     """For each moment a run that is killed at it, and resumed; prints the exit codes of both."""
     trainer.draw_training = lambda *_: None  # type: ignore[assignment]
+    # Once here, so that the children need not warm up one by one.
+    finish(folder / "undisturbed")
     codes: dict[str, list[int]] = {}
     seconds = []
     for name, arrange in MOMENTS.items():

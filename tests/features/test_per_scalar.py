@@ -1,0 +1,63 @@
+"""Features of single scalars: their number, their size, and that no scale shows in them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lopt.features.moments import Moments
+from lopt.features.per_scalar import FLOOR, count, log_ratio, per_scalar_features, reciprocal, squash
+from tests.helpers import seeded
+
+P = 50
+
+
+def features(params: float = 1.0, grads: float = 1.0, decays: int = 3) -> Tensor:
+    generator = seeded(0)
+    p = params * torch.randn(P, generator=generator, dtype=torch.float64)
+    g, root, factored = (grads * torch.randn(P, generator=generator, dtype=torch.float64) for _ in range(3))
+    momenta = grads * torch.randn(decays, P, generator=generator, dtype=torch.float64)
+    rms = p.square().mean().sqrt().expand(P)
+    root = root.abs() + 0.1 * grads
+    spread = root.square().mean().sqrt().expand(P)
+    return per_scalar_features(p, g, Moments(momenta, root), factored.abs() + 0.1 * grads, rms, spread)
+
+
+@pytest.mark.parametrize("decays", [1, 2, 3, 6])
+def test_count(decays: int) -> None:
+    assert features(decays=decays).shape == (count(decays), P)
+
+
+def test_every_feature_tells_scalars_apart_but_the_constant() -> None:
+    spread = features().std(1)
+    assert (spread[:-1] > 0.1).all()
+    assert (features()[-1] == 1).all()
+
+
+def test_all_are_of_order_one() -> None:
+    rms = features().square().mean(1).sqrt()
+    assert (rms < 4).all()
+
+
+@pytest.mark.parametrize(("params", "grads"), [(1e3, 1.0), (1.0, 1e4), (1e2, 1e-2)])
+def test_no_scale_shows(params: float, grads: float) -> None:
+    torch.testing.assert_close(features(params, grads), features(), rtol=1e-3, atol=1e-3)
+
+
+def test_squash_is_linear_near_zero_and_bounded() -> None:
+    x = torch.tensor([1e-3, -1e-3, 0.0, 1e4, -1e4], dtype=torch.float64)
+    torch.testing.assert_close(squash(x)[:3], x[:3], rtol=1e-6, atol=0)
+    torch.testing.assert_close(squash(x)[3:], 4 * x[3:].sign(), rtol=1e-5, atol=0)
+
+
+def test_reciprocal_fades_below_the_floor() -> None:
+    root = torch.tensor([1.0, 1e-3, FLOOR, 1e-3 * FLOOR, 0.0], dtype=torch.float64)
+    expected = torch.tensor([1.0, 1e3, 0.5 / FLOOR, 1e-3 / FLOOR, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(reciprocal(root), expected, rtol=1e-5, atol=0)
+
+
+def test_log_ratio_is_limited() -> None:
+    one = torch.ones(3)
+    other = torch.tensor([1.0, 1e12, 0.0])
+    torch.testing.assert_close(log_ratio(one, other), torch.tensor([0.0, -8.0, 8.0]))
