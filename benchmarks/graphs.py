@@ -229,8 +229,9 @@ the axes permuted alone were noticed (all axes up to a million parameters, 64 dr
     remarks = [f"- {row['name']}: {w}" for row in results["rows"] for w in row.get("warnings", [])]
     tail = "\n\n## Remarks of the tracer\n\n" + "\n".join(remarks) if remarks else ""
     pictures = "".join(f"\n\n![Parameter graph of {name}](images/{file})" for name, file in PICTURES.items())
-    reading = "\n\n## Pictures\n\nDepth runs to the right. Bars: groups of neurons; arrows: weights; dots: biases and scales."
-    return head + "\n".join(map(_markdown, results["rows"])) + reading + pictures + tail + "\n"
+    legend = "Depth runs to the right. Bars: groups of neurons; arrows: weights; dots: biases and scales."
+    table = "\n".join(map(_markdown, results["rows"]))
+    return f"{head}{table}\n\n## Pictures\n\n{legend}{pictures}{tail}\n"
 
 
 def draw_pictures(folder: Path) -> None:
