@@ -108,7 +108,7 @@ class UnfLayer(nn.Module):
         means = {a.neurons: value}
         for kept in a.subsets:
             if kept != a.neurons:
-                # From the smallest mean known that has one axis more.
+                # From a mean that is known already and has one axis more.
                 more = next(s for s in means if len(s) == len(kept) + 1 and set(kept) < set(s))
                 means[kept] = means[more].mean(1 + next(i for i, axis in enumerate(more) if axis not in kept))
         return means
