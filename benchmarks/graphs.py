@@ -1,13 +1,13 @@
 """Trace and verify the graph of every architecture in the zoo; write the table.
 
-    python -m benchmarks.graphs [NAME ...]     trace and verify all (or those of one name or library)
+    python -m benchmarks.graphs [NAME ...]     trace and verify all (or those of some names or libraries)
     python -m benchmarks.graphs --render       write docs/graphs.md and its pictures from the last results again
 
 For each: the graph is traced, f(P theta) = f(theta) is checked in float64 with every parameter randomised, every
 axis is uncoupled alone to see that the check notices, and parameters go to torch_geometric data and back in every
 style. The model must come out of it unchanged. `benchmarks/graphs_env.sh` makes the environment that this needs
-(timm, torchvision and transformers are no dependencies of lopt). One architecture runs at a time, in a process of
-its own kind that is replaced if it dies or takes too long.
+(timm, torchvision and transformers are no dependencies of lopt). One architecture runs at a time, in a process that
+is replaced if it dies or takes too long. Each row is stored, with its commit, as soon as it is there.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ PICTURES = {"GPT-2": "graph-gpt2.png", "resnet18": "graph-resnet18.png", "U-Net"
 """Architectures that are drawn, and the files in docs/images/."""
 
 TOLERANCE = 1e-9
-TIMEOUT = 300.0
+CONTROLS = 100
+"""At most so many axes are permuted alone for one architecture, drawn at random where it has more."""
+
+TIMEOUT = 600.0
 """Seconds for one architecture."""
 
 LIBRARIES = ("torch", "torch_geometric", "torchvision", "timm", "transformers")
@@ -65,7 +68,7 @@ def measure(name: str) -> dict[str, Any]:
         start = time.perf_counter()
         graph = ParameterGraph.trace(model, args)
         seconds = time.perf_counter() - start
-    report = graph.verify(model, args)
+    report = graph.verify(model, args, max_controls=CONTROLS)
     permutable = [group for group in graph.groups if group.permutable]
     return {
         "parameters": graph.numel,
@@ -151,16 +154,26 @@ class Worker:
             self.pool = None
 
 
-def run(names: list[str]) -> list[dict[str, Any]]:
-    worker, rows = Worker(), []
+def run(names: list[str]) -> None:
+    """Measure the named architectures and put their rows into the results, in the order of the zoo."""
+    commit, worker = provenance()["commit"], Worker()
     try:
         for name in tqdm(names, disable=not sys.stderr.isatty()):
-            row = {"name": name, "library": ARCHITECTURES[name].library, **worker(name)}
+            row = {"name": name, "library": ARCHITECTURES[name].library, "commit": commit, **worker(name)}
             print(_line(row), flush=True)
-            rows.append(row)
+            rows = {old["name"]: old for old in _stored().get("rows", [])} | {name: row}
+            _store({"rows": [rows[known] for known in ARCHITECTURES if known in rows]})
     finally:
         worker.close()
-    return rows
+
+
+def _stored() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def _store(changes: dict[str, Any]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({**_stored(), **changes}, indent=1) + "\n")
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -221,7 +234,7 @@ random weights, at the smallest size that keeps its structure.
   device: {min(meta["trace_seconds"]):.2f} (rung `{meta["rung"]}`).
 
 *Groups* counts the permutable ones. *Error* is the largest relative one of the architecture. *Controls*: how many of
-the axes permuted alone were noticed (all axes up to a million parameters, 64 drawn at random above).
+the axes permuted alone were noticed (all axes, or {CONTROLS} drawn at random where there are more).
 
 | architecture | library | parameters | groups | rung | error | controls | trace, s | round trip |
 |---|---|---:|---:|---|---:|---:|---:|---|
@@ -256,29 +269,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="an architecture or library; nothing is stored"
-    )
-    parser.add_argument(
-        "--render", action="store_true", help="write the page from the stored results, run nothing"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="an architecture or a library; default: all")
+    parser.add_argument("--render", action="store_true", help="only write the page from the stored results")
     options = parser.parse_args()
-    if options.names:
-        run([name for name, a in ARCHITECTURES.items() if any(p in (name, a.library) for p in options.names)])
-        return
     if not options.render:
+        chosen = {*options.names} or {a.library for a in ARCHITECTURES.values()}
+        run([name for name, a in ARCHITECTURES.items() if chosen & {name, a.library}])
         origin = {**provenance(), "command": "python -m benchmarks.graphs"}
-        rows = run(list(ARCHITECTURES))
-        results = {
-            **origin,
-            "seed": 0,
-            "versions": _versions(),
-            "summary": summarise(rows),
-            "gpt2_on_meta": measure_meta(),
-            "rows": rows,
-        }
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    PAGE.write_text(render(json.loads(RESULTS.read_text())))
+        summary = summarise(_stored()["rows"])
+        _store(
+            {**origin, "seed": 0, "versions": _versions(), "summary": summary, "gpt2_on_meta": measure_meta()}
+        )
+    PAGE.write_text(render(_stored()))
     draw_pictures(PAGE.parent / "images")
 
 
