@@ -8,6 +8,7 @@ Writes runs/demo/: the run's own files, results.json and curves.png.
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import lopt
 from lopt import config as configs
-from lopt.cli.train import build, finish
+from lopt.cli import main as command_line
 from lopt.meta.compare import compare
 from lopt.meta.report import plot_curves, render_table, write_results
 from lopt.meta.run_config import RunConfig
@@ -39,7 +40,8 @@ def main() -> None:
     out = Path(config.out or f"runs/{config.name}")
     shutil.rmtree(out, ignore_errors=True)
     print(f"meta-training for {config.meta.steps} outer steps ({CONFIG})", flush=True)
-    finish(build(config, out, CONFIG))
+    if code := command_line(["train", CONFIG]):
+        sys.exit(code)
     trained = time.perf_counter()
     rule = lopt.load_rule(out)
     results = [
