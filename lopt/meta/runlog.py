@@ -19,7 +19,8 @@ from lopt.rules.io import write_atomically
 class RunLog:
     """Writes the scalars of each outer step to RUN/metrics.jsonl and RUN/tensorboard.
 
-    A record's step is the number of outer steps taken by then; those above `last_step` are dropped.
+    A record's step is the number of outer steps taken by then. Those above `last_step` are dropped; before the
+    first step all are, as what there was to say will be said again.
     """
 
     def __init__(self, folder: Path, last_step: int = 0) -> None:
@@ -30,7 +31,7 @@ class RunLog:
 
     def _cut(self, last_step: int) -> None:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if 0 < _step_of(line) <= last_step]
+        kept = [line for line in lines if last_step and _step_of(line) <= last_step]
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, step: int, scalars: dict[str, float]) -> None:

@@ -25,14 +25,18 @@ class Rule(nn.Module, ABC):
     """
 
     @abstractmethod
-    def init(self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None) -> State:
+    def init(
+        self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None
+    ) -> State:
         """The state before the first step.
 
         `total_steps` is the planned number of steps, for rules that anneal; None if unknown.
         """
 
     @abstractmethod
-    def forward(self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
+    def forward(
+        self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors
+    ) -> tuple[Tensors, State]:
         """One step: the *deltas* to add to the parameters, and the next state. Pure; no input is modified."""
 
     def evaluation_params(self, params: Tensors, state: State, lr: Tensor | float = 1.0) -> Tensors:

@@ -85,14 +85,15 @@ def read(path: Path, format_name: str, version: int) -> tuple[dict[str, Tensor],
         raise RuleFileError(
             f"{path}: expected {format_name} version {version}, found {found}; use a matching lopt"
         )
-    if DIGEST in metadata and metadata[DIGEST] != digest(tensors):
+    if DIGEST in header and header[DIGEST] != digest(tensors):
         raise RuleFileError(f"{path}: this {format_name} file is damaged: its tensors are not those written")
     return tensors, header
 
 
 def write(path: Path, tensors: dict[str, Tensor], format_name: str, header: Mapping[str, Any]) -> None:
     """Write tensors and a JSON header with its version as one of lopt's own files, atomically."""
-    metadata = {format_name: json.dumps(header), DIGEST: digest(tensors)}
+    # All in one entry: safetensors writes several in any order, and equal files should be equal.
+    metadata = {format_name: json.dumps({**header, DIGEST: digest(tensors)})}
     write_atomically(path, serialise(tensors, metadata))
 
 

@@ -82,8 +82,8 @@ def at_call(number: int, module: Any, name: str, before: bool = True) -> Callabl
 
 
 MOMENTS = {
-    **{f"file {n} written, not renamed": at_call(n, os, "replace") for n in (1, 2, 3, 4)},
-    **{f"file {n} renamed": at_call(n, os, "replace", before=False) for n in (2, 3, 4)},
+    **{f"file {n} written, not renamed": at_call(n, os, "replace") for n in (1, 2, 3, 5)},
+    **{f"file {n} renamed": at_call(n, os, "replace", before=False) for n in (2, 3, 5)},
     "half-written file 3": at_call(3, os, "fsync"),
     "step 8": at_call(8, torch.optim.Adam, "step", before=False),
 }

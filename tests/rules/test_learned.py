@@ -178,6 +178,16 @@ DIRECTION_SETS = {
 }
 
 
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_training_is_equivariant_on_the_traced_graph(name: str) -> None:
+    """The rule reads the traced graph; the symmetry is that of the one written by hand."""
+    network = NETWORKS[name]()
+    traced = ParameterGraph.trace(network.module, (network.inputs,))
+    assert traced.rung == "traced"
+    assert sum(group.permutable for group in traced.groups) == sum(g.permutable for g in network.graph.groups)
+    assert equivariance_error(small_rule(scale=0.1), network, traced) < 1e-9
+
+
 @pytest.mark.parametrize("directions", list(DIRECTION_SETS))
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_training_is_equivariant(name: str, directions: str) -> None:
