@@ -101,7 +101,7 @@ def _repeatable(outer: Sequence[Axis], concat: Axis) -> bool:
 def _same_or_fixed(concat: Axis) -> None:
     """Segments inside a free factor: the same neurons in all of them, if that can be, or none."""
     children = [find(child) for child in concat.children]
-    if len({c.size for c in children}) == 1 and not any(map(is_fixed, children)):
+    if len({c.size for c in children}) == 1 < children[0].size and not any(map(is_fixed, children)):
         for child in children[1:]:
             unify(children[0], child)
         product = merge([Axis(len(children), "position"), children[0]])

@@ -105,13 +105,16 @@ def _unknown_operations(interpreter: Interpreter) -> list[str]:
     unknown = {op: names for op, names in interpreter.know.unknown.items() if names}
     if not unknown:
         return []
-    parts = [f"{op} (parameters {', '.join(sorted(names))})" for op, names in sorted(unknown.items())]
+    parts = [f"{op} (parameters {_listed(sorted(names))})" for op, names in sorted(unknown.items())]
     return [f"no rule for the operation {'; '.join(parts)}: the axes that it touches stay in place"]
 
 
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
 def _untied(model: nn.Module, why: str) -> ParameterGraph:
-    names = [name for name, _ in model.named_parameters()]
-    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    listed = _listed([name for name, _ in model.named_parameters()])
     message = f"the axes of all parameters ({listed}) of {type(model).__name__} stay untied: {why}"
     warnings.warn(message, GraphWarning, stacklevel=5)
     return untied_graph(model.named_parameters())

@@ -64,7 +64,7 @@ class VerificationReport:
     undetected: tuple[Control, ...]
     """The others: their tie is not needed, or the outputs are too symmetric to show it."""
     inert: tuple[Control, ...]
-    """Axes of tensors that no output depends on here (a bias in front of a normalisation): not counted."""
+    """Axes whose entries no output depends on here (a bias in front of a normalisation): not counted."""
 
     def __str__(self) -> str:
         verdict = "ok" if self.ok else "NOT ok"
@@ -159,10 +159,24 @@ def _unnoticed(
         alone = _permute_alone(graph, run.tensors[name], name, dim, {group: permutation[group]})
         if _difference(reference, run({**run.tensors, name: alone})) > tolerance:
             continue
-        other = {**run.tensors, name: run.randomised(run.tensors[name])}
+        other = {**run.tensors, name: _redrawn(graph, run, name, dim, group)}
         matters = _difference(reference, run(other)) > tolerance
         (undetected if matters else inert).append(Control(group, name, dim))
     return undetected, inert
+
+
+def _redrawn(graph: ParameterGraph, run: _Runner, name: str, dim: int, group: int) -> Tensor:
+    """The tensor with new entries wherever the group runs along the axis."""
+    spec = graph.parameters.get(name) or graph.buffers[name]
+    tensor = run.tensors[name]
+    inside = torch.zeros(tensor.shape[dim], dtype=torch.bool)
+    start = 0
+    for segment in spec.axes[dim]:
+        size = torch.Size(graph.groups[g].size for g in segment).numel()
+        inside[start : start + size] = group in segment
+        start += size
+    shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
+    return torch.where(inside.view(shape).to(tensor.device), run.randomised(tensor), tensor)
 
 
 def _permute_alone(

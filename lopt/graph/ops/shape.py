@@ -125,7 +125,7 @@ def repeat(s: Interpreter, x: Value, repeats: Sequence[int]) -> tuple[Dim, ...]:
 def _times(s: Interpreter, dim: Dim, copies: int) -> Dim:
     if copies == 1 or dim.axis is None:
         return Dim(dim.size * copies, dim.axis, dim.origin)
-    return Dim(dim.size * copies, merge([Axis(copies), dim.axis]), dim.origin)
+    return Dim(dim.size * copies, merge([Axis(copies, "position"), dim.axis]), dim.origin)
 
 
 # -- views ------------------------------------------------------------------------------------------------------
