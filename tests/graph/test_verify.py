@@ -46,7 +46,7 @@ def test_a_right_graph_passes_with_every_control_noticed() -> None:
     report = graph.verify(model, (X,))
     assert report.ok
     assert report.max_error < 1e-12
-    assert report.controls == report.controls_detected == 5
+    assert report.controls == report.controls_detected == 6
     assert report.undetected == report.inert == ()
     assert "6 of 6" in str(report)
 
