@@ -49,15 +49,12 @@ def unroll(
         cheaper and biased: 14 % too small after 20 steps, worse after more, on a learnable rate.
     rematerialise: keep only the networks between steps and compute each step again in the backward pass.
     """
+    own = own or each_its_own(rule, networks)
     make = second_order_step if second_order else first_order_step
     step = make(rule, task, own)
     if rematerialise:
         # The derivative by the meta-parameters is wanted, so they have to be arguments.
-        meta = dict(rule.rule.named_parameters()) if rule.meta_parameters is None else rule.meta_parameters
-        again = rematerialised(
-            lambda meta, own, *at: make(replace(rule, meta_parameters=meta), task, own)(*at)
-        )
-        step = partial(again, meta, own or {})
+        step = partial(rematerialised(lambda own, *at: make(rule, task, own)(*at)), own)
     losses, measured = [], []
     previous = networks.params
     for index, batch in enumerate(batches[:-1]):
@@ -115,6 +112,17 @@ def first_order_step(rule: BoundRule, task: Task, own: Tensors | None = None) ->
         return loss + linearised(grads, params), Networks(new_params, new_state)
 
     return step
+
+
+def each_its_own(rule: BoundRule, networks: Networks) -> dict[str, Tensor]:
+    """The rule's meta-parameters (*shape) as (T, *shape), without a copy.
+
+    Under vmap a product of a shared matrix with T others moves their axes about; that of T with T does not, which
+    makes the backward pass up to twice as fast.
+    """
+    meta = dict(rule.rule.named_parameters()) if rule.meta_parameters is None else rule.meta_parameters
+    count = len(next(iter(networks.params.values())))
+    return {name: p.expand(count, *p.shape) for name, p in meta.items()}
 
 
 def with_own(rule: BoundRule, own: Tensors) -> BoundRule:
