@@ -73,7 +73,7 @@ _add(
     depths=(2, 2),
     num_heads=(2, 4),
 )
-_add("pvt_v2_b0", title="pvt_v2 (narrow)", embed_dims=(8, 16, 40, 64))
+_add("pvt_v2_b0", 64, title="pvt_v2 (narrow)", embed_dims=(8, 16, 40, 64))
 _add("test_vit", 160)
 _add("test_coatnet", 160)
 _add("test_maxvit", 160)
