@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 def steps_done(history: History) -> int:
     """Outer steps that the log holds."""
     found = history.series("outer_loss")
-    return found[-1][0] + 1 if found else 0
+    return found[-1][0] if found else 0
 
 
 def summary(config: RunConfig, history: History) -> str:

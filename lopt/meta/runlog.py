@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
+from lopt.meta.board import Board
 from lopt.meta.history import METRICS
 from lopt.rules.io import write_atomically
 
@@ -27,7 +27,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / METRICS
         self._cut(last_step)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
+        self.board = Board(folder / "tensorboard", last_step + 1)
 
     def _cut(self, last_step: int) -> None:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
@@ -38,8 +38,7 @@ class RunLog:
         """Record named scalars of one outer step."""
         with open(self.path, "a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self.board.add_scalar(name, value, step)
+        self.board.write(step, scalars)
 
     def close(self) -> None:
         self.board.close()
