@@ -8,7 +8,8 @@ Three styles, each with a place for every scalar, zero or not (laid out in `lopt
                       or scale is an attribute of its node. All keep the order of `graph.flatten`, so that
                       an edge-list metanet can equal a dense one.
     "neural_graphs"   A node for each neuron; one edge per pair of neurons with its taps folded into the edge
-                      features, biases and scales folded into `x` (Kofinas et al. 2024, arXiv 2403.12143).
+                      features, biases and scales folded into `x` (Kofinas et al. 2024, arXiv 2403.12143);
+                      parallel edges where a few wide kernels would pad all other edges many times over.
     "gmn"             A node for each neuron and one for each bias or scale; a parallel edge for each tap
                       (Lim et al. 2024, arXiv 2312.04501).
 

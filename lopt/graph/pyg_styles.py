@@ -22,6 +22,10 @@ NODE_KINDS = (
 """The constant 1, the kinds of axis groups, and the nodes for a bias or a norm in the "gmn" style."""
 
 
+MAX_PADDING = 8
+"""How many times more entries than scalars the edges of the "neural_graphs" style may hold."""
+
+
 @dataclass(frozen=True)
 class Place:
     """One block, and which of its atomic axes make its target neuron, its source neuron and its taps."""
@@ -81,13 +85,15 @@ def axes_style(graph: ParameterGraph) -> dict[str, object]:
 
 
 def neural_graphs_style(graph: ParameterGraph) -> dict[str, object]:
-    """One edge per pair of neurons and block, taps in slots; biases and scales in slots of nodes."""
+    """One edge per pair of neurons and block, taps in slots; biases and scales in slots of nodes.
+
+    Where padding would outgrow the scalars (`MAX_PADDING`), pairs with many taps get parallel edges.
+    """
     nodes, places = _Nodes(graph), neuron_places(graph)
     source = _column(graph, places, lambda place: nodes.of(place, place.source))
     target = _column(graph, places, lambda place: nodes.of(place, place.target))
-    tap = _column(graph, places, lambda place: _count(place.block, place.taps))
     kind, parameter, edge = _kinds(graph, places), _parameters(graph, places), _edges(graph, places)
-    row, rows = _pairs(graph, places)
+    row, slot, rows = _pairs(graph, places)
     pairs = torch.empty(4, rows, dtype=torch.long)
     pairs[:, row[edge]] = torch.stack([source, target, kind, parameter])[:, edge]
     node_scalar = _in_slots(target[~edge], _rank(target[~edge]), (~edge).nonzero().squeeze(1), nodes.count)
@@ -97,7 +103,7 @@ def neural_graphs_style(graph: ParameterGraph) -> dict[str, object]:
         "edge_index": pairs[:2],
         "edge_type": pairs[2],
         "edge_parameter": pairs[3],
-        "edge_scalar": _in_slots(row[edge], tap[edge], edge.nonzero().squeeze(1), rows),
+        "edge_scalar": _in_slots(row[edge], slot[edge], edge.nonzero().squeeze(1), rows),
         "node_scalar": node_scalar,
         "x_type": torch.where(node_scalar >= 0, kind[node_scalar.clamp(min=0)], -1),
     }
@@ -154,8 +160,9 @@ class _Nodes:
         if not positions:
             return torch.tensor(0)
         groups = tuple(place.block.groups[p] for p in positions)
-        size = math.prod(place.block.shape[p] for p in positions)
-        first = self.first(("neuron", *groups), size, self.graph.groups[groups[0]].kind)
+        first = self.first(
+            ("neuron", *groups), _size(place.block, positions), self.graph.groups[groups[0]].kind
+        )
         return first + _count(place.block, positions)
 
     def types(self) -> Tensor:
@@ -218,14 +225,40 @@ def _edges(graph: ParameterGraph, places: list[Place]) -> Tensor:
     return _column(graph, places, lambda place: torch.tensor(int(place.is_edge))).bool()
 
 
-def _pairs(graph: ParameterGraph, places: list[Place]) -> tuple[Tensor, int]:
-    """(P,) number of each scalar's pair of neurons, counted block by block, and how many there are in all."""
-    ends = {id(place): tuple(dict.fromkeys(place.target + place.source)) for place in places}
-    sizes = [math.prod(place.block.shape[p] for p in ends[id(place)]) * place.is_edge for place in places]
-    first = dict(zip(map(id, places), itertools.accumulate([0, *sizes]), strict=False))
-    return _column(graph, places, lambda place: first[id(place)] + _count(place.block, ends[id(place)])), sum(
-        sizes
-    )
+def _pairs(graph: ParameterGraph, places: list[Place]) -> tuple[Tensor, Tensor, int]:
+    """The edge (P,) and the slot (P,) of each scalar when the taps of a pair are folded, and the number of edges."""
+    ends = [tuple(dict.fromkeys(place.target + place.source)) for place in places]
+    pairs = [_size(place.block, end) * place.is_edge for place, end in zip(places, ends, strict=True)]
+    taps = [_size(place.block, place.taps) for place in places]
+    width = _fold_width(pairs, taps)
+    first = list(itertools.accumulate([0, *(p * -(-t // width) for p, t in zip(pairs, taps, strict=True))]))
+    number = {id(place): k for k, place in enumerate(places)}
+
+    def row(place: Place) -> Tensor:
+        k = number[id(place)]
+        chunk = _count(place.block, place.taps) // width
+        return first[k] + _count(place.block, ends[k]) * -(-taps[k] // width) + chunk
+
+    slot = _column(graph, places, lambda place: _count(place.block, place.taps) % width)
+    return _column(graph, places, row), slot, first[-1]
+
+
+def _fold_width(pairs: list[int], taps: list[int]) -> int:
+    """The most taps to fold into one edge so that no more than `MAX_PADDING` times the scalars are stored.
+
+    A few kernels with many taps beside large dense layers would otherwise pad every edge to their width.
+    """
+    scalars = sum(p * t for p, t in zip(pairs, taps, strict=True))
+
+    def stored(width: int) -> int:
+        return width * sum(p * -(-t // width) for p, t in zip(pairs, taps, strict=True))
+
+    widths = sorted({t for p, t in zip(pairs, taps, strict=True) if p}, reverse=True)
+    return next((width for width in widths if stored(width) <= MAX_PADDING * scalars), 1)
+
+
+def _size(block: Block, positions: tuple[int, ...]) -> int:
+    return math.prod(block.shape[p] for p in positions)
 
 
 def _rank(key: Tensor) -> Tensor:

@@ -126,6 +126,15 @@ def test_neural_graphs_style_folds_taps_and_biases_into_features(cnn_graph: Para
     assert [PARAMETER_KINDS[kind] for kind in data.x_type[channels[0]]] == ["bias", "scale"]
 
 
+def test_one_wide_kernel_does_not_pad_a_large_network() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 16), torch.nn.Linear(100, 100))
+    graph = ParameterGraph.untied(model.named_parameters())
+    values = random_values(graph)
+    data = to_pyg(graph, values, "neural_graphs")
+    assert data.edge_attr.numel() <= 8 * graph.numel
+    assert_equal(from_pyg(data, graph), values)
+
+
 def test_gmn_style_has_parallel_edges_and_parameter_nodes(cnn_graph: ParameterGraph) -> None:
     values = random_values(cnn_graph)
     data = to_pyg(cnn_graph, values, "gmn")
