@@ -220,15 +220,18 @@ def _line(row: dict[str, Any]) -> str:
 def render(results: dict[str, Any]) -> str:
     """The results as a Markdown page."""
     s, meta = results["summary"], results["gpt2_on_meta"]
+    inert = sum(row.get("inert", 0) for row in results["rows"])
     head = f"""# Graphs of {s["architectures"]} architectures
 
 Written by `{results["command"]}` from `benchmarks/results/graphs.json`. Every network is built from a config with
-random weights, at the smallest size that keeps its structure.
+random weights, at the smallest size that keeps its structure. Each row there names its commit; seconds are of one
+thread on a machine shared with other work.
 
 - {s["traced"]} of {s["architectures"]} at rung `traced`, {s["traced_without_warning"]} of them with a rule for every
   operation that touches a parameter; {s["raised"]} raised.
 - Largest relative |f(P theta) - f(theta)| in float64, all parameters randomised: {s["largest_error"]:.1e}.
-- Negative controls: {s["controls_detected"]} of {s["controls"]} axes that were permuted alone changed an output.
+- Negative controls: {s["controls_detected"]} of {s["controls"]} axes that were permuted alone changed an output; {inert} more
+  belong to tensors that no output depends on here (a bias before a normalisation, say) and were not counted.
 - Exact round trip through torch_geometric in all styles: {s["round_trips"]}; model left unchanged: {s["unchanged"]}.
 - Seconds to trace: median {s["median_trace_seconds"]:.2f}; GPT-2 of {meta["parameters"]:,} parameters on the meta
   device: {min(meta["trace_seconds"]):.2f} (rung `{meta["rung"]}`).

@@ -1,0 +1,175 @@
+"""Inner steps per second of meta-training (networks x steps), and the memory it takes, on one thread.
+
+    python -m benchmarks.meta_throughput [--quick]
+
+The setting is that of a published measurement of google/learned_optimization: a small per-parameter MLP (32 wide, 2
+layers) trains MLPs 64-32-10 on batches of 128, 16 at a time, in truncations of 20. Every row runs in a process of its
+own, so that its peak memory is its own; the figure is the median over the repeats. Both runs of an antithetic pair are
+counted as one. Writes benchmarks/results/meta_throughput.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import cross_entropy
+
+import lopt
+from lopt.meta.cohort import Cohort, Horizons
+from lopt.meta.estimators import ES, PES, Estimator, TruncatedBackprop
+from lopt.meta.gauges import peak_memory
+from lopt.meta.provenance import provenance
+from lopt.meta.report import aligned, write_results
+from lopt.meta.runtime import prepare_cpu
+from meta_tasks.module_task import ModuleTask
+from meta_tasks.networks import mlp
+
+OUT = Path(__file__).parent / "results" / "meta_throughput.json"
+TRUNCATION, BATCH = 20, 128
+RULES: dict[str, dict[str, Any]] = {
+    "mlp": {"width": 32, "layers": 2},
+    "axisnet": {"width": 8, "neuron_width": 16, "layers": 2},
+}
+ESTIMATORS: dict[str, Estimator] = {
+    "backprop": TruncatedBackprop(TRUNCATION),
+    "backprop, first order": TruncatedBackprop(TRUNCATION, second_order=False),
+    "backprop, rematerialised": TruncatedBackprop(TRUNCATION, rematerialise=True),
+    "es": ES(TRUNCATION),
+    "pes": PES(TRUNCATION),
+}
+TASKS = {"64-32-10": 16, "784-128-10": 1}
+"""Sizes of the layers, and how many networks at a time."""
+REFERENCE = {
+    "64-32-10": {"backprop": 309, "pes": 1130, "es": 1212},
+    "784-128-10": {"backprop": 7, "pes": 25},
+}
+"""google/learned_optimization on JAX 0.10 and one core of such a machine, per-parameter MLP with 39 features."""
+
+
+class RandomData(ModuleTask):
+    """Classification of noise: what it costs does not depend on the data."""
+
+    def __init__(self, sizes: str) -> None:
+        self.inputs, hidden, self.classes = map(int, sizes.split("-"))
+        super().__init__(sizes, partial(mlp, self.inputs, (hidden,), self.classes))
+
+    def sample(self, split: str, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        inputs = torch.randn(count, BATCH, self.inputs, generator=generator)
+        return inputs, torch.randint(self.classes, (count, BATCH), generator=generator)
+
+    def figures(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"loss": cross_entropy(outputs, targets)}
+
+    def evaluation(self, split: str) -> list[tuple[Tensor, Tensor]]:
+        return []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="the small network only")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        print(json.dumps(measure(**json.loads(args.row))))
+        return
+    tasks = ["64-32-10"] if args.quick else list(TASKS)
+    rows: list[dict[str, Any]] = []
+    for task, rule, estimator, looped in product(tasks, RULES, ESTIMATORS, (False, True)):
+        if wanted(task, estimator, looped) and (TASKS[task] > 1 or not looped):
+            options = {"task": task, "rule": rule, "estimator": estimator, "looped": looped}
+            rows.append(run_row({**options, "repeats": 1 if looped else 3}))
+            print(json.dumps(rows[-1]), flush=True)
+            results = {"rows": rows, "reference": REFERENCE, "truncation": TRUNCATION}
+            write_results({**results, "provenance": provenance()}, OUT)
+    print(table(rows))
+
+
+def wanted(task: str, estimator: str, looped: bool) -> bool:
+    """Loops, and the large network, are measured for the two estimators that matter most."""
+    return estimator in ("backprop", "pes") if looped or TASKS[task] == 1 else True
+
+
+def run_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.meta_throughput", "--row", json.dumps(row)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(task: str, rule: str, estimator: str, looped: bool, repeats: int) -> dict[str, Any]:
+    """Rates by the wall clock and by the processor's time, which differ on a machine that others use too."""
+    torch.set_num_threads(1)
+    prepare_cpu()
+    torch.manual_seed(0)
+    networks = TASKS[task]
+    built, made = RandomData(task), lopt.make_rule(rule, **RULES[rule])
+    generator, horizons = Generator().manual_seed(0), Horizons(1000, 1000, TRUNCATION)
+    sizes = [1] * networks if looped else [networks]
+    cohorts = [Cohort.start(built, {}, made.on(built.graph), size, horizons, generator) for size in sizes]
+    before = peak_memory()
+    walls, busy = [], []
+    for repeat in range(repeats + 1):
+        wall, cpu = time.perf_counter(), time.process_time()
+        for cohort in cohorts:
+            estimate = ESTIMATORS[estimator](made, cohort, generator)
+            assert not estimate.skipped
+        if repeat:  # the first is a warm-up
+            walls.append(time.perf_counter() - wall)
+            busy.append(time.process_time() - cpu)
+    steps = networks * TRUNCATION
+    return {
+        "task": task,
+        "networks": networks,
+        "rule": rule,
+        "meta_parameters": sum(p.numel() for p in made.parameters()),
+        "estimator": estimator,
+        "networks_at_once": 1 if looped else networks,
+        "inner_steps_per_second": round(steps / median(walls), 1),
+        "inner_steps_per_cpu_second": round(steps / median(busy), 1),
+        "peak_memory_mib": round(peak_memory()),
+        "memory_above_start_mib": round(peak_memory() - before),
+        "reference": REFERENCE[task].get(estimator) if rule == "mlp" else None,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows for people."""
+    header = [
+        "rule",
+        "task",
+        "estimator",
+        "networks at once",
+        "inner steps/s",
+        "by CPU time",
+        "peak MiB",
+        "reference",
+    ]
+    cells = [
+        [
+            row["rule"], row["task"], row["estimator"], str(row["networks_at_once"]),
+            f"{row['inner_steps_per_second']:.0f}", f"{row['inner_steps_per_cpu_second']:.0f}",
+            str(row["peak_memory_mib"]), str(row["reference"] or "-"),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return aligned(header, cells)
+
+
+if __name__ == "__main__":
+    main()
