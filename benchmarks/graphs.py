@@ -231,7 +231,7 @@ thread on a machine shared with other work.
   operation that touches a parameter; {s["raised"]} raised.
 - Largest relative |f(P theta) - f(theta)| in float64, all parameters randomised: {s["largest_error"]:.1e}.
 - Negative controls: {s["controls_detected"]} of {s["controls"]} axes that were permuted alone changed an output;
-  {inert} more belong to tensors that no output depends on here (a bias before a normalisation, say) and were not counted.
+  {inert} more belong to tensors that no output depends on here (a bias before a norm, say) and were not counted.
 - Exact round trip through torch_geometric in all styles: {s["round_trips"]}; model left unchanged: {s["unchanged"]}.
 - Seconds to trace: median {s["median_trace_seconds"]:.2f}; GPT-2 of {meta["parameters"]:,} parameters on the meta
   device: {min(meta["trace_seconds"]):.2f} (rung `{meta["rung"]}`).
