@@ -93,7 +93,7 @@ def main() -> None:
             options = {"task": task, "rule": rule, "estimator": estimator, "looped": looped}
             rows.append(run_row({**options, "repeats": 1 if looped else 3}))
             print(json.dumps(rows[-1]), flush=True)
-            results = {"rows": rows, "reference": REFERENCE, "truncation": TRUNCATION}
+            results = {"rows": rows, "reference": REFERENCE, "truncation": TRUNCATION, "threads_of_a_row": 1}
             write_results({**results, "provenance": provenance()}, OUT)
     print(table(rows))
 
