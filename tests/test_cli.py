@@ -15,10 +15,11 @@ import torch
 import yaml
 
 import lopt
-from lopt.cli import evaluate, main
+from lopt.cli import main
 from lopt.cli.compare import labels
 from lopt.cli.train import parse_overrides
 from lopt.errors import ConfigError
+from lopt.meta.report import spread
 from lopt.meta.trainer import Trainer
 
 CONFIG: dict[str, Any] = {
@@ -371,6 +372,6 @@ def test_rules_in_tables_have_short_names_unless_two_agree(tmp_path: Path) -> No
 
 
 def test_a_diverged_figure_is_said_so() -> None:
-    assert evaluate._cell({"mean": None, "std": None}) == "diverged"
-    assert evaluate._cell(None) == "-"
-    assert evaluate._cell({"mean": 1.25, "std": 0.5}) == "1.25 ± 0.5"
+    assert spread({"mean": None, "std": None}) == "diverged"
+    assert spread(None) == "-"
+    assert spread({"mean": 1.25, "std": 0.5}) == "1.25 ± 0.5"

@@ -57,13 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _row(name: str, found: dict[str, Any]) -> list[str]:
-    cells = [_cell(found.get(column)) for column in COLUMNS]
+    from lopt.meta.report import spread
+
+    cells = [spread(found.get(column)) for column in COLUMNS]
     return [name, *cells, f"{found['ms_per_step']:.2f}", str(found["diverged"])]
-
-
-def _cell(figure: dict[str, Any] | None) -> str:
-    if figure is None:
-        return "-"
-    if figure["mean"] is None:
-        return "diverged"
-    return f"{figure['mean']:.4g}" + ("" if figure["std"] is None else f" ± {figure['std']:.2g}")

@@ -70,17 +70,18 @@ def _row(name: str, entry: Mapping[str, Any], found: Mapping[str, Any]) -> list[
         name,
         f"{entry['lr']:g}{edge}" if "lr" in entry else "-",
         entry.get("schedule", "-"),
-        _spread(found["mean_train_loss"]),
-        _spread(found["final_train_loss"]),
-        _spread(found.get("test_loss")),
-        _spread(found.get("test_accuracy")),
+        spread(found["mean_train_loss"]),
+        spread(found["final_train_loss"]),
+        spread(found.get("test_loss")),
+        spread(found.get("test_accuracy")),
         "-" if reached is None else str(reached),
         f"{entry['ms_per_step']:.2f}",
         f"{found['diverged']} of {len(found['mean_train_loss']['values'])}",
     ]
 
 
-def _spread(found: Mapping[str, Any] | None) -> str:
+def spread(found: Mapping[str, Any] | None) -> str:
+    """A figure as mean ± deviation; "-" where there is none."""
     if found is None:
         return "-"
     if found["mean"] is None:

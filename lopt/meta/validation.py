@@ -17,11 +17,6 @@ from lopt.rules.base import Rule
 SEED = 7_919
 
 
-def validation_score(rule: Rule, task: Task, config: MetaConfig) -> float:
-    """Mean over networks and steps of the log loss relative to the first."""
-    return validation_curve(rule, task, config).log().mean().item()
-
-
 def validation_curve(rule: Rule, task: Task, config: MetaConfig) -> Tensor:
     """(K,) geometric mean over networks of the loss relative to the first, before each step.
 

@@ -28,7 +28,32 @@ SPREAD_FLOOR = 1e-5
 """Added to variances under the root, as in PNA's reference."""
 
 
-class NgGnn(Metanet):
+class NeuralGraph(Metanet):
+    """What the metanets of Neural Graphs share: neurons and edges encoded, rounds of messages, heads."""
+
+    execution: str
+    nodes: NodeEncoder
+    encode: WireEncoder
+    layers: nn.ModuleList
+    heads: NeuralGraphHeads
+
+    def prepare(self, graph: ParameterGraph) -> None:
+        exchange_of(wiring_of(graph), self.execution).prepare()
+
+    def forward(
+        self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        wiring = wiring_of(graph)
+        exchange = exchange_of(wiring, self.execution)
+        parts = wiring.parts(features)
+        nodes, attributes = self.nodes(wiring, parts, context)
+        edges = self.encode(wiring.edges, parts, context)
+        for layer in self.layers:
+            nodes, edges = layer(exchange, nodes, edges)
+        return self.heads(wiring, nodes, edges, attributes), None
+
+
+class NgGnn(NeuralGraph):
     """Per layer, for edges e_ij from neuron j to neuron i, neurons h, and each of the two directions:
 
         m_ij = scale(e_ij) * (W_t h_i + W_s h_j) + shift(e_ij)
@@ -59,21 +84,6 @@ class NgGnn(Metanet):
         self.encode = WireEncoder(features, context, width)
         self.layers = nn.ModuleList(NgGnnLayer(width) for _ in range(layers))
         self.heads = NeuralGraphHeads(width, width, outputs)
-
-    def prepare(self, graph: ParameterGraph) -> None:
-        exchange_of(wiring_of(graph), self.execution).prepare()
-
-    def forward(
-        self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        wiring = wiring_of(graph)
-        exchange = exchange_of(wiring, self.execution)
-        parts = wiring.parts(features)
-        nodes, attributes = self.nodes(wiring, parts, context)
-        edges = self.encode(wiring.edges, parts, context)
-        for layer in self.layers:
-            nodes, edges = layer(exchange, nodes, edges)
-        return self.heads(wiring, nodes, edges, attributes), None
 
 
 class NodeEncoder(nn.Module):

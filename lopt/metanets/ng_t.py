@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from lopt.errors import ConfigError
-from lopt.graph import ParameterGraph
-from lopt.metanets.base import Metanet, check_sizes
-from lopt.metanets.exchange import ENDS, End, Exchange, check_execution, exchange_of
+from lopt.metanets.base import check_sizes
+from lopt.metanets.exchange import ENDS, End, Exchange, check_execution
 from lopt.metanets.layers import ChannelNorm, Pointwise
-from lopt.metanets.ng_gnn import NeuralGraphHeads, NodeEncoder
-from lopt.metanets.wiring import WireEncoder, wiring_of
+from lopt.metanets.ng_gnn import NeuralGraph, NeuralGraphHeads, NodeEncoder
+from lopt.metanets.wiring import WireEncoder
 
 OTHER: dict[End, End] = {"target": "source", "source": "target"}
 
 
-class NgT(Metanet):
+class NgT(NeuralGraph):
     """Per layer, for neuron i, its neighbours j, and the edge e_ij between them, for each head:
 
         q_ij = W_q h_i + U_q e_ij,   k_ij = W_k h_j + U_k e_ij,   v_ij = (W_v h_j) * (U_m e_ij) + U_v e_ij
@@ -66,21 +65,6 @@ class NgT(Metanet):
             NgTLayer(node_width, edge_width, attention_width, heads) for _ in range(layers)
         )
         self.heads = NeuralGraphHeads(node_width, edge_width, outputs)
-
-    def prepare(self, graph: ParameterGraph) -> None:
-        exchange_of(wiring_of(graph), self.execution).prepare()
-
-    def forward(
-        self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        wiring = wiring_of(graph)
-        exchange = exchange_of(wiring, self.execution)
-        parts = wiring.parts(features)
-        nodes, attributes = self.nodes(wiring, parts, context)
-        edges = self.encode(wiring.edges, parts, context)
-        for layer in self.layers:
-            nodes, edges = layer(exchange, nodes, edges)
-        return self.heads(wiring, nodes, edges, attributes), None
 
 
 class NgTLayer(nn.Module):
