@@ -120,12 +120,17 @@ def _health(history: History) -> list[str]:
     counts = ", ".join(
         f"{history.last(name) or 0:.0f} {name}" for name in ("diverged", "skipped", "restarts")
     )
+    shares = ", ".join(
+        f"{mean([value for _, value in history.series(f'{name}_share')[-RECENT:]]):.0%} {name}"
+        for name in ("clipped", "dropped")
+    )
     rates = [value for _, value in history.series("inner_steps_per_second")[-RECENT:]]
     speed = f"{mean(rates):.0f} inner steps per second, {history.last('memory_mib') or 0:.0f} MiB at most"
     gradient = mean([value for _, value in history.series("gradient_norm")[-RECENT:]])
     return [
         "",
         counts,
+        f"meta-gradients of single networks: {shares}",
         speed,
         f"norm of the meta-gradient {gradient:.3g}, now at rate {history.last('learning_rate'):.2g}",
     ]

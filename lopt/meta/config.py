@@ -57,6 +57,9 @@ class MetaConfig:
     """Outer steps of linear warm-up; a cosine to zero follows."""
     clip: float = 0.2
     """Limit on the norm of the meta-gradient."""
+    network_clip: float = 1.0
+    """Limit on the norm of a single network's meta-gradient, before the mean over networks is taken; for the
+    estimators that backpropagate."""
     ema: float = 0.9
     """Decay of the average of the meta-parameters that is validated and kept; 0 keeps the last ones."""
     validate_every: int = 50
@@ -96,6 +99,7 @@ class MetaConfig:
         self._check("learning_rate", self.learning_rate > 0, "above 0")
         self._check("warmup", self.warmup >= 0, "at least 0")
         self._check("clip", self.clip > 0, "above 0")
+        self._check("network_clip", self.network_clip > 0, "above 0")
         self._check("ema", 0 <= self.ema < 1, "from 0 up to but not 1")
 
     def _check(self, name: str, valid: bool, expected: str) -> None:

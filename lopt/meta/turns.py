@@ -15,12 +15,12 @@ from lopt.meta.gauges import named_gauges
 from lopt.meta.ranks import Ranks
 from lopt.rules.base import Rule
 
-FIGURES = ("outer_loss", "skipped", "diverged", "restarts", "family")
+FIGURES = ("outer_loss", "skipped", "diverged", "restarts", "family", "clipped", "dropped")
 
 
 @dataclass
 class Turns:
-    """The meta-gradients (S, M) and figures (S, 5) of an outer step, and its step gauges (S, 3, G)."""
+    """The meta-gradients (S, M) and figures (S, 7) of an outer step, and its step gauges (S, 3, G)."""
 
     gradients: Tensor
     figures: Tensor
@@ -38,7 +38,10 @@ class Turns:
         self.gradients[row] = torch.cat(
             [value.flatten().double().cpu() for value in estimate.gradient.values()]
         )
-        figures = (estimate.outer_loss, estimate.skipped, int(estimate.diverged.sum()), restarts, family)
+        figures = (
+            estimate.outer_loss, estimate.skipped, int(estimate.diverged.sum()), restarts, family,
+            estimate.clipped, estimate.dropped,
+        )  # fmt: skip
         self.figures[row] = torch.tensor(figures, dtype=torch.float64)
         self.gauges[row] = gauges
 
@@ -70,4 +73,5 @@ class Turns:
         for loss, owner in zip(losses.tolist(), owners.tolist(), strict=True):
             by_family.setdefault(families[owner], []).append(loss)
         means = {f"outer_loss/{name}": sum(found) / len(found) for name, found in by_family.items()}
-        return {"outer_loss": losses.mean().item(), **means, **named_gauges(self.gauges.sum(0))}
+        shares = {f"{name}_share": self.column(name).mean().item() for name in ("clipped", "dropped")}
+        return {"outer_loss": losses.mean().item(), **means, **shares, **named_gauges(self.gauges.sum(0))}

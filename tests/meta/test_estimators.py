@@ -13,10 +13,11 @@ from torch import Tensor
 
 from lopt.meta.cohort import Cohort, Horizons
 from lopt.meta.estimators import TruncatedBackprop
-from lopt.meta.unroll import Networks
+from lopt.meta.estimators.per_network import combined
+from lopt.meta.unroll import Networks, unroll
 from lopt.rules import LearnedRule
 from tests.helpers import TinyTask, flat_state, relative_error, seeded, small_rule
-from tests.meta.test_unroll import MODES, assert_slopes, record
+from tests.meta.test_unroll import MODES, assert_slopes, gradient_of, record
 
 COUNT, STEPS = 3, 4
 
@@ -127,7 +128,7 @@ class OneFails(TinyTask):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("factor", [1e6, math.inf, math.nan])
 def test_a_diverged_network_is_masked(factor: float, mode: dict[str, bool]) -> None:
-    """It is named, and the others' gradient is theirs alone; one spoilt by values that are not finite says so."""
+    """It is named, and the others' gradient is theirs alone, whatever its values are."""
     rule, task = small_rule(), OneFails(factor)
     cohort, estimator = start(rule, task), TruncatedBackprop(STEPS, **mode)
     first = estimator(rule, cohort, seeded(1))
@@ -143,11 +144,9 @@ def test_a_diverged_network_is_masked(factor: float, mode: dict[str, bool]) -> N
     alone.task = Fixed(fixed)
     healthy = estimator(rule, alone, seeded(2))
     assert estimate.outer_loss == pytest.approx(healthy.outer_loss, rel=1e-12)
-    if estimate.skipped:
-        assert not math.isfinite(factor)
-        assert all((value == 0).all() for value in estimate.gradient.values())
-    else:
-        assert relative_error(estimate.gradient, healthy.gradient) < 1e-10
+    assert not estimate.skipped
+    assert estimate.dropped == pytest.approx(1 / 3)
+    assert relative_error(estimate.gradient, healthy.gradient) < 1e-10
 
 
 class Fixed(TinyTask):
@@ -169,6 +168,7 @@ def test_when_all_diverge_there_is_no_gradient(factor: float) -> None:
     task.clean = False
     estimate = estimator(rule, cohort, seeded(1))
     assert estimate.diverged.tolist() == [True]
+    assert estimate.skipped
     assert all((value == 0).all() for value in estimate.gradient.values())
     assert math.isfinite(estimate.outer_loss)
 
@@ -182,3 +182,77 @@ def test_a_meta_gradient_that_is_not_finite_is_skipped() -> None:
     estimate = TruncatedBackprop(STEPS)(rule, cohort, seeded(1))
     assert all((value == 0).all() for value in estimate.gradient.values())
     assert estimate.diverged.all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_without_clipping_the_gradient_is_that_of_the_mean(mode: dict[str, bool]) -> None:
+    """d (mean outer loss) / d meta-parameters, shared by all networks."""
+    rule = small_rule()
+    cohort, estimator = start(rule), TruncatedBackprop(STEPS, **mode)
+    estimate = estimator(rule, cohort, seeded(1))
+    batches, _ = estimator.batches(cohort, seeded(1))
+    bound = rule.on(cohort.task.graph)
+    unrolled = unroll(bound, cohort.task, cohort.networks, batches, **mode)
+    outer = (unrolled.measured / unrolled.losses[0].detach()).mean()
+    expected = gradient_of(outer, rule)
+    assert relative_error(estimate.gradient, expected) < 1e-10
+    assert (estimate.clipped, estimate.dropped) == (0, 0)
+
+
+def test_each_network_is_cut_to_the_limit_before_the_mean() -> None:
+    rule = small_rule()
+    cohort = start(rule)
+    alone = []
+    for index in range(COUNT):
+        batches, _ = TruncatedBackprop(STEPS).batches(cohort, seeded(1))
+        one = part(cohort, [index])
+        one.task = Fixed([batch[[index]] for batch in batches])
+        alone.append(TruncatedBackprop(STEPS)(rule, one, seeded(1)).gradient)
+    norms = [math.sqrt(sum(v.square().sum().item() for v in gradient.values())) for gradient in alone]
+    limit = sorted(norms)[1] * 1.01
+    scales = [min(1.0, limit / norm) for norm in norms]
+    expected = {
+        name: sum(scale * gradient[name] for scale, gradient in zip(scales, alone, strict=True)) / COUNT
+        for name in alone[0]
+    }
+    estimate = TruncatedBackprop(STEPS, network_clip=limit)(rule, cohort, seeded(1))
+    assert relative_error(estimate.gradient, expected) < 1e-10
+    assert estimate.clipped == pytest.approx(1 / COUNT)
+    assert norms[scales.index(min(scales))] > limit
+
+
+def test_a_network_without_a_finite_derivative_is_dropped() -> None:
+    """Its losses are finite: it has not diverged, and goes on."""
+    rule, task = small_rule(), Kinked(dtype=torch.float64)
+    cohort, estimator = start(rule, task), TruncatedBackprop(STEPS)
+    estimate = estimator(rule, cohort, seeded(1))
+    assert not estimate.diverged.any()
+    assert not estimate.skipped
+    assert estimate.dropped == pytest.approx(1 / COUNT)
+    batches, _ = estimator.batches(cohort, seeded(1))
+    others = part(cohort, [0, 1])
+    others.task = Fixed([batch[:2] for batch in batches])
+    assert relative_error(estimate.gradient, estimator(rule, others, seeded(1)).gradient) < 1e-10
+
+
+class Kinked(TinyTask):
+    """The last network's loss has a second derivative of inf * 0."""
+
+    def sample(self, split: str, count: int, generator: torch.Generator) -> Tensor:
+        batch = super().sample(split, count, generator)
+        batch[-1, 0, 0] = 1e6
+        return batch
+
+    def loss(self, params: Mapping[str, Tensor], batch: Tensor) -> Tensor:
+        marked, zero = batch[0, 0] > 1e5, params["w"] - params["w"].detach()
+        rough = torch.where(marked, zero, 1.0).abs().pow(1.5).sum() * marked
+        return super().loss(params, torch.where(batch > 1e5, 0.0, batch)) + rough
+
+
+def test_a_gradient_beyond_the_squares_of_its_dtype_is_clipped_not_dropped() -> None:
+    """The norm of 1e30 is not a float32."""
+    rows = {"a": torch.tensor([[1e30, 0.0], [0.3, 0.0]]), "b": torch.tensor([0.0, 0.4])}
+    found = combined(rows, torch.tensor([True, True]), 1.0)
+    torch.testing.assert_close(found.gradient, {"a": torch.tensor([0.65, 0.0]), "b": torch.tensor(0.2)})
+    assert found.clipped.tolist() == [True, False]
+    assert not found.dropped.any()

@@ -229,7 +229,19 @@ def test_diverged_networks_are_restarted_and_counted(tmp_path: Path, factor: flo
     assert all(torch.isfinite(p).all() for p in trainer.rule.parameters())
     for cohort in trainer.population.cohorts.values():
         assert all(torch.isfinite(p).all() for p in cohort.networks.params.values())
-    assert all(math.isfinite(row["outer_loss"]) for row in metrics(tmp_path) if "outer_loss" in row)
+    rows = [row for row in metrics(tmp_path) if "outer_loss" in row]
+    assert all(math.isfinite(row["outer_loss"]) for row in rows)
+    # What was left out of the meta-gradients is what diverged.
+    dropped = sum(row["dropped_share"] for row in rows) * config.networks
+    assert dropped == pytest.approx(trainer.counts["diverged"])
+
+
+def test_the_share_of_clipped_networks_is_logged(tmp_path: Path) -> None:
+    """All are above a limit of next to nothing, and none are above one of 1e6."""
+    for limit, share in ((1e-9, 1.0), (1e6, 0.0)):
+        finish(tmp_path / str(share), config=replace(CONFIG, steps=3, network_clip=limit))
+        rows = [row for row in metrics(tmp_path / str(share)) if "outer_loss" in row]
+        assert [row["clipped_share"] for row in rows] == [share] * 3
 
 
 class Unsmooth(TinyTask):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lopt.meta.config import MetaConfig
-from lopt.meta.estimators.backprop import TruncatedBackprop, finite_gradient
+from lopt.meta.estimators.backprop import TruncatedBackprop
 from lopt.meta.estimators.base import Estimate, Estimator, has_diverged, initial_losses
 from lopt.meta.estimators.es import ES
 from lopt.meta.estimators.mixture import Mixture
@@ -16,7 +16,6 @@ __all__ = [
     "Estimator",
     "Mixture",
     "TruncatedBackprop",
-    "finite_gradient",
     "has_diverged",
     "initial_losses",
     "make_estimator",
@@ -28,9 +27,11 @@ def make_estimator(config: MetaConfig) -> Estimator:
     goal, data = (config.truncation, config.outer_loss), config.outer_data
     order = (config.second_order, config.rematerialise)
     if config.estimator == "backprop":
-        return TruncatedBackprop(*goal, *order, outer_data=data)
+        return TruncatedBackprop(*goal, *order, outer_data=data, network_clip=config.network_clip)
     if config.estimator == "es":
         return ES(*goal, config.sigma, outer_data=data)
     if config.estimator == "pes":
         return PES(*goal, config.sigma, outer_data=data)
-    return Mixture(*goal, *order, config.sigma, config.pes_share, outer_data=data)
+    return Mixture(
+        *goal, *order, config.sigma, config.pes_share, outer_data=data, network_clip=config.network_clip
+    )

@@ -33,11 +33,15 @@ class Estimate:
     diverged: Tensor
     """(T,) which networks have a non-finite loss, or one far above the initial."""
     skipped: bool
-    """Whether the meta-gradient was not finite."""
+    """Whether there is no meta-gradient: none of the networks gave one, or it was not finite."""
     previous: dict[str, Tensor]
     """The networks' parameters before their last step."""
     twins: Twins | None = None
     """What the estimator remembers of the cohort, if anything."""
+    clipped: float = 0.0
+    """Share of the networks whose own meta-gradient was cut to the limit."""
+    dropped: float = 0.0
+    """Share of the networks whose meta-gradient was left out: they diverged, or it was not finite."""
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 from torch import Generator
 
 from lopt.meta.cohort import Cohort, Twins
-from lopt.meta.estimators.backprop import finite_gradient
-from lopt.meta.estimators.base import Estimate, Estimator, finite_or_zero, mean_where
-from lopt.meta.estimators.perturbed import draw_perturbations, evolution_gradient, run_pair
+from lopt.meta.estimators.base import Estimate, Estimator, finite_or_zero
+from lopt.meta.estimators.per_network import combined, network_gradients
+from lopt.meta.estimators.perturbed import draw_perturbations, evolution_gradient, halves, run_pair
 from lopt.meta.estimators.pes import added, first_twins
 from lopt.rules.base import Rule
 
@@ -28,6 +29,8 @@ class Mixture(Estimator):
     sigma: float = 0.01
     share: float = 0.5
     """Weight of PES, from 0 to 1."""
+    network_clip: float = field(default=math.inf, kw_only=True)
+    """As in `TruncatedBackprop`, for each pair's mean."""
 
     def __call__(self, rule: Rule, cohort: Cohort, generator: Generator) -> Estimate:
         twins = cohort.twins or first_twins(rule, cohort)
@@ -37,14 +40,17 @@ class Mixture(Estimator):
             self, rule, cohort, twins.networks, epsilon, generator, self.second_order, self.rematerialise
         )
         # What diverged gives PES a finite loss, but no derivative that is worth anything.
-        outer = mean_where(~pair.diverged.to(pair.outer.device), pair.outer.mean(0))
-        direct, skipped = finite_gradient(outer, rule)
+        slopes = network_gradients(pair.outer.flatten() / 2, pair.own)
+        pairs = {name: sum(halves(value)) for name, value in slopes.items()}
+        direct = combined(pairs, ~pair.diverged, self.network_clip)
         indirect = evolution_gradient(pair.outer, epsilon, sums, self.sigma)
         mixed = {
-            name: (1 - self.share) * direct[name] + self.share * value for name, value in indirect.items()
+            name: (1 - self.share) * direct.gradient[name] + self.share * value
+            for name, value in indirect.items()
         }
-        gradient, bad = finite_or_zero(mixed)
+        gradient, skipped = finite_or_zero(mixed)
         return Estimate(
-            gradient, pair.outer.detach().mean().item(), pair.positive, pair.losses, pair.diverged, skipped or bad,
-            pair.previous, Twins(pair.negative, sums),
+            gradient, pair.outer.detach().mean().item(), pair.positive, pair.losses, pair.diverged, skipped,
+            pair.previous, Twins(pair.negative, sums), clipped=direct.clipped.double().mean().item(),
+            dropped=direct.dropped.double().mean().item(),
         )  # fmt: skip

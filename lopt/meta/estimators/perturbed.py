@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from lopt.meta.cohort import Cohort
 from lopt.meta.estimators.base import Estimator, has_diverged, initial_losses
+from lopt.meta.estimators.per_network import leaves
 from lopt.meta.task import Batch
 from lopt.meta.unroll import Networks, detached, unroll
 from lopt.rules.base import Rule, Tensors
@@ -30,6 +31,8 @@ class Pair(NamedTuple):
     """(T,) whether either has diverged."""
     positive: Networks
     negative: Networks
+    own: dict[str, Tensor]
+    """(2 T, *shape): the meta-parameters of each network, positive ones first, to be differentiated by."""
     previous: dict[str, Tensor]
     """The positive networks' parameters before their last step."""
 
@@ -48,9 +51,11 @@ def run_pair(
 ) -> Pair:  # fmt: skip
     """Train the cohort's networks under theta + epsilon and `negative` under theta - epsilon, on the same batches."""
     batches, probes = estimator.batches(cohort, generator)
-    both = {name: torch.cat([p + epsilon[name], p - epsilon[name]]) for name, p in rule.named_parameters()}
+    own = leaves(
+        {name: torch.cat([p + epsilon[name], p - epsilon[name]]) for name, p in rule.named_parameters()}
+    )
     unrolled = unroll(
-        rule.on(cohort.task.graph), cohort.task, joined(cohort.networks, negative), _doubled(batches), own=both,
+        rule.on(cohort.task.graph), cohort.task, joined(cohort.networks, negative), _doubled(batches), own=own,
         probes=None if probes is None else _doubled(probes),
         second_order=second_order, rematerialise=rematerialise,
     )  # fmt: skip
@@ -62,7 +67,7 @@ def run_pair(
     diverged = has_diverged(losses[:, 0], initial) | has_diverged(losses[:, 1], initial)
     positive, other = halves(detached(unrolled.networks))
     previous, _ = halves(unrolled.previous)
-    return Pair(torch.stack(outer), losses.mean(1), diverged.cpu(), positive, other, previous)
+    return Pair(torch.stack(outer), losses.mean(1), diverged.cpu(), positive, other, own, previous)
 
 
 def evolution_gradient(outer: Tensor, epsilon: Tensors, sums: Tensors, sigma: float) -> dict[str, Tensor]:
