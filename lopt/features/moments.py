@@ -26,8 +26,8 @@ class Moments(NamedTuple):
 
 
 def decayed(previous: Tensor, value: Tensor, decay: Tensor | float) -> Tensor:
-    """decay * previous + (1 - decay) * value."""
-    return previous * decay + value * (1 - decay)
+    """decay * previous + (1 - decay) * value, in one pass."""
+    return previous.lerp(value, 1 - decay)
 
 
 def bias_correction(steps: Tensor, decays: Sequence[float]) -> Tensor:

@@ -15,9 +15,9 @@ FLOOR = 1e-8
 before batch norm) is rounding noise, which must not show in features that are free of scale."""
 
 
-def count(decays: int) -> int:
-    """F for K decays."""
-    return decays + 8
+def count(decays: int, factored: bool = True) -> int:
+    """F for K decays, with or without factored second moments."""
+    return decays + (7 if factored else 5)
 
 
 def squash(x: Tensor) -> Tensor:
@@ -30,31 +30,41 @@ def reciprocal(root: Tensor) -> Tensor:
     return root / (root * root + FLOOR * FLOOR)
 
 
-def log_ratio(a: Tensor, b: Tensor) -> Tensor:
-    """log(a / b) for root-mean-squares a, b >= 0, limited to +-8."""
-    return torch.log((a + FLOOR) / (b + FLOOR)).clamp(-8, 8)
+def log_size(x: Tensor) -> Tensor:
+    """4 tanh(log(x^2 + 1e-4) / 8): about log |x|, within +-4; of roots alone, as logarithms cost ten times more."""
+    fourth = torch.sqrt(torch.sqrt(x * x + 1e-4))
+    return 4 * (fourth - 1) / (fourth + 1)
+
+
+def log_ratio(a: Tensor, root_b: Tensor) -> Tensor:
+    """4 tanh(log(a / b) / 4): about log(a / b), for a >= 0 and the root of b >= 0."""
+    root_a = torch.sqrt(a + FLOOR)
+    return 4 * (root_a - root_b) / (root_a + root_b)
 
 
 def per_scalar_features(
-    params: Tensor, grads: Tensor, moments: Moments, factored: Tensor, param_rms: Tensor, root_rms: Tensor
+    params: Tensor,
+    grads: Tensor,
+    moments: Moments,
+    factored: Tensor | None,
+    param_rms: Tensor,
+    root_of_rms: Tensor,
 ) -> Tensor:
-    """(F, P) features: squashed ratios and halved log-ratios, each of order one.
+    """(F, P) features: squashed ratios and logarithms, each of order one; the first K + 1 are momenta and gradient.
 
-    All inputs are (P,), but for the (K, P) momenta: parameters, gradients, the factored root second moment, and
-    the root-mean-squares over each scalar's tensor of the parameters and of the second moment's root.
+    All inputs are (P,), but for the (K, P) momenta: parameters, gradients, the factored root second moment if it is
+    to show, the root-mean-square over each scalar's tensor of the parameters, and the square root of that of the
+    second moment's root (plus `FLOOR`).
     """
-    inverse = reciprocal(moments.root)
+    ratios = torch.cat([moments.momenta, grads[None]]) * reciprocal(moments.root)
     relative = params / (param_rms + 1e-6)
-    ratio = grads * inverse
     rows = [
-        *squash(moments.momenta * inverse).unbind(0),
-        squash(ratio),
-        0.5 * torch.log(ratio * ratio + 1e-4),
-        squash(moments.momenta[0] * reciprocal(factored)),
-        0.5 * log_ratio(moments.root, root_rms),
-        0.5 * log_ratio(moments.root, factored),
+        log_size(ratios[-1]),
+        log_ratio(moments.root, root_of_rms),
         squash(relative),
-        0.5 * torch.log(relative * relative + 1e-4),
-        torch.ones_like(params),
+        log_size(relative),
     ]
-    return torch.stack(rows)
+    if factored is not None:
+        rows.append(squash(moments.momenta[0] * reciprocal(factored)))
+        rows.append(log_ratio(moments.root, torch.sqrt(factored + FLOOR)))
+    return torch.cat([squash(ratios), torch.stack(rows)])

@@ -34,16 +34,16 @@ def time_features(steps: Tensor, horizon: Tensor) -> Tensor:
     return torch.stack([*(torch.tanh(steps / k) for k in TIME_SCALES), known, fraction, known * (1 - left)])
 
 
-def noise_features(ratio_rms: Tensor, param_rms: Tensor, grad_rms: Tensor, agreement: Tensor) -> Tensor:
+def noise_features(ratios: Tensor, param_rms: Tensor, grad_rms: Tensor, agreement: Tensor) -> Tensor:
     """(K + 4, B) statistics of each tensor.
 
-    ratio_rms (K + 1, B): rms of momentum over root second moment for each decay, and of the gradient itself;
-    param_rms, grad_rms (B,); agreement (B,): cosine of the gradient and the fastest momentum.
+    ratios (K + 1, B): mean square of the (squashed) momentum over root second moment for each decay, and of the
+    gradient over it; param_rms, grad_rms (B,); agreement (B,): cosine of the gradient and the fastest momentum.
     """
     share = torch.log((grad_rms + FLOOR) / (grad_rms.square().mean(-1, keepdim=True).sqrt() + FLOOR))
     scale = torch.log(param_rms + 1e-4) / 4
-    ratios = 0.25 * torch.log(ratio_rms.square() + 1e-8)
-    return torch.cat([ratios, torch.stack([share.clamp(-8, 8) / 4, scale, agreement])])
+    logs = 0.25 * torch.log(ratios + 1e-8)
+    return torch.cat([logs, torch.stack([share.clamp(-8, 8) / 4, scale, agreement])])
 
 
 def static_features(graph: ParameterGraph, like: Tensor) -> Tensor:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 def segment_mean(flat: Tensor, sizes: list[int]) -> Tensor:
     """(S, P) -> (S, B): the mean of each row over each tensor; 0 for an empty tensor."""
-    return torch.stack(
-        [part.sum(-1) / max(n, 1) for part, n in zip(flat.split(sizes, -1), sizes, strict=True)], -1
-    )
+    sums = torch.stack([part.sum(-1) for part in flat.split(sizes, -1)], -1)
+    return sums * sums.new_tensor([1 / max(n, 1) for n in sizes])
 
 
 def segment_expand(values: Tensor, sizes: list[int]) -> Tensor:
@@ -21,4 +20,5 @@ def segment_expand(values: Tensor, sizes: list[int]) -> Tensor:
 
     Slices and `cat` instead of an index: their derivative is a sum, not a scatter.
     """
-    return torch.cat([values[..., i : i + 1].expand(*values.shape[:-1], n) for i, n in enumerate(sizes)], -1)
+    columns = values.split(1, -1)
+    return torch.cat([c.expand(*values.shape[:-1], n) for c, n in zip(columns, sizes, strict=True)], -1)

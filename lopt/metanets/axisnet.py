@@ -5,25 +5,25 @@ written without gather and scatter: a weight with axes (out, in, tap) is its own
 are broadcast along axes and messages are means over axes.
 
 Shapes: P scalars, B blocks, N neurons (all elements of all axis groups, one group after another), F features,
-C context values, D hidden width per scalar, H hidden width per neuron and per block, R raw outputs.
+C context values, D hidden width per scalar, H hidden width per neuron and per block, R raw outputs, n scalars of
+one block (or of all vectors together), r rows and c columns of a block read as a matrix.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, relu
+from torch.nn.functional import relu
 
-from lopt.graph import Block, ParameterGraph
+from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.parameter_graph import PARAMETER_KINDS
 from lopt.metanets.base import Metanet, check_sizes
-
-MESSAGE_ROLES = ("out", "in")
-"""Axis roles with neurons of their own; taps are few, and scalars along them are told apart by nobody."""
+from lopt.metanets.plan import MESSAGE_ROLES, Axis, Matrix, Plan, as_matrix, axes_of_block, plan_of
 
 
 class AxisNet(Metanet):
@@ -61,24 +61,26 @@ class AxisNet(Metanet):
             nn.init.zeros_(parameter)
 
     def prepare(self, graph: ParameterGraph) -> None:
-        plan_of(graph)
+        layout_of(graph)
 
     def forward(
         self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        plan = plan_of(graph)
-        scalars = features if plan.order is None else features[:, plan.order.to(features.device)]
-        contexts = self.encode_context(context.T)[plan.owners.to(features.device)]
-        contexts = relu(contexts + self.kind_embedding[plan.kinds.to(features.device)]).T
-        neurons: Tensor | None = None
+        layout = layout_of(graph)
+        contexts = affine(self.encode_context, context)[:, layout.plan.owners.to(features.device)]
+        kinds = self.kind_embedding[layout.plan.kinds.to(features.device)].T
+        contexts, neurons = relu(contexts + kinds), None
+        scalars = layout.split(features)
         for layer in self.layers:
-            scalars, neurons, contexts = layer(plan, scalars, neurons, contexts)
-        raw = self.head(plan, scalars, neurons, contexts)
-        return (raw if plan.inverse is None else raw[:, plan.inverse.to(raw.device)]), None
+            scalars, neurons, contexts = layer(layout, scalars, neurons, contexts)
+        return layout.join(self.head(layout, scalars, neurons, contexts)), None
 
 
 class ScalarUpdate(nn.Module):
-    """W_e e + sum over out and in axes of W_role n_axis + W_c c: (D, P), (H, N), (H, B) -> (outputs, P)."""
+    """W_e e + sum over out and in axes of W_role n_axis + W_c c.
+
+    (D, n) of each part, (H, N), (H, B) -> (outputs, n) of each part.
+    """
 
     def __init__(self, width: int, neurons: int, contexts: int, outputs: int) -> None:
         super().__init__()
@@ -86,32 +88,24 @@ class ScalarUpdate(nn.Module):
         self.context = nn.Linear(contexts, outputs)
         self.neuron = nn.Linear(neurons, len(MESSAGE_ROLES) * outputs, bias=False) if neurons else None
 
-    def forward(self, plan: Plan, scalars: Tensor, neurons: Tensor | None, contexts: Tensor) -> Tensor:
-        own = self.scalar @ scalars
-        shared = self.context(contexts.T).T
-        terms = None if self.neuron is None or neurons is None else self.neuron(neurons.T).T
-        parts = []
-        for index, (part, block) in enumerate(zip(own.split(plan.sizes, -1), plan.blocks, strict=True)):
-            parts.append(
-                self._one_block(plan, block, part, shared[:, index], terms).reshape(own.shape[0], -1)
-            )
-        return torch.cat(parts, -1)
-
-    def _one_block(
-        self, plan: Plan, block: Block, own: Tensor, shared: Tensor, terms: Tensor | None
-    ) -> Tensor:
-        sums = {"out": shared.reshape(-1, *[1] * len(block.shape))}
-        if terms is not None:
-            by_role = dict(zip(MESSAGE_ROLES, terms.chunk(len(MESSAGE_ROLES)), strict=True))
-            for axis, (group, role) in enumerate(zip(block.groups, block.roles, strict=True)):
-                if role in by_role:
-                    term = along(by_role[role][:, plan.neurons_of(group)], axis, len(block.shape))
-                    sums[role] = sums[role] + term if role in sums else term
-        result = own.reshape(-1, *block.shape)
-        # Axes of one side are summed while small; the full-sized block is passed over once a side.
-        for term in sums.values():
-            result = result + term
-        return result
+    def forward(
+        self, layout: Layout, scalars: Sequence[Tensor], neurons: Tensor | None, contexts: Tensor
+    ) -> list[Tensor]:
+        shared = affine(self.context, contexts)
+        terms: dict[str, Tensor] = {}
+        if self.neuron is not None and neurons is not None:
+            halves = (self.neuron.weight @ neurons).chunk(len(MESSAGE_ROLES))
+            terms = dict(zip(MESSAGE_ROLES, halves, strict=True))
+        parts = [
+            _matrix_terms(matrix, self.scalar @ own, shared[:, matrix.index], terms)
+            for matrix, own in zip(layout.matrices, scalars, strict=False)
+        ]
+        if len(scalars) > len(parts):
+            extra = shared[:, layout.vector_blocks.to(shared.device)]
+            if terms:
+                extra = extra + terms["out"][:, layout.vector_neurons.to(shared.device)]
+            parts.append(self.scalar @ scalars[-1] + extra)
+        return parts
 
 
 class AxisLayer(nn.Module):
@@ -124,99 +118,170 @@ class AxisLayer(nn.Module):
         self.context = nn.Linear(2 * neuron_width + width, neuron_width)
 
     def forward(
-        self, plan: Plan, scalars: Tensor, neurons: Tensor | None, contexts: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        scalars = relu(self.update(plan, scalars, neurons, contexts))
-        messages, means = collect(plan, scalars)
+        self, layout: Layout, scalars: Sequence[Tensor], neurons: Tensor | None, contexts: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        # In place: what is passed over is new and nobody else's, and fresh memory costs more than the arithmetic.
+        new = [part.relu_() for part in self.update(layout, scalars, neurons, contexts)]
+        messages, means = collect(layout, new)
         known = messages if neurons is None else torch.cat([neurons, messages])
         overall = contexts.mean(-1, keepdim=True).expand_as(contexts)
-        contexts = relu(
-            linear(torch.cat([contexts, overall, means]).T, self.context.weight, self.context.bias)
-        ).T
-        return scalars, relu(self.neuron(known.T)).T, contexts
+        contexts = relu(affine(self.context, torch.cat([contexts, overall, means])))
+        return new, relu(affine(self.neuron, known)), contexts
 
 
-def along(values: Tensor, axis: int, dims: int) -> Tensor:
-    """(D, n) -> (D, 1..., n, ...1) with n at `axis` of `dims` axes."""
-    return values.reshape(values.shape[0], *[1] * axis, -1, *[1] * (dims - axis - 1))
+def affine(layer: nn.Linear, x: Tensor) -> Tensor:
+    """W x + b for every column: (inputs, n) -> (outputs, n)."""
+    return layer.weight @ x + layer.bias[:, None]
 
 
-def collect(plan: Plan, scalars: Tensor) -> tuple[Tensor, Tensor]:
-    """(D, P) scalars -> (2 D, N) messages, first from out axes, then from in axes, and (D, B) block means."""
-    width = scalars.shape[0]
-    inbox: dict[tuple[str, int], list[Tensor]] = {}
-    means = []
-    for part, block in zip(scalars.split(plan.sizes, -1), plan.blocks, strict=True):
-        value = part.reshape(width, *block.shape)
-        taps = [1 + axis for axis, role in enumerate(block.roles) if role not in MESSAGE_ROLES]
-        value = value.mean(taps, keepdim=True) if taps else value
-        means.append(value.reshape(width, -1).mean(-1))
-        for axis, (group, role) in enumerate(zip(block.groups, block.roles, strict=True)):
-            if role in MESSAGE_ROLES:
-                others = [1 + other for other in range(len(block.shape)) if other != axis]
-                inbox.setdefault((role, group), []).append(value.mean(others) if others else value)
-    rows = []
-    for role in MESSAGE_ROLES:
-        received = [
-            average(inbox.get((role, group)), scalars, size) for group, size in enumerate(plan.group_sizes)
-        ]
-        # A network whose parameters have no axes has no neurons either.
-        rows.append(torch.cat([scalars.new_zeros(width, 0), *received], -1))
-    return torch.cat(rows), torch.stack(means, -1)
+def _matrix_terms(matrix: Matrix, own: Tensor, shared: Tensor, terms: dict[str, Tensor]) -> Tensor:
+    """(D, r c) and what the block's context, rows and columns add to it."""
+    rows = _side_terms(matrix.rows, terms)
+    rows = shared[:, None] if rows is None else rows + shared[:, None]
+    columns = _side_terms(matrix.columns, terms)
+    result = own.reshape(own.shape[0], *matrix.shape) + rows[:, :, None]
+    return (result if columns is None else result.add_(columns[:, None, :])).reshape(own.shape)
 
 
-def average(messages: list[Tensor] | None, like: Tensor, size: int) -> Tensor:
-    """The mean of (D, size) messages; zeros where there are none."""
-    if messages is None:
-        return like.new_zeros(like.shape[0], size)
-    return messages[0] if len(messages) == 1 else torch.stack(messages).mean(0)
+def _side_terms(axes: tuple[Axis, ...], terms: dict[str, Tensor]) -> Tensor | None:
+    """(D, n) sum of the terms of the neurons along some axes of n scalars in all; None for none."""
+    shape = [axis.size for axis in axes]
+    total: Tensor | None = None
+    for position, axis in enumerate(axes):
+        if axis.has_neurons and axis.role in terms:
+            term = terms[axis.role][:, axis.start : axis.start + axis.size]
+            term = term.reshape(-1, *[1] * position, axis.size, *[1] * (len(axes) - position - 1))
+            total = term if total is None else total + term
+    return None if total is None else total.expand(-1, *shape).reshape(total.shape[0], -1)
+
+
+def collect(layout: Layout, scalars: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(D, n) of each part -> (2 D, N) messages, first from out axes, then from in axes, and (D, B) block means."""
+    width = scalars[0].shape[0]
+    messages, totals = [], []
+    for matrix, part in zip(layout.matrices, scalars, strict=False):
+        value = part.reshape(width, *matrix.shape)
+        rows, columns = value.sum(2), value.sum(1)
+        totals.append(rows.sum(1, keepdim=True))
+        messages += [*_side_sums(matrix.rows, rows), *_side_sums(matrix.columns, columns)]
+    if len(scalars) > len(layout.matrices):
+        messages.append(scalars[-1])
+        totals.append(scalars[-1])
+    heard = layout.messages.means(messages, scalars[0])
+    return torch.cat(heard.chunk(2, -1)), layout.contexts.means(totals, scalars[0])
+
+
+def _side_sums(axes: tuple[Axis, ...], values: Tensor) -> list[Tensor]:
+    """(D, n) -> for each axis with neurons (D, size), the sum over the other axes."""
+    if len(axes) == 1:
+        return [values] if axes[0].has_neurons else []
+    values = values.reshape(-1, *[axis.size for axis in axes])
+    return [
+        values.sum([1 + other for other in range(len(axes)) if other != position])
+        for position, axis in enumerate(axes)
+        if axis.has_neurons
+    ]
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """What is known of a graph before any value is: where blocks and neurons lie."""
+class Inbox:
+    """Where columns of sums go, M of them, to become means in one of X boxes each."""
 
-    blocks: tuple[Block, ...]
-    """Those that hold any scalar: the others have no mean to speak of."""
-    sizes: list[int]
-    """Scalars in each block; blocks follow each other."""
-    owners: Tensor
-    """(B,) index of each block's parameter."""
-    kinds: Tensor
-    """(B,) index of each block's kind in `PARAMETER_KINDS`."""
-    group_sizes: list[int]
-    group_starts: list[int]
-    order: Tensor | None
-    """From flat order to block order; None where they are the same."""
-    inverse: Tensor | None
+    boxes: Tensor
+    """(M,) the box of each column."""
+    weights: Tensor
+    """(M,) 1 / (how many values a column sums up, times how many columns its box gets)."""
+    count: int
+    """X."""
 
-    def neurons_of(self, group: int) -> slice:
-        start = self.group_starts[group]
-        return slice(start, start + self.group_sizes[group])
+    @classmethod
+    def of(cls, boxes: Tensor, summed: Tensor, count: int) -> Inbox:
+        """`summed` (M,): how many values each column is the sum of."""
+        shared = torch.bincount(boxes, minlength=count)[boxes]
+        return cls(boxes, 1 / (summed * shared).double(), count)
+
+    def means(self, columns: list[Tensor], like: Tensor) -> Tensor:
+        """(D, m) columns, M in all -> (D, X); zeros in a box that gets none."""
+        empty = like.new_zeros(like.shape[0], self.count)
+        if not columns:
+            return empty
+        values = torch.cat(columns, 1) * self.weights.to(like)
+        return empty.index_add(1, self.boxes.to(like.device), values)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """A graph's blocks as parts: each block of several axes a matrix, and all biases and the like one vector.
+
+    A network has about as many vectors as matrices, and so few scalars in them that only their number costs.
+    """
+
+    plan: Plan
+    matrices: tuple[Matrix, ...]
+    vectors: tuple[int, ...]
+    """Blocks of a single out axis."""
+    vector_blocks: Tensor
+    """(n,) the block of each scalar in the vectors."""
+    vector_neurons: Tensor
+    """(n,) its neuron."""
+    messages: Inbox
+    """From scalars to the (2 N,) neurons, once for each role."""
+    contexts: Inbox
+    """From scalars to the (B,) blocks."""
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """(F, P) in flat order -> the parts: (F, n) for each matrix, and at last, if there are any, the vectors."""
+        if self.plan.order is not None:
+            flat = flat[:, self.plan.order.to(flat.device)]
+        blocks = flat.split(self.plan.sizes, -1)
+        parts = [blocks[matrix.index] for matrix in self.matrices]
+        return [*parts, torch.cat([blocks[index] for index in self.vectors], -1)] if self.vectors else parts
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        blocks = {matrix.index: part for matrix, part in zip(self.matrices, parts, strict=False)}
+        if self.vectors:
+            sizes = [self.plan.sizes[index] for index in self.vectors]
+            blocks |= dict(zip(self.vectors, parts[-1].split(sizes, -1), strict=True))
+        flat = torch.cat([blocks[index] for index in range(len(self.plan.blocks))], -1)
+        return flat if self.plan.inverse is None else flat[:, self.plan.inverse.to(flat.device)]
 
 
 @made_once
-def plan_of(graph: ParameterGraph) -> Plan:
-    """The plan of a graph, made once."""
-    names = list(graph.parameters)
-    blocks = tuple(block for block in graph.blocks if prod(block.shape))
-    order = _block_order(graph)
-    sizes = [group.size for group in graph.groups]
-    starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    return Plan(
-        blocks=blocks,
-        sizes=[prod(block.shape) for block in blocks],
-        owners=torch.tensor([names.index(block.parameter) for block in blocks]),
-        kinds=torch.tensor([PARAMETER_KINDS.index(block.kind) for block in blocks]),
-        group_sizes=sizes,
-        group_starts=starts,
-        order=order,
-        inverse=None if order is None else torch.argsort(order),
+def layout_of(graph: ParameterGraph) -> Layout:
+    """The layout of a graph, made once."""
+    plan = plan_of(graph)
+    vectors = tuple(i for i, block in enumerate(plan.blocks) if block.roles == ("out",))
+    matrices = tuple(as_matrix(plan, index) for index in range(len(plan.blocks)) if index not in vectors)
+    axes = [axes_of_block(plan, plan.blocks[index])[0] for index in vectors]
+    neurons = _ranges([(axis.start, axis.size) for axis in axes])
+    sent = [
+        (
+            axis.start + plan.neurons * MESSAGE_ROLES.index(axis.role),
+            axis.size,
+            prod(matrix.shape) // axis.size,
+        )
+        for matrix in matrices
+        for axis in (*matrix.rows, *matrix.columns)
+        if axis.has_neurons
+    ]
+    summed = [torch.full((size,), others) for _, size, others in sent]
+    alone = torch.ones(len(neurons), dtype=torch.long)
+    blocks = torch.tensor([i for i, axis in zip(vectors, axes, strict=True) for _ in range(axis.size)]).long()
+    whole = torch.tensor([matrix.index for matrix in matrices]).long()
+    sizes = torch.tensor([prod(matrix.shape) for matrix in matrices]).long()
+    boxes = torch.cat([_ranges([(start, size) for start, size, _ in sent]), neurons])
+    return Layout(
+        plan=plan,
+        matrices=matrices,
+        vectors=vectors,
+        vector_blocks=blocks,
+        vector_neurons=neurons,
+        messages=Inbox.of(boxes, torch.cat([*summed, alone]), 2 * plan.neurons),
+        contexts=Inbox.of(torch.cat([whole, blocks]), torch.cat([sizes, alone]), len(plan.blocks)),
     )
 
 
-def _block_order(graph: ParameterGraph) -> Tensor | None:
-    if len(graph.blocks) == len(graph.parameters):
-        return None
-    index = graph.unflatten(torch.arange(graph.numel))
-    return torch.cat([index[block.parameter][block.slices].reshape(-1) for block in graph.blocks])
+def _ranges(ranges: Sequence[tuple[int, int]]) -> Tensor:
+    """Ranges given by start and size, one after another."""
+    return torch.cat([torch.arange(0), *(torch.arange(start, start + size) for start, size in ranges)])

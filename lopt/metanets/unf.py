@@ -21,9 +21,9 @@ from torch.nn.functional import relu
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.parameter_graph import PARAMETER_KINDS, Block
-from lopt.metanets.axisnet import plan_of
 from lopt.metanets.base import Metanet, check_sizes
 from lopt.metanets.layers import Pointwise, zeroed
+from lopt.metanets.plan import plan_of
 
 ROLES = ("out", "in")
 OWN = ("all", "out", "in", "both", "taps")

@@ -25,7 +25,7 @@ from lopt.graph import Block, ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.parameter_graph import PARAMETER_KINDS
 from lopt.graph.pyg_styles import NODE_KINDS, Place, neuron_places
-from lopt.metanets.axisnet import Plan, plan_of
+from lopt.metanets.plan import Plan, plan_of
 
 SLOTS = 9
 """Taps that one edge holds by default: a 3 x 3 kernel."""

@@ -1,18 +1,20 @@
 """Base directions: steps that are good already, which a learned rule mixes and rescales.
 
 Each is a pure function of the gradient history of all scalars, of order one per scalar and not yet multiplied
-by a learning rate or a sign. Shapes: P scalars, K decays.
+by a learning rate or a sign. Shapes: P scalars, B parameters (tensors), K decays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lopt.features.moments import TINY, Moments
+from lopt.features.segments import segment_expand
 from lopt.rules.classical.muon import newton_schulz
 
 EPS = 1e-8
@@ -20,44 +22,53 @@ EPS = 1e-8
 
 
 class History(NamedTuple):
-    """All that a direction may look at; every tensor is (P,), but for the (K, P) momenta in `moments`."""
+    """All that a direction may look at."""
 
     params: Tensor
+    """(P,)"""
     grads: Tensor
+    """(P,)"""
     moments: Moments
-    factored: Tensor
-    param_rms: Tensor
-    """Root-mean-square of each scalar's own tensor."""
+    """With (K, P) momenta."""
+    inverse: Tensor
+    """(P,) 1 / (sqrt(v) + eps)."""
+    factored: Tensor | None
+    """(P,) square root of the factored second moment, if a direction or a feature wants it."""
     momentum_rms: Tensor
-    """The same of the fastest momentum."""
+    """(B,) root-mean-square of the fastest momentum over each tensor."""
     shapes: list[tuple[int, ...]]
     hidden: list[bool]
     """Which tensors are matrices or kernels that feed hidden neurons, see `classical.muon.is_hidden_matrix`."""
 
+    @property
+    def sizes(self) -> list[int]:
+        return [prod(shape) for shape in self.shapes]
+
 
 def adam(h: History) -> Tensor:
     """m / (sqrt(v) + eps) with the fastest momentum: Adam (Kingma & Ba 2015)."""
-    return h.moments.momenta[0] / (h.moments.root + EPS)
+    return h.moments.momenta[0] * h.inverse
 
 
 def slow(h: History) -> Tensor:
     """Adam's direction with the second-fastest momentum."""
-    return h.moments.momenta[1] / (h.moments.root + EPS)
+    return h.moments.momenta[1] * h.inverse
 
 
 def gradient(h: History) -> Tensor:
     """g / (sqrt(v) + eps): RMSprop."""
-    return h.grads / (h.moments.root + EPS)
+    return h.grads * h.inverse
 
 
 def factored(h: History) -> Tensor:
     """m / (sqrt(factored v) + eps): Adafactor's preconditioner (Shazeer & Stern 2018)."""
+    assert h.factored is not None
     return h.moments.momenta[0] / (h.factored + EPS)
 
 
 def momentum(h: History) -> Tensor:
     """m / rms(m): gradient descent with momentum, normalised for each tensor."""
-    return h.moments.momenta[0] / (h.momentum_rms + EPS)
+    return h.moments.momenta[0] * segment_expand(1 / (h.momentum_rms + EPS), h.sizes)
 
 
 def parameter(h: History) -> Tensor:
@@ -72,10 +83,7 @@ def orthogonal(h: History) -> Tensor:
     which is as large as Adam's usually is (Liu et al. 2025, arXiv 2502.16982, equation 4). Tensors are read as
     matrices (first axis, the rest); those that do not feed hidden neurons take Adam's direction.
     """
-    sizes = [torch.Size(shape).numel() for shape in h.shapes]
-    momenta = h.moments.momenta[0].lerp(h.grads, 0.1).split(sizes)
-    rows = zip(momenta, adam(h).split(sizes), h.shapes, h.hidden, strict=True)
-    return torch.cat([_orthogonalised(m, shape) if hidden else a for m, a, shape, hidden in rows])
+    return _for_hidden(h, lambda o, a: 0.2 * max(o.shape) ** 0.5 * o)
 
 
 def grafted(h: History) -> Tensor:
@@ -84,18 +92,28 @@ def grafted(h: History) -> Tensor:
     Orthogonalised momentum is as long however small the gradients have become; Adam's step, which remembers how
     large they were, is not. So this one comes to rest where Adam does.
     """
-    sizes = [torch.Size(shape).numel() for shape in h.shapes]
-    rows = zip(orthogonal(h).split(sizes), adam(h).split(sizes), h.hidden, strict=True)
-    return torch.cat([o * (_rms(a) / (_rms(o) + EPS)) if hidden else a for o, a, hidden in rows])
+    return _for_hidden(h, lambda o, a: o * (_rms(a) / (_rms(o) + EPS)))
+
+
+def _for_hidden(h: History, direction: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Adam's direction, but for hidden matrices the one made of O (rows, columns) and Adam's (n,)."""
+    parts = zip(
+        h.moments.momenta[0].lerp(h.grads, 0.1).split(h.sizes),
+        adam(h).split(h.sizes),
+        h.shapes,
+        h.hidden,
+        strict=True,
+    )
+    return torch.cat(
+        [
+            direction(newton_schulz(m.reshape(shape[0], -1)), a).reshape(-1) if hidden else a
+            for m, a, shape, hidden in parts
+        ]
+    )
 
 
 def _rms(x: Tensor) -> Tensor:
     return torch.sqrt((x * x).mean() + TINY)
-
-
-def _orthogonalised(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
-    matrix = flat.reshape(shape[0], -1)
-    return (0.2 * max(matrix.shape) ** 0.5 * newton_schulz(matrix)).reshape(-1)
 
 
 DIRECTIONS: dict[str, Callable[[History], Tensor]] = {

@@ -29,19 +29,17 @@ class Form(NamedTuple):
 
 
 def mixture(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
-    """-rate exp(2 tanh(r_0 / 2)) sum_k (w_k + r_k) d_k over base directions d_k with their weights w_k; fresh: r = 0.
+    """-rate exp(s(r_0)) sum_k (w_k + r_k) d_k over base directions d_k with their weights w_k; fresh: r = 0.
 
-    The magnitude stays within a factor of exp(2) = 7.4 of the base rate, wherever a metanet may be led beyond what it
-    was trained on.
+    s(x) = x / sqrt(1 + x^2 / 4) lies within +-2: the magnitude stays within a factor of exp(2) = 7.4 of the base
+    rate, wherever a metanet may be led beyond what it was trained on.
     """
-    step = torch.exp(2 * torch.tanh(raw[0] / 2) + log_rate)
-    return -step * sum(
-        (
-            (weight + row) * DIRECTIONS[name](h)
-            for (name, weight), row in zip(directions.items(), raw[1:], strict=True)
-        ),
-        start=torch.zeros_like(step),
-    )
+    step: Tensor | None = None
+    for (name, weight), row in zip(directions.items(), raw[1:], strict=True):
+        term = (row + weight) * DIRECTIONS[name](h)
+        step = term if step is None else step + term
+    assert step is not None
+    return -torch.exp(raw[0] * torch.rsqrt(1 + raw[0] * raw[0] / 4) + log_rate) * step
 
 
 def magnitude(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:

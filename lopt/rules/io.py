@@ -15,12 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from lopt import hub
 from lopt.errors import ConfigError, RuleFileError
 from lopt.rules.learned import LearnedRule
 
 FORMAT = "lopt-rule"
 DIGEST = "sha256"
-VERSION = 1
+VERSION = 2
 
 
 def save_rule(
@@ -35,9 +36,13 @@ def save_rule(
 def load_rule(name_or_path: str | os.PathLike[str]) -> LearnedRule:
     """Read a rule that ships with lopt, by name, or a file that `save_rule` or a training run wrote.
 
-    Raises `RuleFileError` if there is none, or if it is damaged, of another format, version or shape.
+    "hf:owner/name" or "hf:owner/name@revision" is a rule on the Hugging Face Hub: downloaded into its cache the
+    first time, read from there where the Hub cannot be reached. No other name downloads anything.
+
+    Raises `RuleFileError` if there is none, or if it is damaged, of another format, version or shape, and
+    `HubError` if the Hub does not give it.
     """
-    path = _locate(name_or_path)
+    path = locate(name_or_path)
     tensors, header = read(path, FORMAT, VERSION)
     try:
         rule = LearnedRule.from_description(header["rule"])
@@ -59,7 +64,7 @@ def pretrained_names() -> list[str]:
 
 def provenance_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     """How a rule was made, as its file says."""
-    return read(_locate(name_or_path), FORMAT, VERSION)[1]["provenance"]
+    return read(locate(name_or_path), FORMAT, VERSION)[1]["provenance"]
 
 
 def read(path: Path, format_name: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -120,7 +125,10 @@ def write_atomically(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _locate(name_or_path: str | os.PathLike[str]) -> Path:
+def locate(name_or_path: str | os.PathLike[str]) -> Path:
+    """The file of a rule; "hf:owner/name" alone may download it."""
+    if hub.is_hub_name(name_or_path):
+        return hub.fetch(str(name_or_path))
     path = Path(name_or_path)
     if path.is_dir():
         path = path / "rule.safetensors"
@@ -131,7 +139,8 @@ def _locate(name_or_path: str | os.PathLike[str]) -> Path:
         return Path(str(shipped))
     known = ", ".join(pretrained_names()) or "none in this version"
     raise RuleFileError(
-        f"rule {str(name_or_path)!r}: expected a rule file, a run folder or a shipped rule ({known})"
+        f"rule {str(name_or_path)!r}: expected a rule file, a run folder or a shipped rule ({known}),"
+        " or hf:owner/name"
     )
 
 

@@ -22,7 +22,7 @@ from lopt.graph.made_once import made_once
 from lopt.metanets import METANETS
 from lopt.rules.base import BoundRule, Rule, State, Tensors, working_dtype
 from lopt.rules.classical.muon import is_hidden_matrix
-from lopt.rules.directions import DIRECTIONS, History
+from lopt.rules.directions import DIRECTIONS, EPS, History
 from lopt.rules.forms import FORMS
 
 LIMIT = 1e15
@@ -49,6 +49,8 @@ class LearnedRuleConfig:
     """Of the directions in the fresh rule; empty: 1 for the first and 0 for the others."""
     update_form: str = "mixture"
     """How raw outputs become a step: a name in `lopt.rules.forms.FORMS`."""
+    factored: bool = True
+    """Whether scalars see the factored second moments of their tensors (a metanet of the graph can do without)."""
     anneal: bool = True
     """Whether the base learning rate falls along half a cosine where the horizon is known."""
     max_step: float = 0.5
@@ -108,7 +110,7 @@ class LearnedRule(Rule):
         self.config = config
         kinds = len(config.decays)
         self.metanet = METANETS[config.metanet](
-            features=per_scalar.count(kinds),
+            features=per_scalar.count(kinds, config.factored),
             context=per_tensor.count(kinds),
             outputs=FORMS[config.update_form].outputs(len(config.directions)),
             **config.metanet_options,
@@ -158,61 +160,70 @@ class LearnedRule(Rule):
         )
         corrections = moments.bias_correction(steps, (*self.config.decays, self.config.second_decay))
         correction = segment_expand(corrections, sizes)
-        root = torch.sqrt(second * correction[-1] + moments.TINY)
-        history, features, context = self._observe(
-            graph, p, g, Moments(momenta * correction[:-1], root), steps, horizon
-        )
+        m = Moments(momenta * correction[:-1], torch.sqrt(second * correction[-1] + moments.TINY))
+        history, features, context, param_rms = self._observe(graph, p, g, m, steps, horizon)
         memory = graph.flatten({n: state[n]["memory"] for n in names}) if self.metanet.memory else None
         like = self.log_rate.dtype
         memory = None if memory is None else memory.to(like)
         raw, memory = self.metanet(graph, features.to(like), context.to(like), memory)
         step = self._step(history, raw.to(dtype))
-        if self.config.anneal:
-            step = step * segment_expand(annealing(steps, horizon)[None], sizes)[0]
-        delta = self._bounded(step, history.param_rms, sizes)
+        delta = step * segment_expand(self._factor(step, param_rms, sizes, steps, horizon)[None], sizes)[0]
         new = {
             "momenta": graph.unflatten(momenta),
             "second": graph.unflatten(second),
             **({} if memory is None else {"memory": graph.unflatten(memory.to(dtype))}),
         }
         next_state = {
-            name: {**state[name], "step": steps[i], **{key: values[name] for key, values in new.items()}}
-            for i, name in enumerate(names)
+            name: {**state[name], "step": step, **{key: values[name] for key, values in new.items()}}
+            for name, step in zip(names, steps.unbind(), strict=True)
         }
         return graph.unflatten(delta), next_state
 
     def _observe(
         self, graph: ParameterGraph, p: Tensor, g: Tensor, m: Moments, steps: Tensor, horizon: Tensor
-    ) -> tuple[History, Tensor, Tensor]:
-        """The gradient history of all scalars, their features (F, P) and the tensors' context (C, B)."""
+    ) -> tuple[History, Tensor, Tensor, Tensor]:
+        """The gradient history of all scalars, their features (F, P), the tensors' context (C, B) and rms (B,)."""
         shapes, sizes = _shapes(graph), _sizes(graph)
-        ratios = torch.cat([m.momenta, g[None]]) * per_scalar.reciprocal(m.root)
-        rows = [p * p, g * g, m.momenta[0] ** 2, m.root**2, g * m.momenta[0], *(ratios * ratios).unbind(0)]
-        means = segment_mean(torch.stack(rows), sizes)
-        rms = torch.sqrt(means.clamp(min=0) + moments.TINY)
-        agreement = means[4] / ((rms[1] + per_scalar.FLOOR) * (rms[2] + per_scalar.FLOOR))
-        spread = segment_expand(torch.stack([rms[0], rms[2], rms[3]]), sizes)
-        factored = moments.factored_root(m.root**2, shapes)
-        history = History(p, g, m, factored, spread[0], spread[1], shapes, _hidden(graph))
-        features = per_scalar.per_scalar_features(p, g, m, factored, spread[0], spread[2])
+        second = m.root * m.root
+        fastest = m.momenta[0]
+        rows = torch.stack([p * p, g * g, fastest * fastest, second, g * fastest])
+        means = segment_mean(rows, sizes)
+        param_rms, grad_rms, momentum_rms, root_rms = torch.sqrt(means[:4].clamp(min=0) + moments.TINY)
+        agreement = means[4] / ((grad_rms + per_scalar.FLOOR) * (momentum_rms + per_scalar.FLOOR))
+        wanted = self.config.factored or "factored" in self.config.directions
+        factored = moments.factored_root(second, shapes) if wanted else None
+        inverse = 1 / (m.root + EPS)
+        history = History(p, g, m, inverse, factored, momentum_rms, shapes, _hidden(graph))
+        spread = segment_expand(torch.stack([param_rms, torch.sqrt(root_rms + per_scalar.FLOOR)]), sizes)
+        seen = factored if self.config.factored else None
+        features = per_scalar.per_scalar_features(p, g, m, seen, *spread)
+        ratios = features[: len(m.momenta) + 1]
         context = torch.cat(
             [
                 per_tensor.time_features(steps, horizon),
-                per_tensor.noise_features(rms[5:], rms[0], rms[1], agreement),
+                per_tensor.noise_features(
+                    segment_mean(ratios * ratios, sizes), param_rms, grad_rms, agreement
+                ),
                 _static(graph).to(p),
             ]
         )
-        return history, features, context
+        return history, features, context, param_rms
 
     def _step(self, history: History, raw: Tensor) -> Tensor:
         """(P,) the unbounded step out of the raw outputs."""
         log_rate = (self.log_rate * RATE_SPEED).to(raw.dtype)
         return FORMS[self.config.update_form].step(history, self.config.mixture, raw, log_rate)
 
-    def _bounded(self, delta: Tensor, param_rms: Tensor, sizes: list[int]) -> Tensor:
-        """Shrink each tensor's step whose rms exceeds `max_step` times the tensor's."""
-        rms = segment_expand(torch.sqrt(segment_mean((delta * delta)[None], sizes) + moments.TINY), sizes)[0]
-        return delta * (self.config.max_step * param_rms.clamp(min=0.1) / rms).clamp(max=1)
+    def _factor(
+        self, step: Tensor, param_rms: Tensor, sizes: list[int], steps: Tensor, horizon: Tensor
+    ) -> Tensor:
+        """(B,) what each tensor's step is multiplied by: annealing, and a bound on its rms.
+
+        The rms stays within `max_step` times the tensor's own.
+        """
+        annealed = annealing(steps, horizon) if self.config.anneal else torch.ones_like(steps)
+        rms = torch.sqrt(segment_mean((step * step)[None], sizes)[0] + moments.TINY)
+        return torch.minimum(annealed, self.config.max_step * param_rms.clamp(min=0.1) / rms)
 
     def gauges(self) -> dict[str, float]:
         """Figures worth watching in meta-training."""

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from lopt.features.moments import Moments
-from lopt.features.per_scalar import FLOOR, count, log_ratio, per_scalar_features, reciprocal, squash
+from lopt.features.per_scalar import (
+    FLOOR,
+    count,
+    log_ratio,
+    log_size,
+    per_scalar_features,
+    reciprocal,
+    squash,
+)
 from tests.helpers import seeded
 
 P = 50
 
 
-def features(params: float = 1.0, grads: float = 1.0, decays: int = 3) -> Tensor:
+def features(params: float = 1.0, grads: float = 1.0, decays: int = 3, show_factored: bool = True) -> Tensor:
     generator = seeded(0)
     p = params * torch.randn(P, generator=generator, dtype=torch.float64)
     g, root, factored = (grads * torch.randn(P, generator=generator, dtype=torch.float64) for _ in range(3))
     momenta = grads * torch.randn(decays, P, generator=generator, dtype=torch.float64)
     rms = p.square().mean().sqrt().expand(P)
     root = root.abs() + 0.1 * grads
-    spread = root.square().mean().sqrt().expand(P)
-    return per_scalar_features(p, g, Moments(momenta, root), factored.abs() + 0.1 * grads, rms, spread)
+    spread = root.square().mean().sqrt().sqrt().expand(P)
+    seen = factored.abs() + 0.1 * grads if show_factored else None
+    return per_scalar_features(p, g, Moments(momenta, root), seen, rms, spread)
 
 
 @pytest.mark.parametrize("decays", [1, 2, 3, 6])
@@ -29,10 +40,15 @@ def test_count(decays: int) -> None:
     assert features(decays=decays).shape == (count(decays), P)
 
 
-def test_every_feature_tells_scalars_apart_but_the_constant() -> None:
-    spread = features().std(1)
-    assert (spread[:-1] > 0.1).all()
-    assert (features()[-1] == 1).all()
+@pytest.mark.parametrize("decays", [1, 3])
+def test_factored_features_come_last_and_can_be_left_out(decays: int) -> None:
+    without = features(decays=decays, show_factored=False)
+    assert without.shape == (count(decays, factored=False), P)
+    torch.testing.assert_close(features(decays=decays)[: len(without)], without)
+
+
+def test_every_feature_tells_scalars_apart() -> None:
+    assert (features().std(1) > 0.1).all()
 
 
 def test_all_are_of_order_one() -> None:
@@ -57,7 +73,14 @@ def test_reciprocal_fades_below_the_floor() -> None:
     torch.testing.assert_close(reciprocal(root), expected, rtol=1e-5, atol=0)
 
 
-def test_log_ratio_is_limited() -> None:
-    one = torch.ones(3)
-    other = torch.tensor([1.0, 1e12, 0.0])
-    torch.testing.assert_close(log_ratio(one, other), torch.tensor([0.0, -8.0, 8.0]))
+def test_logarithms_near_one_and_their_limits() -> None:
+    x = torch.tensor([0.9, -1.1, 0.0, 1e12], dtype=torch.float64)
+    expected = torch.tensor([math.log(0.9), math.log(1.1), 4 * math.tanh(math.log(1e-4) / 8), 4.0])
+    torch.testing.assert_close(log_size(x), expected.double(), rtol=1e-2, atol=1e-3)
+
+
+def test_log_ratio_near_one_and_its_limits() -> None:
+    one = torch.ones(3, dtype=torch.float64)
+    other = torch.tensor([1.1, 1e14, 0.0], dtype=torch.float64)
+    expected = torch.tensor([-math.log(1.1), -4.0, 4.0], dtype=torch.float64)
+    torch.testing.assert_close(log_ratio(one, other.sqrt()), expected, rtol=1e-2, atol=1e-2)

@@ -37,7 +37,7 @@ def test_noise_features_say_how_well_gradients_agree() -> None:
     )
     assert rows.shape == (1 + 4, 3)
     assert torch.isfinite(rows).all()
-    torch.testing.assert_close(rows[0], torch.full((3,), 0.5 * math.log(0.1)), rtol=1e-3, atol=0)
+    torch.testing.assert_close(rows[0], torch.full((3,), 0.25 * math.log(0.1)), rtol=1e-3, atol=0)
     assert rows[2, 1] > rows[2, 0] > rows[2, 2], "the share of the network's gradient"
     assert rows[4].tolist() == [1, 0, -1]
 

@@ -31,13 +31,8 @@ def history(scale: float = 1.0) -> tuple[History, list[dict[str, Tensor]]]:
     root = v.abs() + 0.1 * scale
     factored = factored_root(root**2, SHAPES)
 
-    def spread(values: Tensor) -> Tensor:
-        parts = [
-            part.square().mean().sqrt().expand(n) for part, n in zip(values.split(SIZES), SIZES, strict=True)
-        ]
-        return torch.cat(parts)
-
-    whole = History(p, g, Moments(momenta, root), factored, spread(p), spread(momenta[0]), SHAPES, HIDDEN)
+    rms = torch.stack([part.square().mean().sqrt() for part in momenta[0].split(SIZES)])
+    whole = History(p, g, Moments(momenta, root), 1 / (root + 1e-8), factored, rms, SHAPES, HIDDEN)
     rows = {"p": p, "g": g, "m": momenta[0], "m1": momenta[1], "r": root}
     cut = {
         key: [t.reshape(s) for t, s in zip(x.split(SIZES), SHAPES, strict=True)] for key, x in rows.items()
@@ -124,8 +119,9 @@ def test_finite_with_a_finite_derivative_where_everything_is_zero(name: str) -> 
     size = sum(SIZES)
     momenta, g = torch.zeros(3, size, requires_grad=True), torch.zeros(size, requires_grad=True)
     root = (g * g + momenta[0] ** 2 + 1e-30).sqrt()
-    rms = (momenta[0].square().mean() + 1e-30).sqrt().expand(size)
-    h = History(g, g, Moments(momenta, root), factored_root(root**2, SHAPES), rms, rms, SHAPES, HIDDEN)
+    rms = (momenta[0].square().mean() + 1e-30).sqrt().expand(len(SHAPES))
+    factored, inverse = factored_root(root**2, SHAPES), 1 / (root + 1e-8)
+    h = History(g, g, Moments(momenta, root), inverse, factored, rms, SHAPES, HIDDEN)
     step = DIRECTIONS[name](h)
     assert torch.equal(step, torch.zeros_like(step))
     slopes = torch.autograd.grad(step.sum(), [momenta, g], allow_unused=True)

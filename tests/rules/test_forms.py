@@ -58,9 +58,8 @@ def history() -> History:
     from lopt.features.moments import Moments
 
     row = torch.linspace(-1, 1, 7, dtype=torch.float64)
-    return History(
-        row, row + 1, Moments(torch.stack([row * 2, row]), row.abs() + 1), row + 2, row, row, [(7,)], [False]
-    )
+    moments = Moments(torch.stack([row * 2, row]), row.abs() + 1)
+    return History(row, row + 1, moments, 1 / (moments.root + 1e-8), row + 2, row[:1], [(7,)], [False])
 
 
 def test_formulas() -> None:
@@ -69,7 +68,9 @@ def test_formulas() -> None:
     rate = torch.tensor(0.01, dtype=torch.float64)
     adam, gradient = h.moments.momenta[0] / (h.moments.root + 1e-8), h.grads / (h.moments.root + 1e-8)
     expected = {
-        "mixture": -0.01 * (2 * torch.tanh(raw[0] / 2)).exp() * ((1 + raw[1]) * adam + raw[2] * gradient),
+        "mixture": -0.01
+        * (raw[0] / (1 + raw[0] ** 2 / 4).sqrt()).exp()
+        * ((1 + raw[1]) * adam + raw[2] * gradient),
         "magnitude": -0.01 * raw[0] * (0.01 * raw[1]).exp(),
         "momentum": -0.01 * (h.moments.momenta[0] + 1e-3 * raw[0]),
     }
