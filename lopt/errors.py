@@ -21,6 +21,10 @@ class RuleFileError(LoptError, ValueError):
     """A rule or checkpoint file that is damaged, foreign or of another version."""
 
 
+class HubError(LoptError, OSError):
+    """A rule that the Hugging Face Hub does not give or take."""
+
+
 class GradientError(LoptError, RuntimeError):
     """Gradients that no rule can read: sparse or complex ones."""
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "train test networks with a rule and print the figures",
     "compare": "learning curves of rules and tuned baselines",
     "graph": "derive, print and verify the parameter graph of a model",
+    "push": "share a rule on the Hugging Face Hub",
     "data": "which data sets are there, which are missing and where to get them",
 }
 """Each is a module of this package; its `DESCRIPTION` says more."""

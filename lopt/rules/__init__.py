@@ -4,6 +4,7 @@ from lopt.rules.base import BoundRule, Rule, State, Tensors
 from lopt.rules.io import load_rule, pretrained_names, save_rule
 from lopt.rules.learned import LearnedRule, LearnedRuleConfig
 from lopt.rules.registry import make_rule, names
+from lopt.rules.sharing import model_card, push_rule
 
 __all__ = [
     "BoundRule",
@@ -14,7 +15,9 @@ __all__ = [
     "Tensors",
     "load_rule",
     "make_rule",
+    "model_card",
     "names",
     "pretrained_names",
+    "push_rule",
     "save_rule",
 ]
