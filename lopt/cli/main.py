@@ -18,6 +18,7 @@ COMMANDS = {
     "watch": "how a training run stands, in plain text",
     "evaluate": "train test networks with a rule and print the figures",
     "compare": "learning curves of rules and tuned baselines",
+    "benchmark": "reproduce a published table",
     "graph": "derive, print and verify the parameter graph of a model",
     "push": "share a rule on the Hugging Face Hub",
     "data": "which data sets are there, which are missing and where to get them",

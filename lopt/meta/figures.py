@@ -14,10 +14,10 @@ from torch import Tensor
 from lopt.meta.evaluation import FINAL_STEPS, Curves
 
 CURVE_POINTS = 200
-"""A drawn curve holds at most that many points, each the mean over a stretch of the run."""
+"""A drawn curve holds at most that many points unless told, each the mean over a stretch of the run."""
 
 
-def figures(curves: Curves, target: float | None = None) -> dict[str, Any]:
+def figures(curves: Curves, target: float | None = None, points: int = CURVE_POINTS) -> dict[str, Any]:
     """Statistics over the networks: losses over the run and at its end, metrics, divergence, and a curve to draw.
 
     With a `target`, "steps_to_baseline" is how many steps it takes the mean curve to come down to it, if it does.
@@ -35,7 +35,7 @@ def figures(curves: Curves, target: float | None = None) -> dict[str, Any]:
         **metrics,
         "steps_to_baseline": None if target is None else steps_to(curves.train_loss, target),
         "diverged": int(curves.diverged.sum()),
-        "curve": drawn(curves.train_loss),
+        "curve": drawn(curves.train_loss, points),
     }
 
 
@@ -57,9 +57,9 @@ def steps_to(train_loss: Tensor, target: float) -> int | None:
     return int(reached[0]) + window if len(reached) else None
 
 
-def drawn(train_loss: Tensor) -> dict[str, Any]:
+def drawn(train_loss: Tensor, points: int = CURVE_POINTS) -> dict[str, Any]:
     """(N, steps) -> the curve as B means over stretches of the run, with the step in the middle of each."""
-    stretches = torch.arange(train_loss.shape[1]).tensor_split(min(CURVE_POINTS, train_loss.shape[1]))
+    stretches = torch.arange(train_loss.shape[1]).tensor_split(min(points, train_loss.shape[1]))
     means = torch.stack([train_loss[:, stretch].mean(1) for stretch in stretches], 1)
     return {
         "steps": [stretch.double().mean().item() for stretch in stretches],

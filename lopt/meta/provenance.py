@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,21 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@cache
 def commit() -> str | None:
-    """The git commit of the package's own checkout, with "+" if there are changes to it; None outside of one."""
+    """The git commit of the package's own checkout, with "+" if there are changes to it; None outside of one.
+
+    Asked for once: what a long process runs is the code of its beginning.
+    """
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
     found = _git("rev-parse", "HEAD")
     if tracked is None or found is None:
         return None
-    return found + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    # What benchmarks write as they run is no change to what runs.
+    written = [f":(top,exclude)benchmarks/{name}" for name in ("results", "images", "REPORT.md")]
+    return found + (
+        "+" if _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *written) else ""
+    )
 
 
 def cpu_model() -> str:

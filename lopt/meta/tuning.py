@@ -138,12 +138,12 @@ def tune(baseline: Baseline, task: Task, budget: Budget, chunk: int | None = Non
     """
     trials = run_trials(baseline, task, grid(baseline.centre, budget.learning_rates), budget, chunk, label)
     for _ in range(budget.extend):
-        beyond = _beyond(trials)
-        if beyond is None:
+        further = beyond(trials)
+        if further is None:
             break
-        trials += run_trials(baseline, task, [beyond], budget, chunk, label)
+        trials += run_trials(baseline, task, [further], budget, chunk, label)
     best = min(trials, key=lambda trial: trial.score)
-    return Tuned(best.lr, best.schedule, _beyond(trials) is not None, tuple(sorted(trials, key=_key)), budget)
+    return Tuned(best.lr, best.schedule, beyond(trials) is not None, tuple(sorted(trials, key=_key)), budget)
 
 
 def run_trials(
@@ -185,7 +185,7 @@ def _run(
     ]
 
 
-def _beyond(trials: Sequence[Trial]) -> float | None:
+def beyond(trials: Sequence[Trial]) -> float | None:
     """The next learning rate beyond the end of the grid where the best one lies; None if it lies inside."""
     best = min(trials, key=lambda trial: trial.score).lr
     rates = [trial.lr for trial in trials]

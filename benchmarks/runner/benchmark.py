@@ -1,0 +1,155 @@
+"""A benchmark: its protocol as data, and the loop that does what its log does not hold yet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from benchmarks.runner.log import Log, Record, Run
+from benchmarks.runner.search import Setting, search_of
+from lopt.meta.evaluation import Curves, train_networks
+from lopt.meta.figures import figures
+from lopt.meta.provenance import provenance
+from lopt.meta.report import spread
+from lopt.meta.task import Task
+from lopt.meta.timing import time_step
+from lopt.meta.tuning import Trial, find_baseline
+from lopt.rules import LearnedRule
+from lopt.rules.base import Rule
+from lopt.rules.io import digest
+from meta_tasks import make_task
+
+CURVE_POINTS = 50
+"""A logged curve holds at most that many points, each the mean over a stretch of the run."""
+
+SPLIT = {"tune": "validation", "test": "test"}
+"""Where the metrics of a run are taken, by its purpose: no test example chooses anything."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task, and how long it is trained on."""
+
+    spec: tuple[str, Mapping[str, Any]]
+    """Family and spec, the arguments of `meta_tasks.make_task`."""
+    steps: int = 1000
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Which optimizers meet on which tasks."""
+
+    name: str
+    title: str
+    protocol: str
+    """What is held against what, and how: a paragraph of the report."""
+    cases: Mapping[str, Case]
+    baselines: tuple[str, ...] = ("sgd", "adam", "adamw", "adafactor", "lion", "muon", "schedule_free_adamw")
+    """Each is tuned by `benchmarks.runner.search`."""
+    rules: tuple[str, ...] = ("lopt-base",)
+    """Rules that ship with lopt; those in benchmarks/rules/NAME and those that are asked for come on top."""
+    rates: int = 9
+    """Learning rates that a baseline's search starts with."""
+    tuning_seeds: tuple[int, ...] = (1,)
+    test_seeds: tuple[int, ...] = (101, 102, 103, 104, 105)
+
+
+class Worker:
+    """Does the runs of a benchmark that its log does not hold, and adds them to it."""
+
+    def __init__(self, benchmark: Benchmark, log: Log, data: str | None = None, label: bool = True) -> None:
+        self.benchmark, self.log, self.label = benchmark, log, label
+        self.task: Callable[[str], Task] = cache(lambda case: make_task(*benchmark.cases[case].spec, data))
+
+    def tune_and_test(self, name: str, case: str) -> None:
+        """All runs of one baseline on one task."""
+        search = search_of(name, self.benchmark.rates)
+        trials: list[Trial] = []
+        while settings := search.next(trials):
+            trials += [self._trial(name, case, setting) for setting in settings]
+        best = min(trials, key=lambda trial: trial.score)
+        self.do(self.run(name, case, "test", (best.lr, best.schedule)), find_baseline(name).make(best.lr))
+
+    def test(self, name: str, rule: LearnedRule, case: str) -> None:
+        """The test run of a learned rule, as it is: lr 1, told the horizon."""
+        self.do(self.run(name, case, "test", (1.0, "constant"), fingerprint(rule)), rule)
+
+    def _trial(self, name: str, case: str, setting: Setting) -> Trial:
+        lr, schedule = setting
+        record = self.do(self.run(name, case, "tune", setting), find_baseline(name).make(lr))
+        return Trial(lr, schedule, score(record))
+
+    def do(self, run: Run, rule: Rule) -> Record:
+        """The record of a run out of the log, or else of the run itself."""
+        known = self.log.by_key()
+        if run.key in known:
+            return known[run.key]
+        label = f"{run.task} {run.optimizer} {run.lr:g} {run.schedule}" if self.label else ""
+        record = perform(run, rule, self.task(run.task), label)
+        self.log.add(record)
+        print(line(record), flush=True)
+        return record
+
+    def run(self, name: str, case: str, purpose: str, setting: Setting, digest: str | None = None) -> Run:
+        """The run of one setting."""
+        seeds = self.benchmark.tuning_seeds if purpose == "tune" else self.benchmark.test_seeds
+        found = self.benchmark.cases[case]
+        return Run(case, found.spec, name, digest, *setting, seeds, purpose, found.steps)
+
+
+def perform(run: Run, rule: Rule, task: Task, label: str = "") -> Record:
+    """Train the networks of a run; its record."""
+    split, start = SPLIT[run.purpose], time.perf_counter()
+    curves = train_networks(
+        rule.on(task.graph), task, run.seeds, run.steps,
+        schedule=run.schedule, total_steps=run.steps, splits=(split,), label=label,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    record = {**asdict(run), "seconds": round(seconds, 1), "figures": _figures(curves)}
+    if run.purpose == "test":
+        record["step_time"] = asdict(time_step(rule, task))
+    return {**record, "provenance": provenance()}
+
+
+def line(record: Record) -> str:
+    """What to say of a finished run."""
+    split, found = SPLIT[record["purpose"]], record["figures"]
+    metrics = ("accuracy", "loss") if f"{split}_accuracy" in found else ("loss",)
+    shown = ", ".join(f"{split} {metric} {spread(found[f'{split}_{metric}'])}" for metric in metrics)
+    setting = f"lr {record['lr']:g} {record['schedule']}"
+    return f"{record['task']} {record['optimizer']} {setting}: {shown} ({record['seconds']:.0f} s)"
+
+
+def score(record: Record) -> float:
+    """What tuning lowers: minus validation accuracy where there is one, else validation loss; inf if diverged."""
+    found = record["figures"]
+    key, sign = ("validation_accuracy", -1) if "validation_accuracy" in found else ("validation_loss", 1)
+    mean = found[key]["mean"]
+    return math.inf if mean is None or found["diverged"] else sign * mean
+
+
+def fingerprint(rule: LearnedRule) -> str:
+    """Of a rule's config and meta-parameters."""
+    whole = json.dumps(rule.describe(), sort_keys=True) + digest(rule.state_dict())
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def _figures(curves: Curves) -> dict[str, Any]:
+    found = figures(curves, points=CURVE_POINTS)
+    del found["steps_to_baseline"]  # the baseline may still be running
+    return _short(found)
+
+
+def _short(value: Any) -> Any:
+    """Floats to six digits: a log of a thousand runs stays small."""
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,65 @@
+"""Learning curves of a benchmark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLUMNS = 2
+"""Panels beside one another."""
+
+COLOURS = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+
+
+def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
+    """Training loss over steps, a panel for each task: rules solid, baselines dashed; median and range of the seeds."""
+    tasks = {name: found for name, found in summary["tasks"].items() if found["entries"]}
+    if not tasks:
+        return
+    names = list(dict.fromkeys(name for found in tasks.values() for name in found["entries"]))
+    colours = {name: COLOURS[(2 * k + k // 10) % 20] for k, name in enumerate(sorted(names))}
+    rows = math.ceil(len(tasks) / COLUMNS)
+    figure = Figure(figsize=(13, 4.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    for axes, (name, found) in zip(panels, tasks.items(), strict=False):
+        _panel(axes, name, found, colours)
+    for axes in panels[len(tasks) :]:
+        axes.set_visible(False)
+    handles = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize="small"
+    )
+    figure.suptitle("training loss, median of the test seeds, band from the lowest to the highest")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _panel(axes: Axes, name: str, found: Mapping[str, Any], colours: Mapping[str, Any]) -> None:
+    positive = True
+    for optimizer, entry in found["entries"].items():
+        curve = entry["curve"]
+        losses = np.array([[math.nan if x is None else x for x in row] for row in curve["train_loss"]])
+        shown = np.isfinite(losses).all(0)  # a curve ends where its first seed diverges
+        if not shown.any():
+            continue
+        steps, losses = np.array(curve["steps"])[shown], losses[:, shown]
+        positive &= bool((losses > 0).all())
+        rule = entry["kind"] == "rule"
+        style: dict[str, Any] = (
+            {"linewidth": 2.0, "zorder": 3} if rule else {"linewidth": 1.3, "linestyle": "--"}
+        )
+        axes.plot(steps, np.median(losses, 0), color=colours[optimizer], label=optimizer, **style)
+        axes.fill_between(
+            steps, losses.min(0), losses.max(0), color=colours[optimizer], alpha=0.1, linewidth=0
+        )
+    if positive:
+        axes.set_yscale("log")
+    axes.set(xlabel="training steps", ylabel="training loss", xlim=(0, found["steps"]), title=name)
+    axes.grid(alpha=0.3, which="both", linewidth=0.5)
