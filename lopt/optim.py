@@ -19,7 +19,7 @@ from lopt.graph.first_forward import FirstForwardGraph
 from lopt.loss_guard import LossGuard, base_of, mean_over_ranks
 from lopt.optim_matching import Entry, Naming
 from lopt.optim_sharding import gathered, is_sharded, sharded_like
-from lopt.optim_step import all_finite, apply, check, check_gradient, check_group, chosen
+from lopt.optim_step import all_finite, apply, check, check_gradient, check_group, chosen, owned
 from lopt.rules.base import BoundRule, Rule, State
 
 
@@ -193,6 +193,18 @@ class LearnedOptimizer(Optimizer):
         for name, p in owners:
             state = new[name]
             self.state[p] = {k: sharded_like(t, p) for k, t in state.items()} if call.sharded else state
+        if len(self.state) > len(owners):
+            self._untangle()
+
+    @_disable_dynamo
+    def _untangle(self) -> None:
+        """Give every state memory of its own.
+
+        A step's new states are views of a few tensors. Where steps differ in their parameters, a single state that
+        is not replaced would keep the memory of all its step.
+        """
+        for p, state in self.state.items():
+            self.state[p] = {key: owned(value) for key, value in state.items()}
 
     def _plan(self) -> list[_Call]:
         """The rule bound to the parameters that have a gradient now, one call for each device."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lopt.errors import ConfigError, GradientError
-from lopt.optim_sharding import local, sharded_like
+from lopt.optim_sharding import is_sharded, local, sharded_like
 from lopt.rules.base import State
 
 DECAY_RATE = 1e-3
@@ -37,6 +37,12 @@ def chosen(gate: Tensor, new: State, old: State) -> State:
         }
         for name, state in new.items()
     }
+
+
+def owned(value: Tensor) -> Tensor:
+    """The tensor, copied if it is a view of a larger one; shards are copies already."""
+    whole = is_sharded(value) or value.untyped_storage().nbytes() <= value.numel() * value.element_size()
+    return value if whole else value.clone(memory_format=torch.contiguous_format)
 
 
 def apply(
