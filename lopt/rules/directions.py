@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lopt.features.moments import TINY, Moments
 from lopt.features.segments import segment_expand
-from lopt.rules.classical.muon import newton_schulz
+from lopt.rules.classical.newton_schulz import orthogonalised
 
 EPS = 1e-8
 """Adam's eps."""
@@ -97,19 +97,13 @@ def grafted(h: History) -> Tensor:
 
 def _for_hidden(h: History, direction: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Adam's direction, but for hidden matrices the one made of O (rows, columns) and Adam's (n,)."""
-    parts = zip(
-        h.moments.momenta[0].lerp(h.grads, 0.1).split(h.sizes),
-        adam(h).split(h.sizes),
-        h.shapes,
-        h.hidden,
-        strict=True,
-    )
-    return torch.cat(
-        [
-            direction(newton_schulz(m.reshape(shape[0], -1)), a).reshape(-1) if hidden else a
-            for m, a, shape, hidden in parts
-        ]
-    )
+    momenta = h.moments.momenta[0].lerp(h.grads, 0.1).split(h.sizes)
+    parts = list(adam(h).split(h.sizes))
+    hidden = [index for index, found in enumerate(h.hidden) if found]
+    matrices = orthogonalised([momenta[i].reshape(h.shapes[i][0], -1) for i in hidden])
+    for index, matrix in zip(hidden, matrices, strict=True):
+        parts[index] = direction(matrix, parts[index]).reshape(-1)
+    return torch.cat(parts)
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lopt.graph import ParameterGraph
 from lopt.rules.classical.adam import AdamW
 from lopt.rules.classical.base import ClassicalRule, decay, require, zeros
-
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic a x + b x^3 + c x^5: after five steps singular values from 0.01 to 1 end between 0.7 and 1.2."""
+from lopt.rules.classical.newton_schulz import newton_schulz
 
 ADAMW_KINDS = frozenset({"embedding", "position", "depthwise"})
 """Tensors of two axes that are tables of vectors, or filters each of its own, rather than matrices."""
@@ -72,39 +69,3 @@ def is_hidden_matrix(graph: ParameterGraph, name: str) -> bool:
         for group in s
     }
     return not any(graph.groups[group].kind == "output" for group in out)
-
-
-def newton_schulz(matrix: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
-    """(rows, columns) -> the same with all singular values moved near one: about U V^T of U S V^T.
-
-    Each step is X <- (a + b G + c G^2) X with the Gram matrix G = X X^T of the shorter side. All these polynomials
-    of the first G commute, so for long matrices they are multiplied up and X itself is touched twice in all.
-    """
-    a, b, c = COEFFICIENTS
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.mT if tall else matrix
-    # Clamped under the root: the derivative of the root at zero is infinite.
-    x = x / torch.sqrt((x * x).sum().clamp_min(eps * eps))
-    if x.shape[1] > GRAM_FROM * x.shape[0]:
-        x = _polynomial(x @ x.mT, steps) @ x
-    else:
-        for _ in range(steps):
-            gram = x @ x.mT
-            x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
-
-
-GRAM_FROM = 1.5
-"""Columns per row from which five steps on the Gram matrix take fewer multiplications than on the matrix itself."""
-
-
-def _polynomial(gram: Tensor, steps: int) -> Tensor:
-    """(r, r) -> (r, r): the product of the steps' factors a + b G_k + c G_k^2, where G_k+1 = factor^2 G_k."""
-    a, b, c = COEFFICIENTS
-    identity, product = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device), None
-    for step in range(steps):
-        factor = torch.addmm(a * identity + b * gram, gram, gram, alpha=c)
-        product = factor if product is None else product @ factor
-        if step + 1 < steps:
-            gram = gram @ (factor @ factor)
-    return identity if product is None else product

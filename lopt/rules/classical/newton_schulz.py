@@ -1,0 +1,78 @@
+"""Orthogonalisation of many matrices by Newton-Schulz steps, those of one shape together.
+
+Shapes: r rows and c columns of a matrix, r <= c; L matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic a x + b x^3 + c x^5: after five steps singular values from 0.01 to 1 end between 0.7 and 1.2."""
+
+GRAM_FROM = 1.5
+"""Columns per row from which five steps on the Gram matrix take fewer multiplications than on the matrix itself."""
+
+
+def newton_schulz(matrix: Tensor, steps: int = 5) -> Tensor:
+    """(rows, columns) -> the same with all singular values near one: about U V^T of U S V^T (Jordan et al. 2024)."""
+    return orthogonalised([matrix], steps)[0]
+
+
+def orthogonalised(matrices: Sequence[Tensor], steps: int = 5, eps: float = 1e-7) -> list[Tensor]:
+    """`newton_schulz` of each matrix.
+
+    Each step is X <- (a + b G + c G^2) X with the Gram matrix G = X X^T of the shorter side. All these polynomials
+    of the first G commute, so for long matrices they are multiplied up and X itself is touched twice in all.
+    Matrices that share r (if long) or r and c are stacked: many small products cost what their number does.
+    """
+    wide = [m.mT if m.shape[0] > m.shape[1] else m for m in matrices]
+    # Clamped under the root: the derivative of the root at zero is infinite.
+    wide = [x / torch.sqrt((x * x).sum().clamp_min(eps * eps)) for x in wide]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, x in enumerate(wide):
+        rows, columns = x.shape
+        groups.setdefault((rows,) if columns > GRAM_FROM * rows else (rows, columns), []).append(index)
+    results = list(wide)
+    for shape, members in groups.items():
+        if len(shape) == 1:
+            factors = polynomial(_stack([wide[i] @ wide[i].mT for i in members]), steps)
+            found = [factor @ wide[i] for factor, i in zip(_unstack(factors), members, strict=True)]
+        else:
+            found = _unstack(iterated(_stack([wide[i] for i in members]), steps))
+        for index, x in zip(members, found, strict=True):
+            results[index] = x.mT if matrices[index].shape[0] > matrices[index].shape[1] else x
+    return results
+
+
+def iterated(x: Tensor, steps: int) -> Tensor:
+    """(..., r, c) -> (..., r, c): the steps as they are written."""
+    a, b, c = COEFFICIENTS
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+def polynomial(gram: Tensor, steps: int) -> Tensor:
+    """(..., r, r) -> (..., r, r): the product of the steps' factors a + b G_k + c G_k^2, where G_k+1 = factor^2 G_k."""
+    a, b, c = COEFFICIENTS
+    scaled_identity = a * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    product = factor = scaled_identity + b * gram + c * gram @ gram
+    for _ in range(steps - 1):
+        gram = gram @ (factor @ factor)
+        factor = scaled_identity + b * gram + c * gram @ gram
+        product = product @ factor
+    return product
+
+
+def _stack(matrices: list[Tensor]) -> Tensor:
+    # A stack of one would only make a plain product a batched one.
+    return matrices[0] if len(matrices) == 1 else torch.stack(matrices)
+
+
+def _unstack(stacked: Tensor) -> Sequence[Tensor]:
+    return [stacked] if stacked.dim() == 2 else stacked.unbind()
