@@ -74,5 +74,5 @@ def _stack(matrices: list[Tensor]) -> Tensor:
     return matrices[0] if len(matrices) == 1 else torch.stack(matrices)
 
 
-def _unstack(stacked: Tensor) -> Sequence[Tensor]:
-    return [stacked] if stacked.dim() == 2 else stacked.unbind()
+def _unstack(stacked: Tensor) -> list[Tensor]:
+    return [stacked] if stacked.dim() == 2 else list(stacked.unbind())
