@@ -19,6 +19,7 @@ from lopt.graph.pyg_styles import NODE_KINDS
 from lopt.metanets.base import Metanet, check_sizes
 from lopt.metanets.exchange import ENDS, End, Exchange, check_execution, exchange_of
 from lopt.metanets.layers import ChannelNorm, Pointwise, PointwiseMlp
+from lopt.metanets.probes import check_probes, probes_of_nodes
 from lopt.metanets.wiring import Wire, WireEncoder, WireHead, Wiring, wiring_of
 
 MEAN_LOG_DEGREE = math.log(1 + 32)
@@ -41,12 +42,18 @@ class NeuralGraph(Metanet):
         exchange_of(wiring_of(graph), self.execution).prepare()
 
     def forward(
-        self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
+        self,
+        graph: ParameterGraph,
+        features: Tensor,
+        context: Tensor,
+        memory: Tensor | None = None,
+        probes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
+        """As in `Metanet`, with probes (M, N) from `lopt.metanets.probes` for one made with probes=M."""
         wiring = wiring_of(graph)
         exchange = exchange_of(wiring, self.execution)
         parts = wiring.parts(features)
-        nodes, attributes = self.nodes(wiring, parts, context)
+        nodes, attributes = self.nodes(wiring, parts, context, probes)
         edges = self.encode(wiring.edges, parts, context)
         for layer in self.layers:
             nodes, edges = layer(exchange, nodes, edges)
@@ -66,6 +73,7 @@ class NgGnn(NeuralGraph):
     weights of its own; the papers' classifiers of implicit networks send forwards alone.
 
     execution: "dense" along axes, or "edges" by gather and scatter, which is slower and gives the same.
+    probes: M, how many probe features it reads of every neuron (section 3 of the paper; `lopt.metanets.probes`).
     """
 
     def __init__(
@@ -76,25 +84,36 @@ class NgGnn(NeuralGraph):
         width: int = 16,
         layers: int = 2,
         execution: str = "dense",
+        probes: int = 0,
     ) -> None:
         super().__init__()
         check_sizes(width=width, layers=layers)
         self.execution = check_execution(execution)
-        self.nodes = NodeEncoder(features, context, width)
+        self.nodes = NodeEncoder(features, context, width, probes)
         self.encode = WireEncoder(features, context, width)
         self.layers = nn.ModuleList(NgGnnLayer(width) for _ in range(layers))
         self.heads = NeuralGraphHeads(width, width, outputs)
 
 
 class NodeEncoder(nn.Module):
-    """h = role + mean of the neuron's encoded attributes: features (F, P) -> nodes (D, N), attributes (D, A)."""
+    """h = role + mean of the neuron's encoded attributes + W p: features (F, P) -> nodes (D, N), attributes (D, A).
 
-    def __init__(self, features: int, context: int, width: int) -> None:
+    p are the neuron's M probe features, for a metanet that reads any.
+    """
+
+    def __init__(self, features: int, context: int, width: int, probes: int = 0) -> None:
         super().__init__()
+        if probes:
+            check_sizes(probes=probes)
+        self.count = probes
         self.attributes = WireEncoder(features, context, width)
         self.roles = nn.Parameter(torch.randn(len(NODE_KINDS), width) / math.sqrt(width))
+        self.probes = Pointwise(probes, width, bias=False) if probes else None
 
-    def forward(self, wiring: Wiring, parts: Sequence[Tensor], context: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, wiring: Wiring, parts: Sequence[Tensor], context: Tensor, probes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        check_probes(wiring, self.count, probes)
         attributes = self.attributes(wiring.attributes, parts, context)
         at_nodes: dict[int, list[Tensor]] = {}
         for wire, value in _of_each(wiring.attributes, attributes):
@@ -104,7 +123,10 @@ class NodeEncoder(nn.Module):
             role = self.roles[kind][:, None].expand(-1, nodes.stop - nodes.start)
             known = at_nodes.get(nodes.start)
             columns.append(role if known is None else role + torch.stack(known).mean(0))
-        return torch.cat(columns, -1), attributes
+        encoded = torch.cat(columns, -1)
+        if self.probes is not None and probes is not None:
+            encoded = encoded + self.probes(probes_of_nodes(wiring, probes.to(encoded)))
+        return encoded, attributes
 
 
 class NeuralGraphHeads(nn.Module):

@@ -33,6 +33,7 @@ class NgT(NeuralGraph):
     neurons; along the network's own edges the cost is linear in its parameters.
 
     execution: "dense" along axes, or "edges" by gather and scatter, which is slower and gives the same.
+    probes: M, how many probe features it reads of every neuron (section 3 of the paper; `lopt.metanets.probes`).
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class NgT(NeuralGraph):
         heads: int = 4,
         layers: int = 2,
         execution: str = "dense",
+        probes: int = 0,
     ) -> None:
         super().__init__()
         check_sizes(
@@ -59,7 +61,7 @@ class NgT(NeuralGraph):
             expected = f"a multiple of heads ({heads})"
             raise ConfigError(f"metanet: attention_width must be {expected}, found {attention_width}")
         self.execution = check_execution(execution)
-        self.nodes = NodeEncoder(features, context, node_width)
+        self.nodes = NodeEncoder(features, context, node_width, probes)
         self.encode = WireEncoder(features, context, edge_width)
         self.layers = nn.ModuleList(
             NgTLayer(node_width, edge_width, attention_width, heads) for _ in range(layers)

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from lopt.errors import ConfigError
 from lopt.features import per_tensor
 from lopt.features.per_scalar import squash
 from lopt.graph import ParameterGraph
 from lopt.graph.parameter_graph import PARAMETER_KINDS
 from lopt.metanets import METANETS
 from lopt.metanets.layers import PointwiseMlp
+from lopt.metanets.ng_gnn import NeuralGraph
 
 WEIGHT_FEATURES = 3
 WEIGHT_CONTEXT = 1 + per_tensor.STATIC
@@ -30,7 +32,7 @@ class NetworkReadout(nn.Module):
     """y = MLP([mean, max over tensors b of MLP([pool_b, kind_b])]) of what a metanet says of every scalar.
 
     metanet: a name in `METANETS`, made with `metanet_options`; channels: its outputs per scalar; outputs: Y;
-    width: hidden width of the two MLPs. What it reads are weights alone.
+    width: hidden width of the two MLPs. What it reads are weights alone, and probe features where they are given.
     """
 
     def __init__(
@@ -48,10 +50,19 @@ class NetworkReadout(nn.Module):
         self.tensor = PointwiseMlp(STATISTICS * (channels + WEIGHT_FEATURES) + WEIGHT_CONTEXT, width, width)
         self.network = PointwiseMlp(2 * width, width, outputs)
 
-    def forward(self, graph: ParameterGraph, params: dict[str, Tensor]) -> Tensor:
-        """The parameters of one network -> (Y,). Pure and vmap-able."""
+    def forward(
+        self, graph: ParameterGraph, params: dict[str, Tensor], probes: Tensor | None = None
+    ) -> Tensor:
+        """The parameters of one network -> (Y,). Pure and vmap-able.
+
+        probes (M, N): how its neurons answer to M inputs, from `lopt.metanets.probes`; for "ng_gnn" and "ng_t".
+        """
         features, context = weight_features(graph, params)
-        said, _ = self.metanet(graph, features, context)
+        if probes is not None and not isinstance(self.metanet, NeuralGraph):
+            name = type(self.metanet).__name__
+            raise ConfigError(f"readout: expected ng_gnn or ng_t with probes=M to read probes, found {name}")
+        extra = {} if probes is None else {"probes": probes}
+        said, _ = self.metanet(graph, features, context, **extra)
         # The metanet's heads start at zero: with the features beside them the first gradient has somewhere to go.
         pooled = pool_tensors(graph, torch.cat([said, features]))
         kinds = [PARAMETER_KINDS.index(spec.kind) for spec in graph.parameters.values()]

@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 
 from lopt.graph import Block, ParameterGraph
 from lopt.graph.made_once import made_once
-from lopt.graph.parameter_graph import PARAMETER_KINDS
+from lopt.graph.parameter_graph import PARAMETER_KINDS, Segment
 from lopt.graph.pyg_styles import NODE_KINDS, Place, neuron_places
 from lopt.metanets.plan import Plan, plan_of
 
@@ -90,6 +90,8 @@ class Wiring:
     wires: tuple[Wire, ...]
     node_sets: tuple[tuple[slice, int], ...]
     """Nodes and their kind in `NODE_KINDS`, one set after another."""
+    node_groups: tuple[Segment, ...]
+    """The axis groups whose product each set of nodes is; none for a node of its own."""
 
     @property
     def edges(self) -> list[Wire]:
@@ -124,7 +126,7 @@ def wiring_of(graph: ParameterGraph, slots: int = SLOTS, attributes: bool = True
         _wire(graph, place, nodes, slots, attributes, number, owners[place.spec.name])
         for number, place in enumerate(places)
     ]
-    return Wiring(plan_of(graph), tuple(wires), tuple(nodes.sets.values()))
+    return Wiring(plan_of(graph), tuple(wires), tuple(nodes.sets.values()), nodes.groups())
 
 
 def _wire(
@@ -179,6 +181,10 @@ class _NodeSets:
     def own(self, parameter: str, kind: str) -> slice:
         """The node of a one-axis parameter."""
         return self._get((parameter, kind), 1, "norm" if kind in ("scale", "shift") else "bias")
+
+    def groups(self) -> tuple[Segment, ...]:
+        """The axis groups of every set, of which a parameter's own node has none."""
+        return tuple(tuple(g for g in key if isinstance(g, int)) for key in self.sets)
 
     def _get(self, key: tuple[object, ...], size: int, kind: str) -> slice:
         if key not in self.sets:
