@@ -14,19 +14,16 @@ from torch.nn import functional as F
 from lopt.errors import ConfigError
 from meta_tasks.data import load_images
 from meta_tasks.family import SpecFamily
-from meta_tasks.image_stream import ImageSpec, ImageStream
+from meta_tasks.image_stream import ImageStream, LabelledImageSpec
 from meta_tasks.module_task import ModuleTask, Pair
 from meta_tasks.networks import ACTIVATIONS, STRIDES, convnet, mlp
 from meta_tasks.spec import choice, number
 
 
 @dataclass(frozen=True)
-class ClassificationSpec(ImageSpec):
-    """What every image classifier has."""
+class ClassificationSpec(LabelledImageSpec):
+    """What the plain image classifiers have."""
 
-    dataset: str = choice("digits", "mnist", "fashion_mnist", "cifar10")
-    label_noise: float = number(0.0, 0.0, 0.5)
-    """Share of the training labels that are replaced by random ones, once and for all."""
     activation: str = choice(*ACTIVATIONS)
 
 
@@ -92,7 +89,7 @@ class MlpFamily(SpecFamily[MlpSpec]):
 
     def task(self, spec: MlpSpec) -> ClassificationTask:
         """The classifier of one spec."""
-        stream = _stream(spec, self.data_root, self.device)
+        stream = image_stream(spec, self.data_root, self.device)
         pixels = torch.Size(stream.shape).numel()
         build = partial(mlp, pixels, spec.widths, stream.classes, spec.activation, spec.norm)
         return ClassificationTask(
@@ -107,7 +104,7 @@ class CnnFamily(SpecFamily[CnnSpec]):
 
     def task(self, spec: CnnSpec) -> ClassificationTask:
         """The classifier of one spec."""
-        stream = _stream(spec, self.data_root, self.device)
+        stream = image_stream(spec, self.data_root, self.device)
         if spec.strides == "first" and spec.kernel > stream.shape[1]:
             raise ConfigError(
                 f"cnn.kernel = {spec.kernel}: expected at most the image size, {stream.shape[1]}"
@@ -128,7 +125,8 @@ class CnnFamily(SpecFamily[CnnSpec]):
         )
 
 
-def _stream(spec: ClassificationSpec, root: str | None, device: str | torch.device) -> ImageStream:
+def image_stream(spec: LabelledImageSpec, root: str | None, device: str | torch.device) -> ImageStream:
+    """The labelled images of a spec."""
     return ImageStream(spec, load_images(spec.dataset, spec.size, root, device), spec.label_noise)
 
 

@@ -14,15 +14,20 @@ from meta_tasks.family import SpecFamily
 from meta_tasks.language import CharLmFamily
 from meta_tasks.points import QuadraticFamily, RosenbrockFamily
 from meta_tasks.reconstruction import AutoencoderFamily, SirenFamily
+from meta_tasks.residual import ResNetFamily, VitFamily
+from meta_tasks.tabular import TabularFamily
 
 FAMILIES: dict[str, type[SpecFamily[Any]]] = {
     family.spec_class.family: family
     for family in (
         MlpFamily,
         CnnFamily,
+        ResNetFamily,
+        VitFamily,
         AutoencoderFamily,
         SirenFamily,
         CharLmFamily,
+        TabularFamily,
         QuadraticFamily,
         RosenbrockFamily,
     )

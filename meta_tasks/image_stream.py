@@ -43,6 +43,15 @@ class ImageSpec(NetworkSpec):
     """Share of the training images that the task has."""
 
 
+@dataclass(frozen=True)
+class LabelledImageSpec(ImageSpec):
+    """Which images, of the sets with labels."""
+
+    dataset: str = choice("digits", "mnist", "fashion_mnist", "cifar10")
+    label_noise: float = number(0.0, 0.0, 0.5)
+    """Share of the training labels that are replaced by random ones, once and for all."""
+
+
 class ImageStream:
     """The images of one task. Noise is in the training batches only, never in validation, test or metrics."""
 

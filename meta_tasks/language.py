@@ -1,4 +1,4 @@
-"""Character language models: an Elman network and a small transformer."""
+"""Character language models: an Elman network, an LSTM and a small transformer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from meta_tasks.data.text import TEXT_SETS
 from meta_tasks.family import SpecFamily
 from meta_tasks.image_stream import NetworkSpec
 from meta_tasks.module_task import ModuleTask, Pair, draw_indices, evenly_spaced
-from meta_tasks.networks import RecurrentLanguageModel, TransformerLanguageModel
+from meta_tasks.networks import TransformerLanguageModel
+from meta_tasks.recurrent import LstmLanguageModel, RecurrentLanguageModel
 from meta_tasks.spec import choice, number
 
 EVALUATION_CHUNK = 100
+
+RECURRENT: dict[str, type[nn.Module]] = {"rnn": RecurrentLanguageModel, "lstm": LstmLanguageModel}
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class CharLmSpec(NetworkSpec):
     family: ClassVar[str] = "char_lm"
 
     dataset: str = choice(*TEXT_SETS)
-    network: str = choice("rnn", "transformer")
+    network: str = choice("rnn", "lstm", "transformer")
     context: int = number(16, 2, 1024)
     """L, the characters that the network sees."""
     width: int = number(32, 1, 1024)
@@ -79,8 +82,8 @@ class CharLmFamily(SpecFamily[CharLmSpec]):
 
 
 def _network(spec: CharLmSpec, characters: int) -> Callable[[], nn.Module]:
-    if spec.network == "rnn":
-        return partial(RecurrentLanguageModel, characters, spec.width, spec.depth)
+    if spec.network in RECURRENT:
+        return partial(RECURRENT[spec.network], characters, spec.width, spec.depth)
     return partial(TransformerLanguageModel, characters, spec.context, spec.width, spec.depth, spec.heads)
 
 

@@ -1,6 +1,6 @@
 """The small networks of the task suite: ordinary modules, free of in-place and data-dependent operations.
 
-B examples, C channels, H x W pixels, L characters, D width.
+B examples, C channels, H x W pixels, L positions, D width.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def convnet(
         padding = 0 if strides == "first" and number == 0 else kernel // 2
         layers.append((f"conv{number + 1}", nn.Conv2d(channels, width, kernel, stride, padding)))
         if norm != "none":
-            layers.append((f"norm{number + 1}", _image_norm(norm, width)))
+            layers.append((f"norm{number + 1}", image_norm(norm, width)))
         layers.append((f"act{number + 1}", ACTIVATIONS[activation]()))
         channels, size = width, (size + 2 * padding - kernel) // stride + 1
     if head == "average":
@@ -85,7 +85,8 @@ def convnet(
     return nn.Sequential(OrderedDict(layers))
 
 
-def _image_norm(norm: str, width: int) -> nn.Module:
+def image_norm(norm: str, width: int) -> nn.Module:
+    """Batch norm, or group norm with at most eight groups."""
     if norm == "batch":
         # Batch statistics always: running ones are state that the loss, a pure function, could not update.
         return nn.BatchNorm2d(width, track_running_stats=False)
@@ -117,35 +118,6 @@ def siren(widths: Sequence[int], outputs: int, frequency: float) -> nn.Sequentia
     return nn.Sequential(OrderedDict(layers))
 
 
-class RecurrentLanguageModel(nn.Module):
-    """Elman network, h_t = tanh(W x_t + U h_(t-1)) in each of `depth` layers.
-
-    Codes (B, L) -> logits (B, L, characters).
-    """
-
-    def __init__(self, characters: int, width: int, depth: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(characters, width)
-        self.inputs = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.recurrent = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth))
-        self.head = nn.Linear(width, characters)
-
-    def forward(self, codes: Tensor) -> Tensor:
-        x = self.embedding(codes)
-        for inputs, recurrent in zip(self.inputs, self.recurrent, strict=True):
-            x = _scan(inputs(x), recurrent)
-        return self.head(x)
-
-
-def _scan(driven: Tensor, recurrent: nn.Module) -> Tensor:
-    """h_t = tanh(driven_t + recurrent(h_(t-1))) over axis 1, h_(-1) = 0."""
-    first, *rest = driven.unbind(1)
-    states = [torch.tanh(first)]
-    for step in rest:
-        states.append(torch.tanh(step + recurrent(states[-1])))
-    return torch.stack(states, 1)
-
-
 class TransformerLanguageModel(nn.Module):
     """Pre-norm decoder-only transformer; codes (B, L) -> logits (B, L, characters)."""
 
@@ -164,10 +136,10 @@ class TransformerLanguageModel(nn.Module):
 class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), on (B, L, D)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool = True) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = CausalSelfAttention(width, heads)
+        self.attention = SelfAttention(width, heads, causal)
         self.norm2 = nn.LayerNorm(width)
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
@@ -177,15 +149,15 @@ class TransformerBlock(nn.Module):
         return x + self.contract(F.gelu(self.expand(self.norm2(x))))
 
 
-class CausalSelfAttention(nn.Module):
-    """Multi-head attention of each character to itself and the ones before, on (B, L, D).
+class SelfAttention(nn.Module):
+    """Multi-head attention on (B, L, D), of each position to all or, if causal, to itself and the ones before.
 
     The heads have D // heads dimensions each, rounded down, so that any width will do.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         inner = heads * max(1, width // heads)
         self.query = nn.Linear(width, inner)
         self.key = nn.Linear(width, inner)
@@ -199,8 +171,10 @@ class CausalSelfAttention(nn.Module):
         )
         # Spelled out: the fused attention kernels have no second derivative.
         scores = query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])
-        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
-        mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ value
+        if self.causal:
+            future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
+            scores = scores.masked_fill(future, -torch.inf)
+        mixed = scores.softmax(-1) @ value
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 

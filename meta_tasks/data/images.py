@@ -158,12 +158,12 @@ def _read_digits(_: list[Path]) -> dict[str, Labelled]:
     digits = load_digits()
     images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(digits.target).to(torch.uint8)
-    rank = _rank_within_class(labels) % 10
+    rank = rank_within_class(labels) % 10
     masks = {"train": rank >= 3, "validation": rank == 2, "test": rank < 2}
     return {split: (images[mask], labels[mask]) for split, mask in masks.items()}
 
 
-def _rank_within_class(labels: Tensor) -> Tensor:
+def rank_within_class(labels: Tensor) -> Tensor:
     """(N,): the how-manieth of its class each example is, in a fixed random order."""
     rank = torch.empty(len(labels), dtype=torch.long)
     order = _fixed_order(len(labels))

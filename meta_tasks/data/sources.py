@@ -59,6 +59,24 @@ SOURCES = {
             "CC BY 2.0 (danielbuechele, vultilion); comes with scikit-learn",
         ),
         Source(
+            "breast_cancer",
+            "Breast cancer Wisconsin (diagnostic)",
+            "https://archive.ics.uci.edu/dataset/17/breast+cancer+wisconsin+diagnostic",
+            "CC BY 4.0; comes with scikit-learn",
+        ),
+        Source(
+            "wine",
+            "Wine recognition",
+            "https://archive.ics.uci.edu/dataset/109/wine",
+            "CC BY 4.0; comes with scikit-learn",
+        ),
+        Source(
+            "diabetes",
+            "Diabetes progression (Efron et al. 2004)",
+            "https://www4.stat.ncsu.edu/~boos/var.select/diabetes.html",
+            "none stated; comes with scikit-learn",
+        ),
+        Source(
             "mnist",
             "MNIST handwritten digits",
             "http://yann.lecun.com/exdb/mnist/",

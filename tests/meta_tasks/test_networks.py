@@ -7,6 +7,9 @@ import torch
 
 from meta_tasks import make_task, named_task
 from meta_tasks.networks import ACTIVATIONS, TransformerLanguageModel, convnet, mlp, siren
+from meta_tasks.recurrent import LstmLanguageModel
+from meta_tasks.resnet import ResNet
+from meta_tasks.vit import VisionTransformer
 
 
 def count(network: torch.nn.Module) -> int:
@@ -61,7 +64,7 @@ def test_siren_initialisation_keeps_the_variance() -> None:
     assert network[2].weight.abs().max().item() <= math.sqrt(6 / 256) / 30
 
 
-@pytest.mark.parametrize("network", ["rnn", "transformer"])
+@pytest.mark.parametrize("network", ["rnn", "lstm", "transformer"])
 def test_language_models_do_not_look_ahead(network: str) -> None:
     task = make_task("char_lm", {"network": network, "depth": 2})
     codes = torch.randint(20, (1, 16))
@@ -70,6 +73,42 @@ def test_language_models_do_not_look_ahead(network: str) -> None:
     difference = (task.module(codes) - task.module(changed)).abs().amax((0, 2))  # type: ignore[attr-defined]
     assert difference[:9].max() == 0
     assert difference[9:].min() > 0
+
+
+def test_lstm_equals_torch() -> None:
+    torch.manual_seed(0)
+    model = LstmLanguageModel(5, 4, 1)
+    reference = torch.nn.LSTM(4, 4, batch_first=True)
+    ours = (model.inputs[0].weight, model.recurrent[0].weight, model.inputs[0].bias, torch.zeros(16))
+    with torch.no_grad():
+        for theirs, value in zip(reference.parameters(), ours, strict=True):
+            theirs.copy_(value)
+    codes = torch.randint(5, (3, 7))
+    expected = model.head(reference(model.embedding(codes))[0])
+    torch.testing.assert_close(model(codes), expected)
+    assert model.inputs[0].bias[4:8].tolist() == [1.0] * 4
+
+
+def test_resnet_is_the_published_one() -> None:
+    # He et al. 2016, section 4.2: 6 n + 2 layers on CIFAR-10; n = 3 has 0.27 million parameters (with their
+    # parameter-free shortcuts; ours are 1x1 convolutions with norms, 16 * 32 + 32 * 64 + 2 * (32 + 64) more).
+    network = ResNet((3, 32, 32), (16, 32, 64), 3, 10, "batch")
+    layers = [m for m in network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    assert len(layers) == 6 * 3 + 2 + 2
+    assert count(network) - (16 * 32 + 32 * 64 + 2 * (32 + 64)) == 269_722
+    assert not list(network.buffers())
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_vit_without_positions_takes_patches_in_any_order() -> None:
+    torch.manual_seed(0)
+    network = VisionTransformer((1, 4, 4), 2, 8, 2, 2, 3)
+    image = torch.randn(1, 1, 4, 4)
+    swapped = torch.cat([image[..., 2:], image[..., :2]], -1)
+    assert not torch.allclose(network(image), network(swapped), atol=1e-4)
+    with torch.no_grad():
+        network.position.zero_()
+    torch.testing.assert_close(network(image), network(swapped))
 
 
 def test_attention_equals_torch() -> None:
