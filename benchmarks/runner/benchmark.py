@@ -113,7 +113,7 @@ def perform(run: Run, rule: Rule, task: Task, label: str = "") -> Record:
     seconds = time.perf_counter() - start
     record = {**asdict(run), "seconds": round(seconds, 1), "figures": _figures(curves)}
     if run.purpose == "test":
-        record["step_time"] = asdict(time_step(rule, task))
+        record["step_time"] = asdict(time_step(rule, task, clock=time.process_time))
     return {**record, "provenance": provenance()}
 
 
@@ -126,12 +126,17 @@ def line(record: Record) -> str:
     return f"{record['task']} {record['optimizer']} {setting}: {shown} ({record['seconds']:.0f} s)"
 
 
+TIE = 1e-6
+"""Weight of the validation loss beside the accuracy: it decides between equal accuracies alone."""
+
+
 def score(record: Record) -> float:
     """What tuning lowers: minus validation accuracy where there is one, else validation loss; inf if diverged."""
     found = record["figures"]
-    key, sign = ("validation_accuracy", -1) if "validation_accuracy" in found else ("validation_loss", 1)
-    mean = found[key]["mean"]
-    return math.inf if mean is None or found["diverged"] else sign * mean
+    loss = found["validation_loss"]["mean"]
+    if loss is None or found["diverged"]:
+        return math.inf
+    return TIE * loss - found["validation_accuracy"]["mean"] if "validation_accuracy" in found else loss
 
 
 def fingerprint(rule: LearnedRule) -> str:
