@@ -26,6 +26,8 @@ class Form(NamedTuple):
 
     step: Callable[[History, Mapping[str, float], Tensor, Tensor], Tensor]
     outputs: Callable[[int], int]
+    learns_decay: bool = False
+    """Whether the decay of the fastest momentum is meta-learned."""
 
 
 def mixture(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ def momentum(h: History, directions: Mapping[str, float], raw: Tensor, log_rate:
     """-rate (m + beta f) with the fastest momentum m and f = raw: UNF (Zhou et al. 2024, arXiv 2402.05232, section 4).
 
     Fresh: gradient descent with momentum. The paper's alpha = 0.1 and gamma_0 = 0.9 are the rule's rate and first
-    decay; alpha is meta-learned, gamma_0 is not.
+    decay, both of them meta-learned from there.
     """
     return -torch.exp(log_rate) * (h.moments.momenta[0] + UNF_BETA * raw[0])
 
@@ -60,6 +62,6 @@ def momentum(h: History, directions: Mapping[str, float], raw: Tensor, log_rate:
 FORMS: dict[str, Form] = {
     "mixture": Form(mixture, lambda directions: 1 + directions),
     "magnitude": Form(magnitude, lambda directions: 2),
-    "momentum": Form(momentum, lambda directions: 1),
+    "momentum": Form(momentum, lambda directions: 1, learns_decay=True),
 }
 """Every update form by the name that configs use."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from lopt.errors import ConfigError
 from lopt.features import moments, per_scalar, per_tensor
@@ -116,6 +117,8 @@ class LearnedRule(Rule):
             **config.metanet_options,
         )
         self.log_rate = nn.Parameter(torch.tensor(config.rate).log() / RATE_SPEED)
+        learns = FORMS[config.update_form].learns_decay
+        self.decay_shift = nn.Parameter(torch.zeros(())) if learns else None
 
     def on(self, graph: ParameterGraph, meta_parameters: Tensors | None = None) -> BoundRule:
         # Now, because `torch.compile` can use what is derived from a graph, but not trace how.
@@ -153,12 +156,11 @@ class LearnedRule(Rule):
         g = graph.flatten(grads).to(dtype).clamp(-LIMIT, LIMIT)
         steps = torch.stack([state[name]["step"] for name in names]) + 1
         horizon = torch.stack([state[name]["total_steps"] for name in names])
-        decays = p.new_tensor(self.config.decays)[:, None]
-        momenta = moments.decayed(graph.flatten({n: state[n]["momenta"] for n in names}), g, decays)
+        decays, corrections = self._decays(steps)
+        momenta = moments.decayed(graph.flatten({n: state[n]["momenta"] for n in names}), g, decays[:, None])
         second = moments.decayed(
             graph.flatten({n: state[n]["second"] for n in names}), g * g, self.config.second_decay
         )
-        corrections = moments.bias_correction(steps, (*self.config.decays, self.config.second_decay))
         correction = segment_expand(corrections, sizes)
         m = Moments(momenta * correction[:-1], torch.sqrt(second * correction[-1] + moments.TINY))
         history, features, context, param_rms = self._observe(graph, p, g, m, steps, horizon)
@@ -178,6 +180,19 @@ class LearnedRule(Rule):
             for name, step in zip(names, steps.unbind(), strict=True)
         }
         return graph.unflatten(delta), next_state
+
+    def _decays(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """(K,) decays of the momenta, and (K + 1, B) bias corrections, the last one of the second moment."""
+        decays = steps.new_tensor(self.config.decays)
+        corrections = moments.bias_correction(steps, (*self.config.decays, self.config.second_decay))
+        if self.decay_shift is None:
+            return decays, corrections
+        logit = torch.logit(decays[0]) + (self.decay_shift * RATE_SPEED).to(steps.dtype)
+        corrected = -1 / torch.expm1(logsigmoid(logit) * steps)
+        return (
+            torch.cat([torch.sigmoid(logit)[None], decays[1:]]),
+            torch.cat([corrected[None], corrections[1:]]),
+        )
 
     def _observe(
         self, graph: ParameterGraph, p: Tensor, g: Tensor, m: Moments, steps: Tensor, horizon: Tensor
@@ -227,7 +242,10 @@ class LearnedRule(Rule):
 
     def gauges(self) -> dict[str, float]:
         """Figures worth watching in meta-training."""
-        return {"base_rate": (self.log_rate.detach() * RATE_SPEED).exp().item()}
+        found = {"base_rate": (self.log_rate.detach() * RATE_SPEED).exp().item()}
+        if self.decay_shift is not None:
+            found["momentum_decay"] = self._decays(self.decay_shift.detach().new_ones(1))[0][0].item()
+        return found
 
     def describe(self) -> dict[str, Any]:
         """The config as JSON-able values, for the rule file."""
@@ -247,7 +265,8 @@ def annealing(steps: Tensor, horizon: Tensor) -> Tensor:
 
 
 RATE_SPEED = 10.0
-"""The log of the base rate is learned in units of this, so that it moves as fast as the many other weights."""
+"""The log of the base rate, and the logit of a learned decay, are learned in units of this, so that they move as
+fast as the many other weights."""
 
 
 def _shapes(graph: ParameterGraph) -> list[tuple[int, ...]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from lopt.graph import ParameterGraph
 from lopt.rules import LearnedRule
 from lopt.rules.directions import History
 from lopt.rules.forms import FORMS
+from lopt.rules.learned import RATE_SPEED
 from tests.helpers import relative_error, seeded, small_rule
 
 SHAPES = {"w": (5, 4), "b": (5,)}
@@ -22,9 +25,9 @@ def tensors(seed: int) -> dict[str, Tensor]:
     return {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in SHAPES.items()}
 
 
-def train(rule: LearnedRule, steps: int) -> dict[str, Tensor]:
+def train(rule: LearnedRule, steps: int, meta: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     params = tensors(0)
-    bound = rule.on(ParameterGraph.untied(params.items()))
+    bound = rule.on(ParameterGraph.untied(params.items()), meta)
     state = bound.init(params)
     for t in range(steps):
         params, state = bound.update({n: p + tensors(t)[n] for n, p in params.items()}, state, params)
@@ -52,6 +55,31 @@ def test_fresh_momentum_form_is_gradient_descent_with_momentum() -> None:
             m[n] = 0.9 * m[n] + 0.1 * (p + tensors(t)[n])
         params = {n: p - rate * m[n] / (1 - 0.9 ** (t + 1)) for n, p in params.items()}
     assert relative_error(train(rule, 6), params) < 1e-12
+
+
+def test_momentum_form_learns_its_decay() -> None:
+    """After a shift of the logit: that very decay, and a derivative that equals finite differences."""
+    rule = fresh("momentum", rate=0.1, decays=(0.9, 0.99))
+    assert rule.decay_shift is not None
+    assert rule.gauges()["momentum_decay"] == pytest.approx(0.9, abs=1e-12)
+    with torch.no_grad():
+        rule.decay_shift += (math.log(0.6 / 0.4) - math.log(9)) / RATE_SPEED
+    assert rule.gauges()["momentum_decay"] == pytest.approx(0.6, abs=1e-12)
+    expected = fresh("momentum", rate=0.1, decays=(0.6, 0.99))
+    assert relative_error(train(rule, 6), train(expected, 6)) < 1e-12
+
+    def trained(shift: Tensor) -> tuple[Tensor, ...]:
+        return tuple(train(rule, 6, {"decay_shift": shift}).values())
+
+    assert torch.autograd.gradcheck(trained, (rule.decay_shift.detach().requires_grad_(),))
+    assert fresh("mixture").decay_shift is None
+
+
+def test_a_decay_of_zero_stays() -> None:
+    rule = fresh("momentum", decays=(0.0, 0.9))
+    assert rule.decay_shift is not None
+    (derivative,) = torch.autograd.grad(train(rule, 3)["w"].sum(), [rule.decay_shift])
+    assert derivative == 0
 
 
 def history() -> History:
