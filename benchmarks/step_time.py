@@ -1,0 +1,203 @@
+"""What one step of lopt-base costs beside Adam, AdamW and Muon, from small networks to 30 million parameters.
+
+    python -m benchmarks.step_time [--threads 1 2] [--networks gpt-1M gpt-3M] [--compile] [--quick]
+
+784-128-10, FM-16 and C10-32 (Kofinas et al. 2024, arXiv 2403.12143), and GPTs of 1, 3, 10 and 30 million parameters,
+with random weights and gradients: what is timed does not depend on them. The optimizers of a network take turns in
+random order, so that a busy machine and a cold cache slow each alike; figures are medians, of wall-clock and of
+processor time. Every network has a process of its own, so that its peak memory is its own. State is counted in the
+memory that it holds. Writes benchmarks/results/step_time.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import lopt
+from lopt.cli.arguments import positive
+from lopt.meta.gauges import peak_memory
+from lopt.meta.provenance import provenance
+from lopt.meta.report import aligned, write_results
+from lopt.meta.runtime import prepare_cpu
+from meta_tasks.networks import TransformerLanguageModel, convnet, mlp
+
+OUT = Path(__file__).parent / "results" / "step_time.json"
+SEED, WARM_UP, CONTEXT, CHARACTERS = 0, 2, 64, 65
+
+Build = Callable[[], tuple[nn.Module, Tensor]]
+
+
+def classifier(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> Build:
+    return lambda: (build(), torch.zeros(1, *shape))
+
+
+def gpt(width: int, depth: int, heads: int) -> Build:
+    codes = torch.zeros(1, CONTEXT, dtype=torch.int64)
+    return lambda: (TransformerLanguageModel(CHARACTERS, CONTEXT, width, depth, heads), codes)
+
+
+NETWORKS: dict[str, Build] = {
+    "784-128-10": classifier(partial(mlp, 784, (128,), 10), (784,)),
+    "FM-16": classifier(partial(convnet, (1, 28, 28), (16, 32, 32), 10), (1, 28, 28)),
+    "C10-32": classifier(partial(convnet, (3, 32, 32), (32, 64, 64), 10), (3, 32, 32)),
+    "gpt-1M": gpt(144, 4, 4),
+    "gpt-3M": gpt(224, 5, 4),
+    "gpt-10M": gpt(384, 6, 6),
+    "gpt-30M": gpt(560, 8, 8),
+}
+QUICK = ("784-128-10", "FM-16", "C10-32", "gpt-1M")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=positive, nargs="+", default=[1])
+    parser.add_argument(
+        "--networks", nargs="+", choices=NETWORKS, metavar="NETWORK", help=", ".join(NETWORKS)
+    )
+    parser.add_argument("--repeats", type=positive, default=15, help="timed steps (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="also lopt-base under torch.compile")
+    parser.add_argument(
+        "--quick", action="store_true", help="networks up to a million parameters, three steps"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", default=OUT)
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        print(json.dumps(measure(**json.loads(args.row))))
+        return
+    repeats = 3 if args.quick else args.repeats
+    names = args.networks or (QUICK if args.quick else list(NETWORKS))
+    rows: list[dict[str, Any]] = []
+    for name in tqdm(names, disable=None):
+        rows += [run_row(name, threads, repeats, args.compile) for threads in args.threads]
+    result = {
+        "what": "milliseconds per step (medians), by wall clock and of the processor; memory is the process's peak",
+        "repeats": repeats,
+        "rows": rows,
+        "provenance": provenance(),
+    }
+    write_results(result, args.out)
+    print(table(rows))
+
+
+def run_row(network: str, threads: int, repeats: int, compiled: bool) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    row = {"network": network, "threads": threads, "repeats": repeats, "compiled": compiled}
+    command = [sys.executable, "-m", "benchmarks.step_time", "--row", json.dumps(row)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(network: str, threads: int, repeats: int, compiled: bool) -> dict[str, Any]:
+    """All optimizers of one network, in turns."""
+    torch.set_num_threads(threads)
+    prepare_cpu()
+    model, inputs = network_with_gradients(network)
+    size = sum(p.numel() for p in model.parameters())
+    graph = lopt.ParameterGraph.trace(model, (inputs,))
+    optimizers = all_optimizers(model, graph)
+    steps: dict[str, Callable[[], object]] = {name: found.step for name, found in optimizers.items()}
+    if compiled:
+        steps["lopt-base, compiled"] = torch.compile(optimizers["lopt-base"].step)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    order = random.Random(SEED)
+    for _ in range(WARM_UP + repeats):
+        for name in order.sample(list(steps), len(steps)):
+            start = time.perf_counter(), time.process_time()
+            steps[name]()
+            times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    medians = {
+        name: [1e3 * median(values) for values in zip(*found[WARM_UP:], strict=True)]
+        for name, found in times.items()
+    }
+    figures = {
+        name: {
+            "ms": round(wall, 3),
+            "processor_ms": round(processor, 3),
+            "nanoseconds_per_parameter": round(1e6 * processor / size, 2),
+            "times_adam": round(processor / medians["adam, foreach"][1], 1),
+            "state_bytes_per_parameter": round(held(optimizers[name.partition(", comp")[0]]) / size, 3),
+        }
+        for name, (wall, processor) in medians.items()
+    }
+    return {
+        "network": network,
+        "parameters": size,
+        "threads": threads,
+        "peak_memory_mib": round(peak_memory()),
+        "optimizers": figures,
+    }
+
+
+def all_optimizers(model: nn.Module, graph: lopt.ParameterGraph) -> dict[str, torch.optim.Optimizer]:
+    """All move the same parameters in turn; what a step costs does not depend on where they are."""
+    params = list(model.parameters())
+    named = list(model.named_parameters())
+    return {
+        "adam, foreach": torch.optim.Adam(params, foreach=True),
+        "adam, fused": torch.optim.Adam(params, fused=True),
+        "adamw, foreach": torch.optim.AdamW(params, foreach=True),
+        "muon": lopt.LearnedOptimizer(named, rule=lopt.make_rule("muon"), graph=graph),
+        "lopt-base": lopt.LearnedOptimizer(named, graph=graph),
+    }
+
+
+def network_with_gradients(network: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(SEED)
+    model, inputs = NETWORKS[network]()
+    for p in model.parameters():
+        p.grad = 0.01 * torch.randn_like(p)
+    return model, inputs
+
+
+def held(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of all storages that the state keeps alive."""
+    storages = [v.untyped_storage() for state in optimizer.state.values() for v in state.values()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows for people."""
+    header = [
+        "network",
+        "threads",
+        "optimizer",
+        "ms",
+        "processor ms",
+        "ns/parameter",
+        "x Adam",
+        "bytes/parameter",
+    ]
+    cells = [
+        [
+            row["network"], str(row["threads"]), name, f"{found['ms']:.2f}", f"{found['processor_ms']:.2f}",
+            f"{found['nanoseconds_per_parameter']:.1f}", f"{found['times_adam']:.1f}",
+            f"{found['state_bytes_per_parameter']:.2f}",
+        ]
+        for row in rows
+        for name, found in row["optimizers"].items()
+    ]  # fmt: skip
+    return aligned(header, cells)
+
+
+if __name__ == "__main__":
+    main()
