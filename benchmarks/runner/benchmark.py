@@ -7,12 +7,15 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from benchmarks.runner.log import Log, Record, Run
-from benchmarks.runner.search import Setting, search_of
+from benchmarks.runner.pictures import plot_tasks
+from benchmarks.runner.recipe import Recipe
+from benchmarks.runner.search import Search, Setting, search_of
 from lopt.meta.evaluation import Curves, train_networks
 from lopt.meta.figures import figures
 from lopt.meta.provenance import provenance
@@ -28,6 +31,9 @@ from meta_tasks import make_task
 CURVE_POINTS = 50
 """A logged curve holds at most that many points, each the mean over a stretch of the run."""
 
+NEIGHBOURS = 3
+"""Learning rates that a search starts with where a near case has been tuned."""
+
 SPLIT = {"tune": "validation", "test": "test"}
 """Where the metrics of a run are taken, by its purpose: no test example chooses anything."""
 
@@ -39,6 +45,13 @@ class Case:
     spec: tuple[str, Mapping[str, Any]]
     """Family and spec, the arguments of `meta_tasks.make_task`."""
     steps: int = 1000
+    near: str | None = None
+    """A case of the same benchmark: a baseline is tuned there, and here only at that best learning rate and its
+    neighbours, with that schedule."""
+
+
+View = Callable[[Mapping[str, Any]], "tuple[Any, str]"]
+"""From a summary to further figures and the Markdown that shows them."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,11 @@ class Benchmark:
     """Learning rates that a baseline's search starts with."""
     tuning_seeds: tuple[int, ...] = (1,)
     test_seeds: tuple[int, ...] = (101, 102, 103, 104, 105)
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    """Rules that the benchmark makes itself, by name."""
+    overview: View | None = None
+    """What stands above the tables of the tasks."""
+    picture: Callable[[Mapping[str, Any], Path], None] = plot_tasks
 
 
 class Worker:
@@ -69,12 +87,22 @@ class Worker:
 
     def tune_and_test(self, name: str, case: str) -> None:
         """All runs of one baseline on one task."""
-        search = search_of(name, self.benchmark.rates)
-        trials: list[Trial] = []
+        best = self.tune(name, case)
+        self.do(self.run(name, case, "test", (best.lr, best.schedule)), find_baseline(name).make(best.lr))
+
+    def tune(self, name: str, case: str) -> Trial:
+        """The best setting of one baseline on one task."""
+        search, trials = self._search(name, case), list[Trial]()
         while settings := search.next(trials):
             trials += [self._trial(name, case, setting) for setting in settings]
-        best = min(trials, key=lambda trial: trial.score)
-        self.do(self.run(name, case, "test", (best.lr, best.schedule)), find_baseline(name).make(best.lr))
+        return min(trials, key=lambda trial: trial.score)
+
+    def _search(self, name: str, case: str) -> Search:
+        near = self.benchmark.cases[case].near
+        if near is None:
+            return search_of(name, self.benchmark.rates)
+        found = self.tune(name, near)
+        return Search(found.lr, NEIGHBOURS, first=found.schedule, then=())
 
     def test(self, name: str, rule: LearnedRule, case: str) -> None:
         """The test run of a learned rule, as it is: lr 1, told the horizon."""

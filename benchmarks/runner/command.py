@@ -11,7 +11,6 @@ from typing import Any
 import lopt
 from benchmarks.runner.benchmark import Benchmark, Worker
 from benchmarks.runner.log import Log
-from benchmarks.runner.pictures import plot_tasks
 from benchmarks.runner.report import section, task_table, write_section
 from benchmarks.runner.summary import summarise
 from lopt.cli.compare import labels
@@ -21,11 +20,14 @@ from lopt.meta.report import write_results
 from lopt.meta.runtime import prepare_cpu
 from lopt.rules import LearnedRule
 
-NAMES = ("neural_graphs",)
+NAMES = ("neural_graphs", "families", "transfer", "ablation")
 """Each is a module of this package with two benchmarks, FULL and QUICK."""
 
 HOME = Path(__file__).parents[1]
-QUICK_HOME = Path("runs/benchmarks_quick")
+RUNS = Path("runs/benchmarks")
+"""Where rules are meta-trained that a benchmark makes itself."""
+
+QUICK_HOME = RUNS / "quick"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.report:
         commit()  # that of the code as it was loaded, whatever is committed in the hours to come
         prepare_cpu()
-        work(benchmark, log, args)
+        work(benchmark, log, home, args)
     elif not log.records():
         raise ConfigError(
             f"{log.folder}: expected runs to report, found none; run it without --report first."
@@ -53,15 +55,21 @@ def find_benchmark(name: str, quick: bool) -> Benchmark:
     return module.QUICK if quick else module.FULL
 
 
-def work(benchmark: Benchmark, log: Log, args: argparse.Namespace) -> None:
+def work(benchmark: Benchmark, log: Log, home: Path, args: argparse.Namespace) -> None:
     """All runs that are asked for: the rules first, then baseline by baseline."""
-    rules = find_rules(benchmark, args.rules)
+    rules = find_rules(benchmark, home, args.rules)
     cases = chosen(args.tasks, benchmark.cases, "task")
-    names = chosen(args.only, [*rules, *benchmark.baselines], "optimizer")
+    names = chosen(
+        args.only, [*dict.fromkeys([*benchmark.recipes, *rules]), *benchmark.baselines], "optimizer"
+    )
     worker = Worker(benchmark, log, args.data)
     for case in cases:  # missing data are noticed before any long work
         worker.task(case)
     for name in names:
+        if name in benchmark.recipes and name not in rules:
+            path = home / "rules" / benchmark.name / f"{name}.safetensors"
+            benchmark.recipes[name].make(path, RUNS / benchmark.name, args.data)
+            rules[name] = lopt.load_rule(path)
         for case in cases:
             if name in rules:
                 worker.test(name, rules[name], case)
@@ -69,9 +77,9 @@ def work(benchmark: Benchmark, log: Log, args: argparse.Namespace) -> None:
                 worker.tune_and_test(name, case)
 
 
-def find_rules(benchmark: Benchmark, given: Sequence[str]) -> dict[str, LearnedRule]:
-    """The benchmark's own rules, those kept in benchmarks/rules, and those given; a later one replaces its namesake."""
-    kept = map(str, sorted((HOME / "rules" / benchmark.name).glob("*.safetensors")))
+def find_rules(benchmark: Benchmark, home: Path, given: Sequence[str]) -> dict[str, LearnedRule]:
+    """The benchmark's own rules, those kept beside its results, and those given; a later one replaces its namesake."""
+    kept = map(str, sorted((home / "rules" / benchmark.name).glob("*.safetensors")))
     paths = labels(benchmark.rules) | labels(list(kept)) | labels(given)
     clash = sorted(set(paths) & set(benchmark.baselines))
     if clash:
@@ -92,10 +100,12 @@ def chosen(wanted: Sequence[str] | None, known: Sequence[str] | Any, what: str) 
 def report(benchmark: Benchmark, log: Log, home: Path) -> None:
     """Summary, pictures and the report's section out of the log; the tables on stdout."""
     summary = summarise(benchmark, log.records())
+    extra = ""
+    if benchmark.overview:
+        summary["overview"], extra = benchmark.overview(summary)
     picture = Path("images") / f"{benchmark.name}.png"
-    plot_tasks(summary, home / picture)
+    benchmark.picture(summary, home / picture)
     write_results(summary, home / "results" / f"{benchmark.name}.json")
-    write_section(home / "REPORT.md", benchmark.name, section(summary, [picture.as_posix()]))
-    for name, found in summary["tasks"].items():
-        print(f"\n{task_table(name, found)}")
+    write_section(home / "REPORT.md", benchmark.name, section(summary, [picture.as_posix()], extra))
+    print("\n\n".join([extra, *(task_table(name, found) for name, found in summary["tasks"].items())]))
     print(f"\nreport: {home / 'REPORT.md'}   figures: {home / 'results' / benchmark.name}.json")

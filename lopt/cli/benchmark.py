@@ -13,10 +13,15 @@ DESCRIPTION = """Reproduce a benchmark of the repository, or go on with it. Ever
 benchmarks/results/NAME/*.jsonl, and no run is done twice: stop it whenever you like, go on later, or share it
 out among processes with --only. At the end tables, pictures and the section of benchmarks/REPORT.md are made.
 
-Names: neural_graphs. Needs a checkout of the repository: the benchmarks are not in the package.
+neural_graphs   FM-16 and C10-32, the tasks of the Neural Graphs paper: every metanet, tuned baselines
+families        ResNet, ViT, GPT, LSTM, autoencoder, SIREN, a table: speed-ups over tuned AdamW
+transfer        widths, depths, batch sizes and a horizon far from those of meta-training
+ablation        what the graph, the base directions, the horizons and the estimator are worth
+
+Needs a checkout of the repository: the benchmarks are not in the package.
 
 examples:
-  lopt benchmark neural_graphs --quick --data ~/data        minutes; writes runs/benchmarks_quick
+  lopt benchmark neural_graphs --quick --data ~/data        minutes; writes runs/benchmarks/quick
   lopt benchmark neural_graphs --only adam muon --data ~/data
   lopt benchmark neural_graphs --rules runs/mine --only mine --tasks fm-16 --data ~/data
   lopt benchmark neural_graphs --report                     from the log alone"""
@@ -35,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a small version: does it run?")
     parser.add_argument("--report", action="store_true", help="run nothing, make the report from the log")
     parser.add_argument(
-        "--out", metavar="DIR", help="where log and report go (default: benchmarks, runs/benchmarks_quick)"
+        "--out", metavar="DIR", help="where log and report go (default: benchmarks; runs/benchmarks/quick)"
     )
 
 

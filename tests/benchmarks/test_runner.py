@@ -21,7 +21,7 @@ from benchmarks.runner.summary import last_stretch, steps_to, summarise
 from lopt import make_rule
 from lopt.cli import main
 from lopt.meta.evaluation import train_networks
-from lopt.meta.tuning import Trial, find_baseline
+from lopt.meta.tuning import Trial, find_baseline, grid
 from lopt.rules import LearnedRule
 from meta_tasks import make_task
 
@@ -174,6 +174,23 @@ def test_the_test_run_has_the_best_setting_of_the_search(log: Log) -> None:
         assert (test["lr"], test["schedule"]) == (best["lr"], best["schedule"])
 
 
+def test_a_case_near_another_is_tuned_around_its_best_setting(tmp_path: Path) -> None:
+    spec = TINY.cases["a"].spec
+    near = replace(
+        TINY, cases={**TINY.cases, "b": Case((spec[0], {**spec[1], "widths": (6,)}), STEPS, near="a")}
+    )
+    found = Log(tmp_path)
+    Worker(near, found, label=False).tune_and_test("adamw", "b")
+    tried = {c: [r for r in found.records() if r["task"] == c and r["purpose"] == "tune"] for c in ("a", "b")}
+    best = min(tried["a"], key=score)
+    assert len(tried["a"]) >= 3 + 4
+    assert {r["schedule"] for r in tried["b"]} == {best["schedule"]}
+    assert [r["lr"] for r in tried["b"]][:3] == grid(best["lr"], 3)
+    assert len(tried["b"]) <= 3 + 2
+    # Tuned there, tested here alone.
+    assert [r["task"] for r in found.records() if r["purpose"] == "test"] == ["b"]
+
+
 # --- summary and report
 
 
@@ -249,7 +266,7 @@ def test_chosen_keeps_the_benchmarks_order() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["nothing"], "there is no benchmark 'nothing'; there are neural_graphs"),
+        (["nothing"], "there is no benchmark 'nothing'; there are neural_graphs, families"),
         (
             ["neural_graphs", "--only", "adm"],
             "there is no optimizer 'adm' in this benchmark; there are lopt-base",

@@ -1,0 +1,47 @@
+"""Kinds of networks that people train and that no rule here was meta-trained on: speed-ups over tuned AdamW.
+
+lopt benchmark families --data DIR [--only lopt-base adamw] [--tasks c10-vit]
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.runner.benchmark import Benchmark, Case
+from benchmarks.runner.speedup import overview
+from meta_tasks import TASKS
+
+NAMES = (
+    "c10-resnet",
+    "c10-vit",
+    "shakespeare-gpt",
+    "shakespeare-lstm",
+    "mnist-autoencoder",
+    "photos-siren-deep",
+    "cancer-mlp",
+)
+"""Tasks of `meta_tasks.TASKS`; none is in the train or validation part of a suite."""
+
+FULL = Benchmark(
+    name="families",
+    title="Seven kinds of networks",
+    protocol="""
+        A residual network with batch norm and a vision transformer on CIFAR-10 (16 x 16 pixels), a GPT and an LSTM on
+        the characters of Shakespeare, an autoencoder on MNIST, a SIREN that fits a photograph, and a perceptron on a
+        table of breast cancer cases: 1,000 steps, seeds 101 to 105. lopt-base was meta-trained on none of these data
+        sets; it runs as it is (lr 1) and is told the horizon.
+    """,
+    cases={name: Case(TASKS[name]) for name in NAMES},
+    overview=overview,
+)
+
+QUICK_NAMES = ("photos-siren-deep", "cancer-mlp", "digits-autoencoder")
+
+QUICK = replace(
+    FULL,
+    protocol="Three small tasks that need no data, for 100 steps: a check that it runs, no result.",
+    cases={name: Case(TASKS[name], steps=100) for name in QUICK_NAMES},
+    baselines=("adamw", "muon"),
+    rates=3,
+    test_seeds=(101, 102),
+)

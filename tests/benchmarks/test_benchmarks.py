@@ -1,0 +1,115 @@
+"""The benchmarks' own promises: what is held against what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import lopt
+from benchmarks import ablation, families, transfer
+from benchmarks.runner.command import NAMES, find_benchmark
+from lopt import config as configs
+from lopt.cli.train import parse_overrides
+from lopt.meta.run_config import RunConfig
+from meta_tasks import FAMILIES, SUITES
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_case_is_a_task_and_the_cases_they_are_tuned_near_are_there(name: str, quick: bool) -> None:
+    benchmark = find_benchmark(name, quick)
+    for case in benchmark.cases.values():
+        FAMILIES[case.spec[0]].spec_class.parse(case.spec[1])
+        if case.near is not None:
+            assert benchmark.cases[case.near].near is None
+
+
+def test_families_are_kept_from_training_and_choosing() -> None:
+    for suite in SUITES.values():
+        assert not set(families.NAMES) & set(suite.validation)
+    assert set(families.NAMES) <= set(
+        SUITES["base"].test
+    )  # which a test of the suites keeps from the train part
+
+
+def test_transfer_covers_what_it_says() -> None:
+    cases = transfer.FULL.cases
+    assert {name for values in transfer.AXES.values() for name in values.values()} == set(cases)
+    for width, name in transfer.AXES["width"].items():
+        assert cases[name].spec[1]["widths"] == [width] * transfer.DEPTH
+    for depth, name in transfer.AXES["depth"].items():
+        assert len(cases[name].spec[1]["widths"]) == depth
+    for batch, name in transfer.AXES["batch"].items():
+        assert cases[name].spec[1]["batch_size"] == batch
+    for steps, name in transfer.AXES["steps"].items():
+        assert cases[name].steps == steps
+    assert [transfer.AXES[axis][at] for axis, at in (("width", 32), ("depth", 3), ("batch", 128))] == [
+        "base"
+    ] * 3
+
+
+@pytest.mark.parametrize("name", ablation.FULL.recipes)
+def test_every_variant_is_a_valid_config_that_differs_from_the_whole_as_it_says(name: str) -> None:
+    def load(key: str) -> RunConfig:
+        recipe = ablation.FULL.recipes[key]
+        return configs.load(RunConfig, recipe.config, parse_overrides(recipe.overrides))
+
+    variant, _, seed = name.partition(".")
+    found = load(name)
+    assert found.seed == int(seed or 0)
+    assert (found != load(f"whole.{seed or 0}")) == (variant not in ("whole", ablation.FRESH))
+    # The budget: outer steps, networks and the steps that each gradient looks through.
+    whole = load("whole.0").meta
+    for field in ("steps", "networks", "cohorts", "truncation", "learning_rate"):
+        assert getattr(found.meta, field) == getattr(whole, field)
+
+
+def test_without_the_graph_there_are_as_many_meta_parameters() -> None:
+    counts = []
+    for name in ("whole.0", "no-graph.0"):
+        recipe = ablation.FULL.recipes[name]
+        config = configs.load(RunConfig, recipe.config, parse_overrides(recipe.overrides))
+        counts.append(
+            sum(p.numel() for p in lopt.make_rule(config.rule.metanet, **config.rule.options).parameters())
+        )
+    assert counts[1] == pytest.approx(counts[0], rel=0.02)
+
+
+def test_a_recipe_makes_its_rule_and_goes_on_after_a_stop(tmp_path: Path) -> None:
+    recipe = ablation.QUICK.recipes["whole.0"]
+    recipe.make(tmp_path / "rules" / "whole.0.safetensors", tmp_path / "runs", None)
+    made = lopt.load_rule(tmp_path / "rules" / "whole.0.safetensors").state_dict()
+    assert (tmp_path / "runs" / "whole.0" / "checkpoint.safetensors").exists()
+    # A stop between meta-training and copying: the finished run gives the same rule again.
+    recipe.make(tmp_path / "again" / "whole.0.safetensors", tmp_path / "runs", None)
+    torch.testing.assert_close(
+        lopt.load_rule(tmp_path / "again" / "whole.0.safetensors").state_dict(), made, rtol=0, atol=0
+    )
+
+
+def test_the_fresh_rule_is_not_trained(tmp_path: Path) -> None:
+    ablation.FULL.recipes[ablation.FRESH].make(tmp_path / "fresh.safetensors", tmp_path / "runs", None)
+    rule = lopt.load_rule(tmp_path / "fresh.safetensors")
+    assert not (tmp_path / "runs").exists()
+    assert all(torch.equal(p, torch.zeros_like(p)) for n, p in rule.named_parameters() if "head" in n)
+
+
+def test_variants_are_gathered_over_meta_seeds() -> None:
+    def entry(loss: float | None, accuracy: float) -> dict[str, object]:
+        return {"mean_train_loss": {"mean": loss}, "test_accuracy": {"mean": accuracy}}
+
+    entries = {
+        "whole.0": entry(1.0, 0.5),
+        "whole.1": entry(3.0, 0.7),
+        "es.0": entry(None, 0.1),
+        "adamw": entry(9.0, 0.1),
+    }
+    figures, text = ablation.overview({"tasks": {"t": {"entries": entries}}})
+    assert figures["whole"]["t"] == {"loss": [1.0, 3.0], "accuracy": [50.0, 70.0]}
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "2 ± 1.4" in rows["whole"]
+    assert "60 ± 14" in rows["whole"]
+    assert "diverged" in rows["es"]
+    assert "adamw" not in rows
