@@ -25,6 +25,7 @@ from lopt.rules.base import BoundRule, Rule, State, Tensors, working_dtype
 from lopt.rules.classical.muon import is_hidden_matrix
 from lopt.rules.directions import DIRECTIONS, EPS, History
 from lopt.rules.forms import FORMS
+from lopt.rules.scales import CLASSES, classes, scales_of
 
 LIMIT = 1e15
 """Larger gradients and parameters are read as this, so that their squares stay finite in float32."""
@@ -53,7 +54,13 @@ class LearnedRuleConfig:
     factored: bool = True
     """Whether scalars see the factored second moments of their tensors (a metanet of the graph can do without)."""
     anneal: bool = True
-    """Whether the base learning rate falls along half a cosine where the horizon is known."""
+    """Whether the base learning rate falls: along half a cosine where the horizon is known, else see `fade`."""
+    warm_up: float = 0.0
+    """Share of a known horizon over which it first rises along half a cosine."""
+    fade: float = 0.0
+    """Where the horizon is unknown, the base learning rate falls as 1 / sqrt(1 + t / fade); 0: it stays."""
+    scales: dict[str, float] = field(default_factory=dict)
+    """Factors on the base learning rate by class of tensor (`lopt.rules.scales.CLASSES`); 1 for those not named."""
     max_step: float = 0.5
     """Bound on the rms of a tensor's step, relative to the rms of the tensor (taken as at least 0.1)."""
 
@@ -78,6 +85,16 @@ class LearnedRuleConfig:
         needed = 2 if "slow" in self.directions else 1
         fits = len(self.decays) >= needed and all(is_number(d) and 0 <= d < 1 for d in self.decays)
         check(fits, "decays", f"at least {needed} numbers from 0 up to but not 1", self.decays)
+        fits = is_number(self.warm_up) and 0 <= self.warm_up < 1
+        check(fits, "warm_up", "a share from 0 up to but not 1", self.warm_up)
+        check(
+            is_number(self.fade) and 0 <= self.fade < math.inf, "fade", "a number of steps from 0", self.fade
+        )
+        fits = isinstance(self.scales, dict) and all(
+            name in CLASSES and is_number(scale) and 0 < scale < math.inf
+            for name, scale in self.scales.items()
+        )
+        check(fits, "scales", f"finite numbers above 0 for some of {', '.join(CLASSES)}", self.scales)
         fits = is_number(self.second_decay) and 0 <= self.second_decay < 1
         check(fits, "second_decay", "a number from 0 up to but not 1", self.second_decay)
 
@@ -124,6 +141,7 @@ class LearnedRule(Rule):
         # Now, because `torch.compile` can use what is derived from a graph, but not trace how.
         _static(graph)
         _hidden(graph)
+        classes(graph)
         self.metanet.prepare(graph)
         return super().on(graph, meta_parameters)
 
@@ -169,7 +187,7 @@ class LearnedRule(Rule):
         memory = None if memory is None else memory.to(like)
         raw, memory = self.metanet(graph, features.to(like), context.to(like), memory)
         step = self._step(history, raw.to(dtype))
-        delta = step * segment_expand(self._factor(step, param_rms, sizes, steps, horizon)[None], sizes)[0]
+        delta = step * segment_expand(self._factor(graph, step, param_rms, steps, horizon)[None], sizes)[0]
         new = {
             "momenta": graph.unflatten(momenta),
             "second": graph.unflatten(second),
@@ -230,15 +248,19 @@ class LearnedRule(Rule):
         return FORMS[self.config.update_form].step(history, self.config.mixture, raw, log_rate)
 
     def _factor(
-        self, step: Tensor, param_rms: Tensor, sizes: list[int], steps: Tensor, horizon: Tensor
+        self, graph: ParameterGraph, step: Tensor, param_rms: Tensor, steps: Tensor, horizon: Tensor
     ) -> Tensor:
-        """(B,) what each tensor's step is multiplied by: annealing, and a bound on its rms.
+        """(B,) what each tensor's step is multiplied by: its scale, annealing, and a bound on its rms.
 
         The rms stays within `max_step` times the tensor's own.
         """
-        annealed = annealing(steps, horizon) if self.config.anneal else torch.ones_like(steps)
-        rms = torch.sqrt(segment_mean((step * step)[None], sizes)[0] + moments.TINY)
-        return torch.minimum(annealed, self.config.max_step * param_rms.clamp(min=0.1) / rms)
+        factor = torch.ones_like(steps)
+        if self.config.anneal:
+            factor = annealing(steps, horizon, self.config.warm_up, self.config.fade)
+        if self.config.scales:
+            factor = factor * steps.new_tensor(scales_of(graph, self.config.scales))
+        rms = torch.sqrt(segment_mean((step * step)[None], _sizes(graph))[0] + moments.TINY)
+        return torch.minimum(factor, self.config.max_step * param_rms.clamp(min=0.1) / rms)
 
     def gauges(self) -> dict[str, float]:
         """Figures worth watching in meta-training."""
@@ -257,11 +279,23 @@ class LearnedRule(Rule):
         return cls(LearnedRuleConfig(**description))
 
 
-def annealing(steps: Tensor, horizon: Tensor) -> Tensor:
-    """(B,) factor on the step: half a cosine from 1 to 0.01 at the horizon; 1 where the horizon is unknown (0)."""
+def annealing(steps: Tensor, horizon: Tensor, warm_up: float = 0.0, fade: float = 0.0) -> Tensor:
+    """(B,) factor on the step.
+
+    Where the horizon is unknown (0): 1 / sqrt(1 + t / fade) after t steps, or 1. Where it is known: half a cosine up
+    from 0.04 over its first `warm_up`, and half a cosine down to 0.01 at its end (one cycle, Smith & Topin 2019,
+    arXiv 1708.07120).
+    """
     fraction = ((steps - 1) / horizon.clamp(min=1)).clamp(max=1)
-    factor = 0.01 + 0.99 * 0.5 * (1 + torch.cos(math.pi * fraction))
-    return torch.where(horizon > 0, factor, 1.0)
+    factor = _half_cosine(((fraction - warm_up) / (1 - warm_up)).clamp(min=0), 0.01)
+    if warm_up > 0:
+        factor = factor * _half_cosine((1 - fraction / warm_up).clamp(min=0), 0.04)
+    return torch.where(horizon > 0, factor, torch.rsqrt(1 + (steps - 1) / fade) if fade else 1.0)
+
+
+def _half_cosine(done: Tensor, end: float) -> Tensor:
+    """From 1 at 0 to `end` at 1."""
+    return end + (1 - end) * 0.5 * (1 + torch.cos(math.pi * done))
 
 
 RATE_SPEED = 10.0

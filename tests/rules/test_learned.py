@@ -15,6 +15,7 @@ from lopt.graph import ParameterGraph
 from lopt.rules import LearnedRule, LearnedRuleConfig, make_rule
 from lopt.rules.base import BoundRule, State
 from lopt.rules.directions import DIRECTIONS
+from lopt.rules.learned import annealing
 from tests.helpers import (
     NETWORKS,
     Network,
@@ -86,6 +87,71 @@ def test_fresh_rule_does_not_equal_adam_at_another_rate() -> None:
         LearnedRule(LearnedRuleConfig(rate=5e-3)).on(ParameterGraph.untied(params.items())), params, 20
     )
     assert relative_error(ours, run_adam(params, 20, 5.1e-3)) > 1e-4
+
+
+def test_fresh_rule_equals_adam_with_one_cycle() -> None:
+    """torch's own scheduler, from a 25th of the peak rate and back to a hundredth of it."""
+    params, total = tensors(0), 60
+    rule = LearnedRule(LearnedRuleConfig(rate=5e-3, warm_up=0.25)).double()
+    peak = rule.gauges()["base_rate"]
+    ours = run(rule.on(ParameterGraph.untied(params.items())), params, total, float(total))
+    theirs = {name: p.clone() for name, p in params.items()}
+    optimizer = torch.optim.Adam(theirs.values(), lr=peak)
+    for t in range(total):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * one_cycle(t / total, 0.25)
+        for name, g in gradient(theirs, t).items():
+            theirs[name].grad = g
+        optimizer.step()
+    assert relative_error(ours, theirs) < 1e-6
+
+
+def one_cycle(done: float, rise: float) -> float:
+    def half_cosine(start: float, end: float, part: float) -> float:
+        return end + (start - end) * 0.5 * (1 + math.cos(math.pi * part))
+
+    return (
+        half_cosine(0.04, 1.0, done / rise)
+        if done < rise
+        else half_cosine(1.0, 0.01, (done - rise) / (1 - rise))
+    )
+
+
+def test_without_a_horizon_the_rate_fades_if_asked_to() -> None:
+    steps = torch.tensor([1.0, 301.0, 2701.0])
+    unknown, known = torch.zeros(3), torch.full((3,), 1e4)
+    torch.testing.assert_close(annealing(steps, unknown), torch.ones(3))
+    torch.testing.assert_close(
+        annealing(steps, unknown, fade=900.0), 1 / torch.tensor([1.0, 4 / 3, 4.0]).sqrt()
+    )
+    torch.testing.assert_close(annealing(steps, known, fade=900.0), annealing(steps, known))
+
+
+def test_scales_multiply_the_rate_of_each_class() -> None:
+    """One rule whose classes have their own rates equals as many rules, each on its own tensor."""
+    graph = hand_graph(
+        {"IN": 1, "channel": 3, "TAP": 3, "hidden": 4, "WORDS": 3, "OUTPUT": 2},
+        {
+            "conv": "weight out:channel in:IN tap:TAP tap:TAP",
+            "dense": "weight out:hidden in:channel",
+            "words": "embedding in:WORDS out:hidden",
+            "bias": "bias out:hidden",
+            "head": "weight out:OUTPUT in:hidden",
+        },
+    )
+    scales = {"kernel": 2.0, "matrix": 0.5, "table": 3.0, "vector": 0.25, "output": 0.1}
+    drawn = {
+        name: torch.randn(spec.shape, generator=seeded(i)).double()
+        for i, (name, spec) in enumerate(graph.parameters.items())
+    }
+    moved = {}
+    for given in ({}, scales):
+        bound = LearnedRule(LearnedRuleConfig(rate=1e-4, scales=given)).double().on(graph)
+        moved[bool(given)] = bound.delta(drawn, bound.init(drawn), drawn)[0]
+    classes = {"conv": "kernel", "dense": "matrix", "words": "table", "bias": "vector", "head": "output"}
+    for name in drawn:
+        expected = moved[False][name] * scales[classes[name]]
+        torch.testing.assert_close(moved[True][name], expected)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 10.0])
@@ -426,6 +492,12 @@ def test_compiled_update_equals_eager(backend: str) -> None:
         {"decays": (0.9,)},
         {"decays": (0.9, 1.0)},
         {"second_decay": 1.0},
+        {"warm_up": 1.0},
+        {"warm_up": "long"},
+        {"scales": {"kernels": 1.0}},
+        {"scales": {"kernel": 0.0}},
+        {"scales": 2.0},
+        {"fade": -1.0},
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any]) -> None:
