@@ -62,4 +62,4 @@ def _panel(axes: Axes, name: str, found: Mapping[str, Any], colours: Mapping[str
     if positive:
         axes.set_yscale("log")
     axes.set(xlabel="training steps", ylabel="training loss", xlim=(0, found["steps"]), title=name)
-    axes.grid(alpha=0.3, which="both", linewidth=0.5)
+    axes.grid(alpha=0.4, linewidth=0.5)

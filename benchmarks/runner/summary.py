@@ -12,6 +12,9 @@ from lopt.meta.figures import finite
 TARGET = "adamw"
 """Steps and time are counted to the final loss of this baseline, tuned."""
 
+WINDOW = 3
+"""Points of a logged curve (each a fiftieth of the run) that a loss is averaged over before it counts as reached."""
+
 ORIGINS = ("commit", "cpu", "threads", "torch", "python")
 """What a summary tells of the provenance of its runs: every value that occurs."""
 
@@ -31,19 +34,24 @@ def summarise(benchmark: Benchmark, records: Sequence[Record]) -> dict[str, Any]
     }
 
 
+def smooth(curve: Mapping[str, Any]) -> list[float | None]:
+    """The logged curve's mean over the seeds and the last `WINDOW` points; None where a seed has diverged.
+
+    Networks that fit their data perfectly have single losses that say little. Shapes: B points -> B - WINDOW + 1
+    """
+    columns = list(zip(*curve["train_loss"], strict=True))
+    windows = [columns[end - WINDOW : end] for end in range(WINDOW, len(columns) + 1)]
+    values = [[x for column in window for x in column] for window in windows]
+    return [None if None in found else sum(found) / len(found) for found in values]
+
+
 def steps_to(curve: Mapping[str, Any], target: float, steps: int) -> int | None:
-    """After how many steps the mean over the seeds, over one stretch of the logged curve, is at most `target`."""
-    rows = curve["train_loss"]
-    for number, column in enumerate(zip(*rows, strict=True), 1):
-        if None not in column and sum(column) / len(column) <= target * (1 + 1e-6):
-            return round(number * steps / len(rows[0]))
+    """After how many steps the smoothed curve is at most `target`, if it ever is."""
+    points = smooth(curve)
+    for number, value in enumerate(points, WINDOW):
+        if value is not None and value <= target * (1 + 1e-6):
+            return round(number * steps / (len(points) + WINDOW - 1))
     return None
-
-
-def last_stretch(curve: Mapping[str, Any]) -> float | None:
-    """The mean over the seeds at the end of the logged curve; None where one diverged."""
-    ends = [row[-1] for row in curve["train_loss"]]
-    return None if None in ends else sum(ends) / len(ends)
 
 
 def _task(benchmark: Benchmark, name: str, case: Case, records: Sequence[Record]) -> dict[str, Any]:
@@ -51,7 +59,7 @@ def _task(benchmark: Benchmark, name: str, case: Case, records: Sequence[Record]
     optimizers = list(dict.fromkeys(record["optimizer"] for record in own))
     # The newest test of each: a rule that was trained anew takes the place of its forerunner.
     tests = {record["optimizer"]: record for record in own if record["purpose"] == "test"}
-    target = last_stretch(tests[TARGET]["figures"]["curve"]) if TARGET in tests else None
+    target = smooth(tests[TARGET]["figures"]["curve"])[-1] if TARGET in tests else None
     entries = {n: _entry(test, [r for r in own if r["optimizer"] == n], target) for n, test in tests.items()}
     return {
         "spec": [case.spec[0], dict(case.spec[1])],

@@ -17,7 +17,7 @@ from benchmarks.runner.command import report as make_report
 from benchmarks.runner.log import Log, key_of
 from benchmarks.runner.report import with_section
 from benchmarks.runner.search import Search, neighbourhood, search_of
-from benchmarks.runner.summary import last_stretch, steps_to, summarise
+from benchmarks.runner.summary import smooth, steps_to, summarise
 from lopt import make_rule
 from lopt.cli import main
 from lopt.meta.evaluation import train_networks
@@ -217,12 +217,16 @@ def test_a_baseline_reaches_its_own_final_loss_at_the_end_or_before(log: Log) ->
 
 
 def test_steps_to() -> None:
-    curve = {"train_loss": [[4.0, 2.0, 1.0], [4.0, 4.0, 1.0]]}
-    assert [steps_to(curve, target, 300) for target in (4.0, 3.0, 2.9, 0.5)] == [100, 200, 300, None]
-    assert last_stretch(curve) == 1
-    diverged = {"train_loss": [[4.0, None], [4.0, 1.0]]}
-    assert steps_to(diverged, 2.0, 300) is None
-    assert last_stretch(diverged) is None
+    curve = {"train_loss": [[4.0, 2.0, 3.0, 1.0], [4.0, 4.0, 3.0, 1.0]]}
+    # Means over the seeds 4, 3, 3, 1; over three points 10/3 after 300 steps and 7/3 after 400.
+    assert smooth(curve) == pytest.approx([10 / 3, 7 / 3])
+    assert [steps_to(curve, target, 400) for target in (4.0, 10 / 3, 2.5, 2.3)] == [300, 300, 400, None]
+
+
+def test_a_diverged_seed_reaches_nothing() -> None:
+    curve = {"train_loss": [[4.0, 4.0, 4.0, None], [4.0, 1.0, 1.0, 0.1]]}
+    assert smooth(curve) == [3.0, None]
+    assert steps_to(curve, 2.0, 400) is None
 
 
 def test_report_is_a_function_of_the_log(log: Log) -> None:
