@@ -68,7 +68,9 @@ def work(benchmark: Benchmark, log: Log, home: Path, args: argparse.Namespace) -
     for name in names:
         if name in benchmark.recipes and name not in rules:
             path = home / "rules" / benchmark.name / f"{name}.safetensors"
-            benchmark.recipes[name].make(path, RUNS / benchmark.name, args.data)
+            benchmark.recipes[name].make(
+                path, (QUICK_HOME if args.quick else RUNS) / benchmark.name, args.data
+            )
             rules[name] = lopt.load_rule(path)
         for case in cases:
             if name in rules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ import torch
 import lopt
 from lopt import config as configs
 from lopt.cli import resume, train
+from lopt.errors import ConfigError
 from lopt.meta.provenance import provenance
 from lopt.meta.run_config import RunConfig
 from lopt.meta.trainer import CHECKPOINT, RULE
@@ -41,14 +42,23 @@ class Recipe:
 
     def _train(self, run: Path, data: str | None) -> None:
         if (run / CHECKPOINT).exists():  # a run that has ended is resumed for nothing, and ends at once
+            self._check(run)
             code = resume.run(Namespace(run=run, data=data))
         else:
             code = train.run(Namespace(config=self.config, out=str(run), data=data, overrides=self.overrides))
         if code:
             sys.exit(code)  # told to stop
 
+    def _check(self, run: Path) -> None:
+        found = replace(configs.load(RunConfig, run / train.CONFIG_FILE), data=None, out=None)
+        if found != self._config():
+            raise ConfigError(f"{run}: holds a run of another config; remove it to train {run.name} anew")
+
+    def _config(self) -> RunConfig:
+        return configs.load(RunConfig, self.config, train.parse_overrides(self.overrides))
+
     def _fresh(self) -> LearnedRule:
-        config = configs.load(RunConfig, self.config, train.parse_overrides(self.overrides))
+        config = self._config()
         torch.manual_seed(config.seed)
         rule = lopt.make_rule(config.rule.metanet, **config.rule.options)
         assert isinstance(rule, LearnedRule)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from benchmarks import ablation, families, transfer
 from benchmarks.runner.command import NAMES, find_benchmark
 from lopt import config as configs
 from lopt.cli.train import parse_overrides
+from lopt.errors import ConfigError
 from lopt.meta.run_config import RunConfig
 from meta_tasks import FAMILIES, SUITES
 
@@ -87,6 +89,11 @@ def test_a_recipe_makes_its_rule_and_goes_on_after_a_stop(tmp_path: Path) -> Non
     torch.testing.assert_close(
         lopt.load_rule(tmp_path / "again" / "whole.0.safetensors").state_dict(), made, rtol=0, atol=0
     )
+
+    with pytest.raises(ConfigError, match="holds a run of another config"):
+        replace(recipe, overrides=(*recipe.overrides, "--meta.steps", "3")).make(
+            tmp_path / "again" / "whole.0.safetensors", tmp_path / "runs", None
+        )
 
 
 def test_the_fresh_rule_is_not_trained(tmp_path: Path) -> None:
