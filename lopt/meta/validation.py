@@ -9,12 +9,15 @@ import torch
 from torch import Generator, Tensor
 
 from lopt.meta.config import MetaConfig
-from lopt.meta.outer import FLOOR, LIMIT
+from lopt.meta.outer import LIMIT
 from lopt.meta.task import Task
 from lopt.meta.unroll import Networks, second_order_step
 from lopt.rules.base import Rule
 
 SEED = 7_919
+
+FLOOR = 2e-2
+"""Added to relative losses: a task that is learned to the end soon must not outweigh all others in the logarithm."""
 
 
 def validation_curve(rule: Rule, task: Task, config: MetaConfig) -> Tensor:
