@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ CURVE_POINTS = 50
 
 NEIGHBOURS = 3
 """Learning rates that a search starts with where a near case has been tuned."""
+
+FINALISTS = 3
+"""Settings of a search that are tried on further seeds."""
 
 SPLIT = {"tune": "validation", "test": "test"}
 """Where the metrics of a run are taken, by its purpose: no test example chooses anything."""
@@ -69,7 +72,9 @@ class Benchmark:
     """Rules that ship with lopt; those in benchmarks/rules/NAME and those that are asked for come on top."""
     rates: int = 9
     """Learning rates that a baseline's search starts with."""
-    tuning_seeds: tuple[int, ...] = (1,)
+    tuning_seeds: tuple[int, ...] = (1, 2, 3)
+    """The search sees the first; the others decide between its finalists. A single seed is too kind to high rates,
+    with which one network learns fast and the next one dies."""
     test_seeds: tuple[int, ...] = (101, 102, 103, 104, 105)
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     """Rules that the benchmark makes itself, by name."""
@@ -88,14 +93,24 @@ class Worker:
     def tune_and_test(self, name: str, case: str) -> None:
         """All runs of one baseline on one task."""
         best = self.tune(name, case)
-        self.do(self.run(name, case, "test", (best.lr, best.schedule)), find_baseline(name).make(best.lr))
+        run = self.run(name, case, "test", (best.lr, best.schedule), self.benchmark.test_seeds)
+        self.do(run, find_baseline(name).make(best.lr))
 
     def tune(self, name: str, case: str) -> Trial:
-        """The best setting of one baseline on one task."""
+        """The best setting of one baseline on one task: a search on one seed, then its finalists on all seeds."""
+        first, others = self.benchmark.tuning_seeds[:1], self.benchmark.tuning_seeds[1:]
         search, trials = self._search(name, case), list[Trial]()
         while settings := search.next(trials):
-            trials += [self._trial(name, case, setting) for setting in settings]
-        return min(trials, key=lambda trial: trial.score)
+            trials += [self._trial(name, case, setting, first) for setting in settings]
+        finalists = sorted(trials, key=lambda trial: trial.score)[:FINALISTS]
+        if others:
+            finalists = [self._confirmed(name, case, trial, others) for trial in finalists]
+        return min(finalists, key=lambda trial: trial.score)
+
+    def _confirmed(self, name: str, case: str, trial: Trial, seeds: tuple[int, ...]) -> Trial:
+        """The same trial with its mean score over the search's seed and further ones."""
+        again = self._trial(name, case, (trial.lr, trial.schedule), seeds)
+        return replace(trial, score=(trial.score + len(seeds) * again.score) / (1 + len(seeds)))
 
     def _search(self, name: str, case: str) -> Search:
         near = self.benchmark.cases[case].near
@@ -106,11 +121,12 @@ class Worker:
 
     def test(self, name: str, rule: LearnedRule, case: str) -> None:
         """The test run of a learned rule, as it is: lr 1, told the horizon."""
-        self.do(self.run(name, case, "test", (1.0, "constant"), fingerprint(rule)), rule)
+        run = self.run(name, case, "test", (1.0, "constant"), self.benchmark.test_seeds, fingerprint(rule))
+        self.do(run, rule)
 
-    def _trial(self, name: str, case: str, setting: Setting) -> Trial:
+    def _trial(self, name: str, case: str, setting: Setting, seeds: tuple[int, ...]) -> Trial:
         lr, schedule = setting
-        record = self.do(self.run(name, case, "tune", setting), find_baseline(name).make(lr))
+        record = self.do(self.run(name, case, "tune", setting, seeds), find_baseline(name).make(lr))
         return Trial(lr, schedule, score(record))
 
     def do(self, run: Run, rule: Rule) -> Record:
@@ -124,9 +140,16 @@ class Worker:
         print(line(record), flush=True)
         return record
 
-    def run(self, name: str, case: str, purpose: str, setting: Setting, digest: str | None = None) -> Run:
+    def run(
+        self,
+        name: str,
+        case: str,
+        purpose: str,
+        setting: Setting,
+        seeds: tuple[int, ...],
+        digest: str | None = None,
+    ) -> Run:
         """The run of one setting."""
-        seeds = self.benchmark.tuning_seeds if purpose == "tune" else self.benchmark.test_seeds
         found = self.benchmark.cases[case]
         return Run(case, found.spec, name, digest, *setting, seeds, purpose, found.steps)
 

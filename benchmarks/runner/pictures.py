@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLUMNS = 2
-"""Panels beside one another."""
+"""Panels beside one another, at most."""
 
 COLOURS = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
 
@@ -25,9 +25,10 @@ def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
         return
     names = list(dict.fromkeys(name for found in tasks.values() for name in found["entries"]))
     colours = {name: COLOURS[(2 * k + k // 10) % 20] for k, name in enumerate(sorted(names))}
-    rows = math.ceil(len(tasks) / COLUMNS)
-    figure = Figure(figsize=(13, 4.6 * rows), layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    columns = min(COLUMNS, len(tasks))
+    rows = math.ceil(len(tasks) / columns)
+    figure = Figure(figsize=(6 * columns + 1.5, 4.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (name, found) in zip(panels, tasks.items(), strict=False):
         _panel(axes, name, found, colours)
     for axes in panels[len(tasks) :]:

@@ -12,11 +12,12 @@ from lopt.rules.io import write_atomically
 TUNING = """Each baseline is tuned on its own on one validation seed, by the validation split (accuracy where
 there is one, else loss): nine learning rates half a decade apart around its usual one with a cosine schedule,
 up to two more beyond an end where the best one lies, then a constant and a one-cycle schedule at the best
-rate and its two neighbours; schedule-free AdamW nine constant rates. The best setting meets the test seeds
-once. Figures are means ± standard deviations over the test seeds; steps to a loss are those of the mean curve
-over the seeds and three fiftieths of the run; ms/step is processor time of the optimizer's step alone;
-"(edge)" marks a best rate at the end of those tried; "diverged" counts networks that were not finite or ended
-above three times their first loss."""
+rate and its two neighbours; schedule-free AdamW nine constant rates. The three best settings are tried on two
+further validation seeds, and the best mean of the three meets the test seeds once. Figures are means ±
+standard deviations over the test seeds; steps to a loss are those of the mean curve over the seeds and three
+fiftieths of the run; ms/step is processor time of the optimizer's step alone; "(edge)" marks a best rate at
+the end of those tried; "diverged" counts networks that were not finite or ended above three times their first
+loss."""
 
 HEADER = """# Benchmarks
 Each section is made by `lopt benchmark NAME` from a log of runs (`results/NAME/*.jsonl`), in which every trained

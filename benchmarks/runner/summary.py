@@ -72,9 +72,12 @@ def _task(benchmark: Benchmark, name: str, case: Case, records: Sequence[Record]
 
 def _is_of(record: Record, benchmark: Benchmark, case: Case) -> bool:
     """Whether a record is of the task and the seeds that the protocol has now."""
-    seeds = benchmark.tuning_seeds if record["purpose"] == "tune" else benchmark.test_seeds
-    now = {"spec": case.spec, "steps": case.steps, "seeds": seeds}
-    return canonical(now) == canonical({name: record[name] for name in now})
+    tuning = benchmark.tuning_seeds
+    seeds = (tuning[:1], tuning[1:]) if record["purpose"] == "tune" else (benchmark.test_seeds,)
+    now = {"spec": case.spec, "steps": case.steps}
+    return tuple(record["seeds"]) in seeds and canonical(now) == canonical(
+        {name: record[name] for name in now}
+    )
 
 
 def _entry(test: Record, own: Sequence[Record], target: float | None) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def _at_edge(test: Record, trials: Iterable[Record]) -> bool:
 
 
 def _trial(record: Record) -> dict[str, Any]:
-    return {"lr": record["lr"], "schedule": record["schedule"], "score": finite(score(record))}
+    return {**{key: record[key] for key in ("lr", "schedule", "seeds")}, "score": finite(score(record))}
 
 
 def _rank(entry: Mapping[str, Any]) -> float:

@@ -135,8 +135,8 @@ def test_a_task_or_rule_that_changed_is_run_anew(log: Log, monkeypatch: pytest.M
     worker = Worker(TINY, log, label=False)
     other = replace(TINY, cases={"a": Case(("mlp", {"widths": (5,), "batch_size": 8}), STEPS)})
     setting = next((r["lr"], r["schedule"]) for r in known.values() if r["optimizer"] == "adamw")
-    assert worker.run("adamw", "a", "tune", setting).key in known
-    assert Worker(other, log).run("adamw", "a", "tune", setting).key not in known
+    assert worker.run("adamw", "a", "tune", setting, (1,)).key in known
+    assert Worker(other, log).run("adamw", "a", "tune", setting, (1,)).key not in known
     first, second = rule(), rule()
     assert fingerprint(first) != fingerprint(second)
     second.load_state_dict(first.state_dict())
@@ -160,18 +160,33 @@ def test_tuning_sees_no_test_example_and_no_test_seed(log: Log) -> None:
     for record in log.records():
         figures = set(record["figures"])
         if record["purpose"] == "tune":
-            assert record["seeds"] == [1]
+            assert record["seeds"] in ([1], [2, 3])
             assert not any(name.startswith("test") for name in figures)
         else:
             assert record["seeds"] == [101, 102]
 
 
-def test_the_test_run_has_the_best_setting_of_the_search(log: Log) -> None:
+def test_the_test_run_has_the_finalist_with_the_best_mean(log: Log) -> None:
     for name in TINY.baselines:
         own = [r for r in log.records() if r["optimizer"] == name]
-        best = min((r for r in own if r["purpose"] == "tune"), key=score)
-        test = next(r for r in own if r["purpose"] == "test")
-        assert (test["lr"], test["schedule"]) == (best["lr"], best["schedule"])
+        first = {(r["lr"], r["schedule"]): score(r) for r in own if r["seeds"] == [1]}
+        again = {(r["lr"], r["schedule"]): score(r) for r in own if r["seeds"] == [2, 3]}
+        assert set(again) == set(sorted(first, key=lambda setting: first[setting])[:3])
+        best = min(again, key=lambda setting: first[setting] + 2 * again[setting])
+        (test,) = (r for r in own if r["purpose"] == "test")
+        assert (test["lr"], test["schedule"]) == best
+
+
+def test_a_setting_that_a_single_seed_likes_is_not_chosen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def trial(self: Worker, name: str, case: str, setting: Any, seeds: tuple[int, ...]) -> Trial:
+        lr, schedule = setting
+        dead = lr > 0.05 and seeds != (1,)  # the highest rate is the best on seed 1, and dies on the others
+        return Trial(lr, schedule, 0.0 if dead or schedule != "cosine" else -1 - lr)
+
+    monkeypatch.setattr(Worker, "_trial", trial)
+    assert Worker(TINY, Log(tmp_path), label=False).tune("adamw", "a").lr == 0.03
 
 
 def test_a_case_near_another_is_tuned_around_its_best_setting(tmp_path: Path) -> None:
@@ -182,11 +197,11 @@ def test_a_case_near_another_is_tuned_around_its_best_setting(tmp_path: Path) ->
     found = Log(tmp_path)
     Worker(near, found, label=False).tune_and_test("adamw", "b")
     tried = {c: [r for r in found.records() if r["task"] == c and r["purpose"] == "tune"] for c in ("a", "b")}
-    best = min(tried["a"], key=score)
-    assert len(tried["a"]) >= 3 + 4
-    assert {r["schedule"] for r in tried["b"]} == {best["schedule"]}
-    assert [r["lr"] for r in tried["b"]][:3] == grid(best["lr"], 3)
-    assert len(tried["b"]) <= 3 + 2
+    best = Worker(near, found, label=False).tune("adamw", "a")
+    assert len(tried["a"]) >= 3 + 4 + 3
+    assert {r["schedule"] for r in tried["b"]} == {best.schedule}
+    assert [r["lr"] for r in tried["b"]][:3] == grid(best.lr, 3)
+    assert len(tried["b"]) <= 3 + 2 + 3
     # Tuned there, tested here alone.
     assert [r["task"] for r in found.records() if r["purpose"] == "test"] == ["b"]
 
