@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import relu_
 
 from lopt.features.segments import segment_expand
 from lopt.graph import ParameterGraph
@@ -25,7 +25,8 @@ class Pointwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.weight @ x
-        return y if self.bias is None else y + self.bias[:, None]
+        # In place, as nobody else has seen y: these tensors are large, and memory is what such a layer waits for.
+        return y if self.bias is None else y.add_(self.bias[:, None])
 
 
 class PointwiseMlp(nn.Module):
@@ -36,7 +37,7 @@ class PointwiseMlp(nn.Module):
         self.inner, self.outer = Pointwise(inputs, hidden), Pointwise(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.outer(relu(self.inner(x)))
+        return self.outer(relu_(self.inner(x)))
 
 
 class WithContext(nn.Module):
@@ -48,7 +49,7 @@ class WithContext(nn.Module):
         self.context = Pointwise(context, width)
 
     def forward(self, graph: ParameterGraph, features: Tensor, context: Tensor) -> Tensor:
-        return self.scalar(features) + segment_expand(self.context(context), tensor_sizes(graph))
+        return self.scalar(features).add_(segment_expand(self.context(context), tensor_sizes(graph)))
 
 
 class ChannelNorm(nn.Module):

@@ -7,7 +7,7 @@ Shapes: P scalars, B tensors, F features, C context values, D width, R raw outpu
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import relu_
 
 from lopt.graph import ParameterGraph
 from lopt.metanets.base import Metanet, check_sizes
@@ -31,7 +31,7 @@ class Mlp(Metanet):
     def forward(
         self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        hidden = relu(self.first(graph, features, context))
+        hidden = relu_(self.first(graph, features, context))
         for layer in self.inner:
-            hidden = relu(layer(hidden))
+            hidden = relu_(layer(hidden))
         return self.head(hidden), None
