@@ -58,7 +58,8 @@ class LearnedRuleConfig:
     warm_up: float = 0.0
     """Share of a known horizon over which it first rises along half a cosine."""
     fade: float = 0.0
-    """Where the horizon is unknown, the base learning rate falls as 1 / sqrt(1 + t / fade); 0: it stays."""
+    """Where the horizon is unknown the base learning rate rises for fade / 5 steps, and falls as 1 / sqrt(1 + t / fade);
+    0: it stays."""
     scales: dict[str, float] = field(default_factory=dict)
     """Factors on the base learning rate by class of tensor (`lopt.rules.scales.CLASSES`); 1 for those not named."""
     max_step: float = 0.5
@@ -282,15 +283,16 @@ class LearnedRule(Rule):
 def annealing(steps: Tensor, horizon: Tensor, warm_up: float = 0.0, fade: float = 0.0) -> Tensor:
     """(B,) factor on the step.
 
-    Where the horizon is unknown (0): 1 / sqrt(1 + t / fade) after t steps, or 1. Where it is known: half a cosine up
-    from 0.04 over its first `warm_up`, and half a cosine down to 0.01 at its end (one cycle, Smith & Topin 2019,
-    arXiv 1708.07120).
+    Where the horizon is unknown (0): 1, or with `fade` 1 / sqrt(1 + t / fade) after t steps, the first fifth of them
+    linearly from 0. Where it is known: half a cosine up from 0.04 over its first `warm_up`, and half a cosine down to
+    0.01 at its end (one cycle, Smith & Topin 2019, arXiv 1708.07120).
     """
     fraction = ((steps - 1) / horizon.clamp(min=1)).clamp(max=1)
     factor = _half_cosine(((fraction - warm_up) / (1 - warm_up)).clamp(min=0), 0.01)
     if warm_up > 0:
         factor = factor * _half_cosine((1 - fraction / warm_up).clamp(min=0), 0.04)
-    return torch.where(horizon > 0, factor, torch.rsqrt(1 + (steps - 1) / fade) if fade else 1.0)
+    unknown = torch.rsqrt(1 + (steps - 1) / fade) * (5 * steps / fade).clamp(max=1) if fade else 1.0
+    return torch.where(horizon > 0, factor, unknown)
 
 
 def _half_cosine(done: Tensor, end: float) -> Tensor:

@@ -118,12 +118,11 @@ def one_cycle(done: float, rise: float) -> float:
 
 
 def test_without_a_horizon_the_rate_fades_if_asked_to() -> None:
-    steps = torch.tensor([1.0, 301.0, 2701.0])
-    unknown, known = torch.zeros(3), torch.full((3,), 1e4)
-    torch.testing.assert_close(annealing(steps, unknown), torch.ones(3))
-    torch.testing.assert_close(
-        annealing(steps, unknown, fade=900.0), 1 / torch.tensor([1.0, 4 / 3, 4.0]).sqrt()
-    )
+    steps = torch.tensor([1.0, 18.0, 301.0, 2701.0])
+    unknown, known = torch.zeros(4), torch.full((4,), 1e4)
+    torch.testing.assert_close(annealing(steps, unknown), torch.ones(4))
+    expected = torch.tensor([1 / 180, 0.1 / (1 + 17 / 900) ** 0.5, (3 / 4) ** 0.5, 0.5])
+    torch.testing.assert_close(annealing(steps, unknown, fade=900.0), expected)
     torch.testing.assert_close(annealing(steps, known, fade=900.0), annealing(steps, known))
 
 
