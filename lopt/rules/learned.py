@@ -58,7 +58,7 @@ class LearnedRuleConfig:
     warm_up: float = 0.0
     """Share of a known horizon over which it first rises along half a cosine."""
     fade: float = 0.0
-    """Where the horizon is unknown the base learning rate rises for fade / 5 steps, and falls as 1 / sqrt(1 + t / fade);
+    """Where the horizon is unknown the base learning rate rises for fade / 5 steps and falls as 1 / sqrt(1 + t / fade);
     0: it stays."""
     scales: dict[str, float] = field(default_factory=dict)
     """Factors on the base learning rate by class of tensor (`lopt.rules.scales.CLASSES`); 1 for those not named."""
