@@ -64,6 +64,8 @@ def plot(summary: Mapping[str, Any], path: Path) -> None:
                     axes.errorbar(
                         *shown.T, color=f"C{number}", marker="o", markersize=4, capsize=3, label=name
                     )
+            if key == "final_train_loss":
+                axes.set_yscale("log")
             axes.set_xscale("log" if axis != "depth" else "linear")
             axes.set_xticks(list(values), [f"{value:,}" for value in values], minor=False)
             axes.minorticks_off()
@@ -104,7 +106,7 @@ def quick(**changes: Any) -> Case:
 
 QUICK = replace(
     FULL,
-    protocol="Four points on digits, for 60 and 200 steps: a check that it runs, no result.",
+    protocol="A few points on digits, for 60 steps and, in place of 10,000, 200: a check that it runs, no result.",
     cases={
         BASE: quick(near=None),
         "width-8": quick(width=8),

@@ -53,7 +53,7 @@ def section(summary: Mapping[str, Any], pictures: Sequence[str], extra: str = ""
             " ".join(TUNING.split()),
             *([extra] if extra else []),
             *(task_table(name, found) for name, found in summary["tasks"].items()),
-            *(f"![{summary['title']}: learning curves]({path})" for path in pictures),
+            *(f"![{summary['title']}]({path})" for path in pictures),
             _origin(summary["provenance"]),
         ]
     )
