@@ -224,6 +224,24 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["data"])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(capsys, "train", "tiny.yaml", "--device", "cuda")
+    assert code == 2
+    assert "tiny.yaml: device: expected one that is there, found 'cuda' and no GPU; take 'cpu'" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_gpu_resumes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "train", "tiny.yaml", "--device", "cuda", "--meta.steps", "4")[0] == 0
+    text = (here / "runs/tiny/config.yaml").read_text()
+    (here / "runs/tiny/config.yaml").write_text(text.replace("steps: 4", "steps: 6", 1))
+    code, out, _ = run(capsys, "resume", "runs/tiny")
+    assert code == 0
+    assert "outer steps: 6" in out
+
+
 def test_overrides_are_yaml() -> None:
     words = ["--a.b", "3", "--c=1e-3", "--d", "[1, x]", "--e", "-1", "--f=", "--g=a=b"]
     expected = {"a.b": 3, "c": 1e-3, "d": [1, "x"], "e": -1, "f": None, "g": "a=b"}

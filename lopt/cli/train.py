@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,8 @@ from lopt.meta.run_config import RunConfig, TaskConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import torch
 
     from lopt.meta.ranks import Ranks
     from lopt.meta.task import Task
@@ -92,19 +95,34 @@ def build(config: RunConfig, out: Path, source: str, ranks: Ranks | None = None)
     from lopt.meta.trainer import Trainer, Weighted
     from meta_tasks import make_family
 
-    rule = _rule(config, source)
+    device = _device(config, source)
+    rule = _rule(config, source).to(device)
     families = []
     for index, entry in enumerate(config.tasks):
         with _named(f"{source}: tasks.{index}"):
-            families.append(Weighted(make_family(entry.family, entry.options, config.data), entry.weight))
+            family = make_family(entry.family, entry.options, config.data, device)
+            families.append(Weighted(family, entry.weight))
     validation = []
     for index, task in enumerate(config.validation):
         with _named(f"{source}: validation.{index}"):
-            validation.append(_task(task, config.data))
+            validation.append(_task(task, config.data, device))
     # Where things lie on this machine is nobody's business who gets the rule.
     portable = replace(config, data=None, out=None)
     account = {**provenance(), "config": configs.to_mapping(portable)}
     return Trainer(rule, families, validation, config.meta, out, config.seed, account, ranks)
+
+
+def _device(config: RunConfig, source: str) -> torch.device:
+    """The config's device; of several GPUs the one that `torchrun` counts this process by."""
+    import torch
+
+    if config.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{source}: device: expected one that is there, found 'cuda' and no GPU; take 'cpu'"
+        )
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _rule(config: RunConfig, source: str) -> LearnedRule:
@@ -123,10 +141,12 @@ def _rule(config: RunConfig, source: str) -> LearnedRule:
     return rule
 
 
-def _task(entry: str | TaskConfig, data: str | None) -> Task:
+def _task(entry: str | TaskConfig, data: str | None, device: torch.device) -> Task:
     from meta_tasks import make_task, named_task
 
-    return named_task(entry, data) if isinstance(entry, str) else make_task(entry.family, entry.options, data)
+    if isinstance(entry, str):
+        return named_task(entry, data, device)
+    return make_task(entry.family, entry.options, data, device)
 
 
 @contextmanager

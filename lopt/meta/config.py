@@ -44,6 +44,8 @@ class MetaConfig:
     """Differentiate through the inner gradients. False is cheaper and biased."""
     rematerialise: bool = False
     """Keep only the networks between inner steps: much less memory, a third more time."""
+    autocast: bool = False
+    """Let the inner networks compute in bfloat16; faster on GPUs, slower on most CPUs."""
     outer_loss: Literal["mean", "log", "final", "best"] = "mean"
     """What to lower: mean relative loss over the truncation, its logarithm, the last one or the best one alone."""
     outer_data: Literal["train", "validation"] = "train"

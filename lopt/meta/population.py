@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from torch import Generator
+from torch.utils._pytree import tree_map
 
 from lopt.meta.augmentation import Augmentation, Augmented, Scales
+from lopt.meta.autocast import Autocast
 from lopt.meta.cohort import Cohort, Horizons, Twins
 from lopt.meta.config import MetaConfig
 from lopt.meta.estimators import Estimate
 from lopt.meta.ranks import Ranks
 from lopt.meta.reference import reference_curve
-from lopt.meta.task import TaskFamily
+from lopt.meta.task import Task, TaskFamily
 from lopt.meta.unroll import Networks
 from lopt.rules.base import Rule
 
@@ -66,7 +68,7 @@ class Population:
         point = (slot + torch.rand((), generator=generator, dtype=torch.float64)) / self.config.cohorts
         index = int((weights.cumsum(0) / weights.sum() <= point).sum().clamp(max=len(weights) - 1))
         spec = self.families[index].family.sample_spec(generator)
-        task = self.families[index].family.build(spec)
+        task = self._task(index, spec)
         reference = None
         if self.config.relative_to == "reference":
             reference = reference_curve(task, self.config.longest_horizon, generator)
@@ -109,14 +111,23 @@ class Population:
 
     def _restored(self, saved: dict[str, Any]) -> Cohort:
         origin = saved["origin"]
-        task = self.families[origin["family"]].family.build(origin["spec"])
+        task = self._task(origin["family"], origin["spec"])
         if saved["scales"] is not None:
             task = Augmented(task, Scales(*saved["scales"]))
-        twins = saved["twins"] and Twins(Networks(*saved["twins"][0]), saved["twins"][1])
+        twins = saved["twins"] and Twins(self._placed(saved["twins"][0]), saved["twins"][1])
         return Cohort(
-            task, origin, Networks(*saved["networks"]), saved["ages"], saved["horizons"], saved["initial"],
+            task, origin, self._placed(saved["networks"]), saved["ages"], saved["horizons"], saved["initial"],
             saved["turns"], self.augmentation, saved["reference"], twins,
         )  # fmt: skip
+
+    def _task(self, family: int, spec: dict[str, Any]) -> Task:
+        task = self.families[family].family.build(spec)
+        return Autocast(task) if self.config.autocast else task
+
+    def _placed(self, saved: list[Any]) -> Networks:
+        """Networks out of a checkpoint, which is read to the CPU, where the rule is."""
+        device = next(self.rule.parameters()).device
+        return Networks(*tree_map(lambda value: value.to(device), saved))
 
 
 def _cohort_tree(cohort: Cohort) -> dict[str, Any]:

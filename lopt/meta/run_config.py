@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lopt.errors import ConfigError
 from lopt.meta.config import MetaConfig
@@ -47,6 +47,8 @@ class RunConfig:
     rule: RuleConfig = field(default_factory=RuleConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
     seed: int = field(default=0, metadata={"min": 0, "max": 2**63 - 1})
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where rule and networks live; several processes of a machine take its GPUs in turn."""
     data: str | None = None
     """Folder of the data sets; null: the environment variable LOPT_DATA."""
     out: str | None = None

@@ -6,6 +6,7 @@ run on several processes is the run on one.
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import threading
@@ -148,7 +149,7 @@ class Trainer:
 
     def _validate(self, log: RunLog | None) -> None:
         """Score the averaged meta-parameters; keep them if they are the best so far, or if nothing can tell."""
-        rule = LearnedRule.from_description(self.rule.describe())
+        rule = copy.deepcopy(self.rule)
         rule.load_state_dict({**self.rule.state_dict(), **self.optimizer.average})
         curves = torch.zeros(len(self.validation), self.config.validation_steps, dtype=torch.float64)
         for index, task in enumerate(self.validation):
