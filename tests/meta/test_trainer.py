@@ -103,17 +103,32 @@ def test_equal_runs_are_equal_and_another_seed_is_another(undisturbed: Path, tmp
 
 def test_kill_at_any_moment_and_resume(undisturbed: Path, tmp_path: Path) -> None:
     """SIGKILL between any two steps of writing files, within a step, and at times on the clock."""
-    program = [sys.executable, "-m", "tests.meta.tiny_run", str(tmp_path)]
-    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stderr
-    codes = json.loads(done.stdout.splitlines()[-1])
-    expected = outcome(undisturbed)
-    for name, (first, second) in codes.items():
-        assert first == -signal.SIGKILL or name.startswith("clock"), (name, done.stderr)
-        assert second == 0, (name, done.stderr)
-        assert outcome(tmp_path / name) == expected, name
+    codes = killed_and_resumed(tmp_path, outcome(undisturbed))
     assert len(codes) == len(MOMENTS) + CLOCK
-    assert any(first == -signal.SIGKILL for name, (first, _) in codes.items() if name.startswith("clock"))
+    assert all(first == -signal.SIGKILL for name, (first, _) in codes.items() if name in MOMENTS)
+    assert any(first == -signal.SIGKILL for name, (first, _) in codes.items() if name not in MOMENTS)
+
+
+@pytest.mark.slow
+def test_kill_at_twenty_random_moments_and_resume(undisturbed: Path, tmp_path: Path) -> None:
+    """The same meta-parameters, networks, random streams and log in the end, each time."""
+    codes = killed_and_resumed(tmp_path, outcome(undisturbed), random_kills=20)
+    assert len(codes) == 20
+    assert all(first == -signal.SIGKILL for first, _ in codes.values())
+
+
+def killed_and_resumed(
+    folder: Path, expected: tuple[bytes, bytes, str], random_kills: int = 0
+) -> dict[str, tuple[int, int]]:
+    """The exit codes of runs that were killed, and of those that finished them with the expected outcome."""
+    program = [sys.executable, "-m", "tests.meta.tiny_run", str(folder), str(random_kills)]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr
+    codes: dict[str, tuple[int, int]] = json.loads(done.stdout.splitlines()[-1])
+    for name, (_, second) in codes.items():
+        assert second == 0, (name, done.stderr)
+        assert outcome(folder / name) == expected, name
+    return codes
 
 
 def test_a_torn_line_of_metrics_is_dropped(undisturbed: Path, tmp_path: Path) -> None:

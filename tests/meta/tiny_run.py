@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import signal
 import sys
 import time
@@ -107,11 +109,37 @@ def in_child(work: Callable[[], Any], delay: float | None = None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(folder: Path) -> None:
-    """For each moment a run that is killed at it, and resumed; prints the exit codes of both."""
+def kill_at_random(folder: Path, count: int) -> dict[str, list[int]]:
+    """`count` runs, each killed at a random time and resumed; the exit codes of both.
+
+    What a run takes changes with what else the machine does: one that was over before its time measures it anew.
+    """
+    start = time.perf_counter()
+    in_child(lambda: finish(folder / "timed"))
+    seconds, draw, codes = time.perf_counter() - start, random.Random(0), {}
+    while len(codes) < count:
+        out, start = folder / f"clock {len(codes)}", time.perf_counter()
+        work = lambda out=out: finish(out)  # noqa: E731
+        first = in_child(work, draw.uniform(0, seconds))
+        if first == 0:
+            seconds = 0.9 * min(seconds, time.perf_counter() - start)
+            shutil.rmtree(out)
+            continue
+        codes[out.name] = [first, in_child(work)]
+    return codes
+
+
+def main(folder: Path, random_kills: int) -> None:
+    """For each moment a run that is killed at it, and resumed; prints the exit codes of both.
+
+    With `random_kills` those moments are so many on the clock, and no others.
+    """
     trainer.draw_training = lambda *_: None  # type: ignore[assignment]
     # Once here, so that the children need not warm up one by one.
     finish(folder / "undisturbed")
+    if random_kills:
+        print(json.dumps(kill_at_random(folder, random_kills)))
+        return
     codes: dict[str, list[int]] = {}
     seconds = []
     for name, arrange in MOMENTS.items():
@@ -134,4 +162,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))
