@@ -62,6 +62,8 @@ class LearnedRuleConfig:
     0: it stays."""
     scales: dict[str, float] = field(default_factory=dict)
     """Factors on the base learning rate by class of tensor (`lopt.rules.scales.CLASSES`); 1 for those not named."""
+    widest: float = 0.0
+    """Rows or columns of a hidden matrix above which its step shrinks with their root; 0: never."""
     max_step: float = 0.5
     """Bound on the rms of a tensor's step, relative to the rms of the tensor (taken as at least 0.1)."""
 
@@ -91,6 +93,8 @@ class LearnedRuleConfig:
         check(
             is_number(self.fade) and 0 <= self.fade < math.inf, "fade", "a number of steps from 0", self.fade
         )
+        fits = is_number(self.widest) and 0 <= self.widest < math.inf
+        check(fits, "widest", "a number of rows or columns from 0", self.widest)
         fits = isinstance(self.scales, dict) and all(
             name in CLASSES and is_number(scale) and 0 < scale < math.inf
             for name, scale in self.scales.items()
@@ -258,8 +262,8 @@ class LearnedRule(Rule):
         factor = torch.ones_like(steps)
         if self.config.anneal:
             factor = annealing(steps, horizon, self.config.warm_up, self.config.fade)
-        if self.config.scales:
-            factor = factor * steps.new_tensor(scales_of(graph, self.config.scales))
+        if self.config.scales or self.config.widest:
+            factor = factor * steps.new_tensor(scales_of(graph, self.config.scales, self.config.widest))
         rms = torch.sqrt(segment_mean((step * step)[None], _sizes(graph))[0] + moments.TINY)
         return torch.minimum(factor, self.config.max_step * param_rms.clamp(min=0.1) / rms)
 

@@ -153,6 +153,29 @@ def test_scales_multiply_the_rate_of_each_class() -> None:
         torch.testing.assert_close(moved[True][name], expected)
 
 
+def test_steps_of_wide_hidden_matrices_stop_growing() -> None:
+    """With orthogonalised directions of one rms: the largest singular value is that of a matrix of 16 columns."""
+    graph = hand_graph(
+        {"IN": 16, "WIDE": 64, "hidden": 4, "OUTPUT": 2},
+        {
+            "narrow": "weight out:hidden in:IN",
+            "wide": "weight out:hidden in:WIDE",
+            "head": "weight out:OUTPUT in:WIDE",
+        },
+    )
+    drawn = {
+        name: torch.randn(spec.shape, generator=seeded(1), dtype=torch.float64)
+        for name, spec in graph.parameters.items()
+    }
+    deltas = {}
+    for widest in (0.0, 16.0):
+        config = LearnedRuleConfig(rate=1e-4, directions=("grafted",), widest=widest)
+        bound = LearnedRule(config).double().on(graph)
+        deltas[widest] = bound.delta(drawn, bound.init(drawn), drawn)[0]
+    for name, factor in {"narrow": 1.0, "wide": 0.5, "head": 1.0}.items():
+        torch.testing.assert_close(deltas[16.0][name], factor * deltas[0.0][name])
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 10.0])
 def test_step_is_bounded_relative_to_each_tensor(scale: float) -> None:
     params = tensors(0, torch.float64, scale)
@@ -497,6 +520,7 @@ def test_compiled_update_equals_eager(backend: str) -> None:
         {"scales": {"kernel": 0.0}},
         {"scales": 2.0},
         {"fade": -1.0},
+        {"widest": -1.0},
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any]) -> None:
