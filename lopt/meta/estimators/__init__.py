@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lopt.meta.config import MetaConfig
 from lopt.meta.estimators.backprop import TruncatedBackprop
 from lopt.meta.estimators.base import Estimate, Estimator, has_diverged, initial_losses
@@ -24,14 +26,14 @@ __all__ = [
 
 def make_estimator(config: MetaConfig) -> Estimator:
     """The estimator that a config names."""
-    goal, data = (config.truncation, config.outer_loss), config.outer_data
+    goal = (config.truncation, config.outer_loss)
     order = (config.second_order, config.rematerialise)
-    if config.estimator == "backprop":
-        return TruncatedBackprop(*goal, *order, outer_data=data, network_clip=config.network_clip)
+    common: dict[str, Any] = {"outer_data": config.outer_data, "compiled": config.compile}
     if config.estimator == "es":
-        return ES(*goal, config.sigma, outer_data=data)
+        return ES(*goal, config.sigma, **common)
     if config.estimator == "pes":
-        return PES(*goal, config.sigma, outer_data=data)
-    return Mixture(
-        *goal, *order, config.sigma, config.pes_share, outer_data=data, network_clip=config.network_clip
-    )
+        return PES(*goal, config.sigma, **common)
+    common["network_clip"] = config.network_clip
+    if config.estimator == "backprop":
+        return TruncatedBackprop(*goal, *order, **common)
+    return Mixture(*goal, *order, config.sigma, config.pes_share, **common)

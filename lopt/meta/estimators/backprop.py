@@ -36,7 +36,7 @@ class TruncatedBackprop(Estimator):
         own = leaves(each_its_own(bound, cohort.networks))
         unrolled = unroll(
             bound, cohort.task, cohort.networks, batches, own=own, probes=probes,
-            second_order=self.second_order, rematerialise=self.rematerialise,
+            second_order=self.second_order, rematerialise=self.rematerialise, compiled=self.compiled,
         )  # fmt: skip
         losses = unrolled.losses.detach()
         initial = initial_losses(cohort, losses)

@@ -54,6 +54,8 @@ class Estimator(ABC):
     """One of `OUTER_LOSSES`."""
     outer_data: str = field(default="train", kw_only=True)
     """The split whose batches the outer loss is measured on; "train": the training batches themselves."""
+    compiled: bool = field(default=False, kw_only=True)
+    """Whether inner steps are compiled."""
 
     @abstractmethod
     def __call__(self, rule: Rule, cohort: Cohort, generator: Generator) -> Estimate:

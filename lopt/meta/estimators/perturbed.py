@@ -57,7 +57,7 @@ def run_pair(
     unrolled = unroll(
         rule.on(cohort.task.graph), cohort.task, joined(cohort.networks, negative), _doubled(batches), own=own,
         probes=None if probes is None else _doubled(probes),
-        second_order=second_order, rematerialise=rematerialise,
+        second_order=second_order, rematerialise=rematerialise, compiled=estimator.compiled,
     )  # fmt: skip
     losses = unrolled.losses.detach().unflatten(1, (2, -1))
     initial = initial_losses(cohort, losses[:, 0])
