@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -36,6 +37,8 @@ from lopt.meta.runtime import prepare_cpu
 from meta_tasks.module_task import ModuleTask
 from meta_tasks.networks import mlp
 
+MODES = ("vmapped", "looped", "compiled")
+"""All networks at once, one after the other, or all at once with compiled inner steps."""
 OUT = Path(__file__).parent / "results" / "meta_throughput.json"
 TRUNCATION, BATCH = 20, 128
 RULES: dict[str, dict[str, Any]] = {
@@ -88,9 +91,10 @@ def main() -> None:
         return
     tasks = ["64-32-10"] if args.quick else list(TASKS)
     rows: list[dict[str, Any]] = []
-    for task, rule, estimator, looped in product(tasks, RULES, ESTIMATORS, (False, True)):
-        if wanted(task, estimator, looped) and (TASKS[task] > 1 or not looped):
-            options = {"task": task, "rule": rule, "estimator": estimator, "looped": looped}
+    for task, rule, estimator, mode in product(tasks, RULES, ESTIMATORS, MODES):
+        if wanted(task, estimator, mode):
+            looped = mode == "looped"
+            options = {"task": task, "rule": rule, "estimator": estimator, "mode": mode}
             rows.append(run_row({**options, "repeats": 1 if looped else 3}))
             print(json.dumps(rows[-1]), flush=True)
             results = {"rows": rows, "reference": REFERENCE, "truncation": TRUNCATION, "threads_of_a_row": 1}
@@ -98,9 +102,11 @@ def main() -> None:
     print(table(rows))
 
 
-def wanted(task: str, estimator: str, looped: bool) -> bool:
-    """Loops, and the large network, are measured for the two estimators that matter most."""
-    return estimator in ("backprop", "pes") if looped or TASKS[task] == 1 else True
+def wanted(task: str, estimator: str, mode: str) -> bool:
+    """Loops, compiled steps and the large network are measured for the two estimators that matter most."""
+    if mode == "looped" and TASKS[task] == 1:
+        return False
+    return (mode == "vmapped" and TASKS[task] > 1) or estimator in ("backprop", "pes")
 
 
 def run_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +118,7 @@ def run_row(row: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def measure(task: str, rule: str, estimator: str, looped: bool, repeats: int) -> dict[str, Any]:
+def measure(task: str, rule: str, estimator: str, mode: str, repeats: int) -> dict[str, Any]:
     """Rates by the wall clock and by the processor's time, which differ on a machine that others use too."""
     torch.set_num_threads(1)
     prepare_cpu()
@@ -120,18 +126,20 @@ def measure(task: str, rule: str, estimator: str, looped: bool, repeats: int) ->
     networks = TASKS[task]
     built, made = RandomData(task), lopt.make_rule(rule, **RULES[rule])
     generator, horizons = Generator().manual_seed(0), Horizons(1000, 1000, TRUNCATION)
-    sizes = [1] * networks if looped else [networks]
+    sizes = [1] * networks if mode == "looped" else [networks]
+    truncation = replace(ESTIMATORS[estimator], compiled=mode == "compiled")
     cohorts = [Cohort.start(built, {}, made.on(built.graph), size, horizons, generator) for size in sizes]
     before = peak_memory()
     walls, busy = [], []
-    for repeat in range(repeats + 1):
+    for _ in range(repeats + 1):
         wall, cpu = time.perf_counter(), time.process_time()
         for cohort in cohorts:
-            estimate = ESTIMATORS[estimator](made, cohort, generator)
+            estimate = truncation(made, cohort, generator)
             assert not estimate.skipped
-        if repeat:  # the first is a warm-up
-            walls.append(time.perf_counter() - wall)
-            busy.append(time.process_time() - cpu)
+        walls.append(time.perf_counter() - wall)
+        busy.append(time.process_time() - cpu)
+    # The first is a warm-up, and the time of the compiler, which works in processes of its own too.
+    first, walls, busy = walls[0], walls[1:], busy[1:]
     steps = networks * TRUNCATION
     return {
         "task": task,
@@ -139,7 +147,9 @@ def measure(task: str, rule: str, estimator: str, looped: bool, repeats: int) ->
         "rule": rule,
         "meta_parameters": sum(p.numel() for p in made.parameters()),
         "estimator": estimator,
-        "networks_at_once": 1 if looped else networks,
+        "mode": mode,
+        "networks_at_once": sizes[0],
+        "first_truncation_seconds": round(first, 1),
         "inner_steps_per_second": round(steps / median(walls), 1),
         "inner_steps_per_cpu_second": round(steps / median(busy), 1),
         "peak_memory_mib": round(peak_memory()),
@@ -154,7 +164,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "rule",
         "task",
         "estimator",
-        "networks at once",
+        "mode",
         "inner steps/s",
         "by CPU time",
         "peak MiB",
@@ -162,7 +172,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     cells = [
         [
-            row["rule"], row["task"], row["estimator"], str(row["networks_at_once"]),
+            row["rule"], row["task"], row["estimator"], row["mode"],
             f"{row['inner_steps_per_second']:.0f}", f"{row['inner_steps_per_cpu_second']:.0f}",
             str(row["peak_memory_mib"]), str(row["reference"] or "-"),
         ]
