@@ -53,20 +53,28 @@ def iterated(x: Tensor, steps: int) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = _sum(a, x, 1, _sum(b, gram, c, gram, gram), x)
     return x
 
 
 def polynomial(gram: Tensor, steps: int) -> Tensor:
-    """(..., r, r) -> (..., r, r): the product of the steps' factors a + b G_k + c G_k^2, where G_k+1 = factor^2 G_k."""
+    """(..., r, r) -> (..., r, r): the product of the steps' factors a + H_k, where H_k = b G_k + c G_k^2 and
+    G_k+1 = (a + H_k)^2 G_k."""
     a, b, c = COEFFICIENTS
-    scaled_identity = a * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    product = factor = scaled_identity + b * gram + c * gram @ gram
+    rest = _sum(b, gram, c, gram, gram)
+    product = rest + a * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     for _ in range(steps - 1):
-        gram = gram @ (factor @ factor)
-        factor = scaled_identity + b * gram + c * gram @ gram
-        product = product @ factor
+        half = _sum(a, gram, 1, gram, rest)
+        gram = _sum(a, half, 1, half, rest)
+        rest = _sum(b, gram, c, gram, gram)
+        product = _sum(a, product, 1, product, rest)
     return product
+
+
+def _sum(beta: float, x: Tensor, alpha: float, y: Tensor, z: Tensor) -> Tensor:
+    """beta x + alpha y z, in one pass over matrices (r, c) or stacks of them (L, r, c)."""
+    function = torch.addmm if x.dim() == 2 else torch.baddbmm
+    return function(x, y, z, beta=beta, alpha=alpha)
 
 
 def _stack(matrices: list[Tensor]) -> Tensor:
