@@ -13,11 +13,11 @@ TUNING = """Each baseline is tuned on its own on one validation seed, by the val
 there is one, else loss): nine learning rates half a decade apart around its usual one with a cosine schedule,
 up to two more beyond an end where the best one lies, then a constant and a one-cycle schedule at the best
 rate and its two neighbours; schedule-free AdamW nine constant rates. The three best settings are tried on two
-further validation seeds, and the best mean of the three meets the test seeds once. Figures are means ±
-standard deviations over the test seeds; steps to a loss are those of the mean curve over the seeds and three
-fiftieths of the run; ms/step is processor time of the optimizer's step alone; "(edge)" marks a best rate at
-the end of those tried; "diverged" counts networks that were not finite or ended above three times their first
-loss."""
+further validation seeds, and the best mean of the three meets the test seeds once. Figures are means ± standard
+deviations over the test seeds; steps to a loss are those of the median over the seeds of curves averaged over
+three fiftieths of the run; ms/step is processor time of the optimizer's step alone; "(edge)" marks a best rate
+at the end of those tried; "failed" counts networks that were not finite, ended above three times their first
+loss, or learned nothing (ended within 5 % of it)."""
 
 HEADER = """# Benchmarks
 Each section is made by `lopt benchmark NAME` from a log of runs (`results/NAME/*.jsonl`), in which every trained
@@ -65,7 +65,7 @@ def task_table(name: str, found: Mapping[str, Any]) -> str:
     accuracy = any("test_accuracy" in entry for entry in entries.values())
     header = [
         "optimizer", "lr, schedule", *(["test accuracy, %"] if accuracy else []), "test loss", "mean train loss",
-        "final train loss", f"steps to {found['target']['of']}'s final loss", "ms/step", "diverged",
+        "final train loss", f"steps to {found['target']['of']}'s final loss", "ms/step", "failed",
     ]  # fmt: skip
     rows = [_row(optimizer, entry, accuracy) for optimizer, entry in entries.items()]
     lines = [f"### {name}, {found['steps']:,} steps", aligned(header, rows)]
@@ -83,7 +83,7 @@ def _row(name: str, entry: Mapping[str, Any], accuracy: bool) -> list[str]:
         *(spread(entry[key]) for key in ("test_loss", "mean_train_loss", "final_train_loss")),
         "-" if reached is None else str(reached),
         f"{entry['ms_per_step']:.1f}",
-        f"{entry['diverged']} of {len(entry['test_loss']['values'])}",
+        f"{entry['failed']} of {len(entry['test_loss']['values'])}",
     ]
 
 

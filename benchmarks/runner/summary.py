@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from benchmarks.runner.benchmark import Benchmark, Case, score
@@ -14,6 +16,9 @@ TARGET = "adamw"
 
 WINDOW = 3
 """Points of a logged curve (each a fiftieth of the run) that a loss is averaged over before it counts as reached."""
+
+UNMOVED = 0.95
+"""A network has learned nothing if the last point of its logged curve is above that many times the first."""
 
 ORIGINS = ("commit", "cpu", "threads", "torch", "python")
 """What a summary tells of the provenance of its runs: every value that occurs."""
@@ -35,14 +40,21 @@ def summarise(benchmark: Benchmark, records: Sequence[Record]) -> dict[str, Any]
 
 
 def smooth(curve: Mapping[str, Any]) -> list[float | None]:
-    """The logged curve's mean over the seeds and the last `WINDOW` points; None where a seed has diverged.
+    """Median over the seeds of the logged curve's mean over the last `WINDOW` points; None where that diverged.
 
-    Networks that fit their data perfectly have single losses that say little. Shapes: B points -> B - WINDOW + 1
+    Networks that fit their data perfectly have single losses that say little. And one network that learns nothing
+    would make any other optimizer look fast beside the mean. Shapes: B points -> B - WINDOW + 1
     """
-    columns = list(zip(*curve["train_loss"], strict=True))
-    windows = [columns[end - WINDOW : end] for end in range(WINDOW, len(columns) + 1)]
-    values = [[x for column in window for x in column] for window in windows]
-    return [None if None in found else sum(found) / len(found) for found in values]
+    rows = [[math.inf if x is None else x for x in row] for row in curve["train_loss"]]
+    ends = range(WINDOW, len(rows[0]) + 1)
+    return [finite(median(sum(row[end - WINDOW : end]) / WINDOW for row in rows)) for end in ends]
+
+
+def failed(figures: Mapping[str, Any]) -> int:
+    """How many networks diverged or learned nothing: their loss ended above `UNMOVED` times what it began with."""
+    ends = [(row[0], row[-1]) for row in figures["curve"]["train_loss"]]
+    unmoved = sum(None not in (first, last) and last > UNMOVED * first for first, last in ends)
+    return max(figures["diverged"], sum(None in pair for pair in ends) + unmoved)
 
 
 def steps_to(curve: Mapping[str, Any], target: float, steps: int) -> int | None:
@@ -93,6 +105,7 @@ def _entry(test: Record, own: Sequence[Record], target: float | None) -> dict[st
         "ms_per_step": time["optimizer_ms"],
         "gradient_ms_per_step": time["gradient_ms"],
         "steps_to_target": None if target is None else steps_to(found["curve"], target, test["steps"]),
+        "failed": failed(found),
         **{key: value for key, value in found.items() if key != "steps"},
     }
 

@@ -17,7 +17,7 @@ from benchmarks.runner.command import report as make_report
 from benchmarks.runner.log import Log, key_of
 from benchmarks.runner.report import with_section
 from benchmarks.runner.search import Search, neighbourhood, search_of
-from benchmarks.runner.summary import smooth, steps_to, summarise
+from benchmarks.runner.summary import failed, smooth, steps_to, summarise
 from lopt import make_rule
 from lopt.cli import main
 from lopt.meta.evaluation import train_networks
@@ -238,10 +238,19 @@ def test_steps_to() -> None:
     assert [steps_to(curve, target, 400) for target in (4.0, 10 / 3, 2.5, 2.3)] == [300, 300, 400, None]
 
 
-def test_a_diverged_seed_reaches_nothing() -> None:
-    curve = {"train_loss": [[4.0, 4.0, 4.0, None], [4.0, 1.0, 1.0, 0.1]]}
-    assert smooth(curve) == [3.0, None]
+def test_what_most_seeds_do_counts() -> None:
+    rows = [[4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.0, 1.0], [4.0, 4.0, 4.0, 4.0]]
+    assert smooth({"train_loss": rows}) == [3.0, 2.0]
+    assert smooth({"train_loss": [*rows[:2], [4.0, 4.0, 4.0, None]]}) == [3.0, 2.0]
+    curve = {"train_loss": [rows[0], [4.0, 4.0, 4.0, None], [4.0, 4.0, 4.0, None]]}
+    assert smooth(curve) == [4.0, None]
     assert steps_to(curve, 2.0, 400) is None
+
+
+def test_failed_counts_networks_that_diverged_or_learned_nothing() -> None:
+    curves = [[2.3, 1.0], [2.3, 2.302], [2.3, None], [2.3, 7.0], [2.3, 2.1]]
+    assert failed({"curve": {"train_loss": curves}, "diverged": 2}) == 3
+    assert failed({"curve": {"train_loss": curves[:1]}, "diverged": 1}) == 1
 
 
 def test_report_is_a_function_of_the_log(log: Log) -> None:

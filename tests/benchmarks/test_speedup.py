@@ -11,7 +11,7 @@ from benchmarks.runner.speedup import geometric_mean, overview, ratio
 
 
 def entry(steps: int | None, ms: float = 0.0, gradient_ms: float = 1.0) -> dict[str, Any]:
-    return {"steps_to_target": steps, "ms_per_step": ms, "gradient_ms_per_step": gradient_ms, "diverged": 0}
+    return {"steps_to_target": steps, "ms_per_step": ms, "gradient_ms_per_step": gradient_ms, "failed": 0}
 
 
 def task(**entries: dict[str, Any]) -> dict[str, Any]:
@@ -51,6 +51,7 @@ def test_overview_ranks_marks_bounds_and_leaves_out_tasks_without_adamw() -> Non
         "one": task(adamw=entry(1000), fast=entry(500), slow=entry(None)),
         "two": task(adamw=entry(1000), fast=entry(250), slow=entry(900)),
         "alone": task(fast=entry(10)),
+        "adamw diverged": task(adamw=entry(None), fast=entry(None)),
     }
     figures, text = overview({"tasks": tasks})
     assert list(figures) == ["fast", "slow", "adamw"]
