@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -21,11 +22,25 @@ class Progress(Protocol):
     def close(self) -> Any: ...
 
 
-def progress(total: int, desc: str, unit: str = "step", initial: int = 0) -> Progress:
-    """A progress display on stderr. Close it, also after an error."""
+def progress(total: int, desc: str, unit: str = "step", initial: int = 0, leave: bool = True) -> Progress:
+    """A progress display on stderr; a bar stays there at the end if `leave`. Close it, also after an error."""
     if sys.stderr.isatty():
-        return tqdm(total=total, initial=initial, desc=desc, unit=unit)
+        return tqdm(total=total, initial=initial, desc=desc, unit=unit, leave=leave)
     return PlainProgress(total, desc, unit, initial)
+
+
+def tracked(steps: range, desc: str) -> Iterator[int]:
+    """The steps one by one while their progress is shown, for as long as they last; all is quiet without `desc`."""
+    if not desc:
+        yield from steps
+        return
+    shown = progress(len(steps), desc, leave=False)
+    try:
+        for step in steps:
+            yield step
+            shown.update()
+    finally:
+        shown.close()
 
 
 class PlainProgress:

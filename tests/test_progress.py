@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lopt import progress as module
-from lopt.progress import PlainProgress, progress
+from lopt.progress import PlainProgress, progress, tracked
 
 
 def test_plain_lines_are_few_and_end_with_the_last_state(
@@ -39,3 +39,14 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     shown.close()
     assert isinstance(shown, module.tqdm)
     assert shown.n == 2
+
+
+def test_tracked_steps_are_said_off_a_terminal_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter(range(0, 10_000, 15))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(seconds)))
+    assert list(tracked(range(3), "tune adam")) == [0, 1, 2]
+    assert capsys.readouterr().err.startswith("tune adam: 2 of 3 steps")
+    assert list(tracked(range(3), "")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""

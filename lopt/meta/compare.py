@@ -46,7 +46,7 @@ def compare(
         budget: of the tuning of each baseline; None: `Budget(steps=steps)`.
         long_factor: the long horizon is that many times `steps`.
         chunk: how many networks to train at a time; None: all.
-        progress: show bars on a terminal.
+        progress: show on stderr what is being trained, and how far it is.
 
     Returns a JSON-able dict: "task", "steps", "long_steps", "seeds", "tuned" (for each baseline its budget and
     trials), "entries" (for each rule and baseline its figures, see `lopt.meta.figures.figures`, at "horizon" and

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from tqdm import tqdm
 
 from lopt.meta.schedules import learning_rates
 from lopt.meta.task import Batch, Task
+from lopt.progress import tracked
 from lopt.rules.base import BoundRule, State
 from lopt.rules.classical import TorchOptim
 
@@ -81,7 +81,7 @@ def train_networks(
         total_steps: what the rule is told of the horizon.
         splits: where metrics are taken, at the end and, given `eval_every`, after every so many steps.
         chunk: how many networks to train at a time; None: all.
-        label: of a progress bar, on a terminal.
+        label: of the progress on stderr; "": none is shown.
 
     Shapes: seeds (T,) -> `Curves` of T networks
     """
@@ -122,7 +122,7 @@ class _Run:
         """All steps, with metrics after those in `marks`."""
         losses = torch.full(self.rates.shape, torch.inf)
         metrics: dict[str, list[dict[str, Tensor]]] = {split: [] for split in splits}
-        for t in tqdm(range(losses.shape[1]), desc=label, leave=False, disable=None if label else True):
+        for t in tracked(range(losses.shape[1]), label):
             if len(self.alive) > 0:
                 here = self.alive
                 losses[here, t] = self.step(t)
