@@ -117,7 +117,7 @@ def measure(network: str, threads: int, repeats: int, compiled: bool) -> dict[st
     optimizers = all_optimizers(model, graph)
     steps: dict[str, Callable[[], object]] = {name: found.step for name, found in optimizers.items()}
     if compiled:
-        steps["lopt-base, compiled"] = torch.compile(optimizers["lopt-base"].step)
+        steps["lopt-base, compiled"] = torch.compile(optimizers["lopt-base"].step, dynamic=False)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     order = random.Random(SEED)
     for _ in range(WARM_UP + repeats):
