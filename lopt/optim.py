@@ -22,6 +22,8 @@ from lopt.optim_sharding import gathered, is_sharded, sharded_like
 from lopt.optim_step import all_finite, apply, check, check_gradient, check_group, chosen, owned
 from lopt.rules.base import BoundRule, Rule, State
 
+_Key = tuple[bool, tuple[tuple[int, int, torch.device], ...]]
+
 
 class LearnedOptimizer(Optimizer):
     """Trains the parameters with a learned (or classical) rule; used as `torch.optim.AdamW` is.
@@ -67,7 +69,7 @@ class LearnedOptimizer(Optimizer):
     ) -> None:
         check(total_steps is None or total_steps > 0, "total_steps", "a number above 0 or None", total_steps)
         self._naming: Naming | None = None
-        self._calls: dict[Any, list[_Call]] = {}
+        self._calls: dict[_Key, list[_Call]] = {}
         self._rules: dict[tuple[torch.device, bool], Rule] = {}
         self._skipped = torch.zeros((), dtype=torch.int64)
         self.guard = LossGuard() if loss_guard else None
@@ -118,7 +120,10 @@ class LearnedOptimizer(Optimizer):
             check(self._observed, "loss_guard", "a closure, or observe(loss) before each step", "neither")
             self._observed = False
         with torch.no_grad():
-            self._step()
+            if torch.compiler.is_compiling() and not self._is_bound():
+                self._uncompiled_step()
+            else:
+                self._step()
         return loss
 
     def observe(self, loss: float | Tensor) -> None:
@@ -126,6 +131,15 @@ class LearnedOptimizer(Optimizer):
         if self.guard is not None:
             self.guard.observe(mean_over_ranks(loss))
             self._observed = True
+
+    @_disable_dynamo
+    def _uncompiled_step(self) -> None:
+        """The first step of its kind: what it makes anew would cut the compiled one into pieces for good.
+
+        It leaves state in the memory layout of compiled steps, or else the next one would be compiled twice.
+        """
+        self._step()
+        self._untangle()
 
     def _step(self) -> None:
         calls = self._plan()
@@ -211,13 +225,22 @@ class LearnedOptimizer(Optimizer):
         if self._naming is None:
             self._naming = self._find_names()
         params = [p for group in self.param_groups for p in group["params"]]
-        active = [(i, id(p), p.device) for i, p in enumerate(params) if p.grad is not None and p.numel() > 0]
+        base, active = key = self._key()
         for i, _, _ in active:
             check_gradient(self._naming.names[i], params[i].grad)
-        key = (self.guard is not None and self.guard.fallback, tuple(active))
         if key not in self._calls:
-            self._calls[key] = self._bind(self._naming, *key)
+            self._calls[key] = self._bind(self._naming, base, active)
         return self._calls[key]
+
+    def _key(self) -> _Key:
+        """What a plan depends on: whether the guard has fallen back, and which parameters have a gradient."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        active = [(i, id(p), p.device) for i, p in enumerate(params) if p.grad is not None and p.numel() > 0]
+        return self.guard is not None and self.guard.fallback, tuple(active)
+
+    def _is_bound(self) -> bool:
+        """Whether there has been a step of the kind that is to be done now."""
+        return self._naming is not None and self._key() in self._calls
 
     @_disable_dynamo
     def _bind(

@@ -195,6 +195,29 @@ def test_step_before_the_first_forward():
         optimizer.step()
 
 
+def test_a_compiled_step_is_one_graph_even_if_it_is_the_first():
+    compiled, ran = [], []
+
+    def backend(module, inputs):
+        if not inputs:  # turns gradients off and on, around the first step
+            return module
+        compiled.append(module)
+        return lambda *args: ran.append(module) or module(*args)
+
+    model = mlp()
+    optimizer = learned(model.parameters())
+    step = torch.compile(optimizer.step, backend=backend, dynamic=False)
+    give_gradients(model)
+    step()
+    assert ran == []  # made, bound and done as it is
+    for _ in range(3):
+        before = values(model)
+        step()
+        assert not same(values(model), before)
+    assert len(ran) == 3
+    assert len(compiled) == 1
+
+
 def poisoned(value: float, compiled: bool):
     """An optimizer after two good steps, with one bad gradient waiting, and its step function."""
     model = mlp()
