@@ -39,6 +39,11 @@ def bias_correction(steps: Tensor, decays: Sequence[float]) -> Tensor:
     return -1 / torch.expm1(rates[:, None] * steps)
 
 
+def corrected(momenta: Tensor, second: Tensor, factors: Tensor) -> Moments:
+    """Moments out of running means (K, P) and (P,) and their factors (K + 1, P)."""
+    return Moments(momenta * factors[:-1], torch.sqrt(second * factors[-1] + TINY))
+
+
 def factored_root(second: Tensor, shapes: list[tuple[int, ...]]) -> Tensor:
     """(P,) square root of the rank-one approximation of the second moment of each tensor.
 

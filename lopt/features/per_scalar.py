@@ -67,4 +67,6 @@ def per_scalar_features(
     if factored is not None:
         rows.append(squash(moments.momenta[0] * reciprocal(factored)))
         rows.append(log_ratio(moments.root, torch.sqrt(factored + FLOOR)))
-    return torch.cat([squash(ratios), torch.stack(rows)])
+    # Under the old name, so that the old memory is free before the next line takes more.
+    ratios = squash(ratios)
+    return torch.cat([ratios, *(row[None] for row in rows)])

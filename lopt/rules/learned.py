@@ -184,8 +184,7 @@ class LearnedRule(Rule):
         second = moments.decayed(
             graph.flatten({n: state[n]["second"] for n in names}), g * g, self.config.second_decay
         )
-        correction = segment_expand(corrections, sizes)
-        m = Moments(momenta * correction[:-1], torch.sqrt(second * correction[-1] + moments.TINY))
+        m = moments.corrected(momenta, second, segment_expand(corrections, sizes))
         history, features, context, param_rms = self._observe(graph, p, g, m, steps, horizon)
         memory = graph.flatten({n: state[n]["memory"] for n in names}) if self.metanet.memory else None
         like = self.log_rate.dtype
@@ -224,8 +223,7 @@ class LearnedRule(Rule):
         shapes, sizes = _shapes(graph), _sizes(graph)
         second = m.root * m.root
         fastest = m.momenta[0]
-        rows = torch.stack([p * p, g * g, fastest * fastest, second, g * fastest])
-        means = segment_mean(rows, sizes)
+        means = segment_mean(torch.stack([p * p, g * g, fastest * fastest, second, g * fastest]), sizes)
         param_rms, grad_rms, momentum_rms, root_rms = torch.sqrt(means[:4].clamp(min=0) + moments.TINY)
         agreement = means[4] / ((grad_rms + per_scalar.FLOOR) * (momentum_rms + per_scalar.FLOOR))
         wanted = self.config.factored or "factored" in self.config.directions
