@@ -2,7 +2,8 @@
 
     lopt benchmark neural_graphs --data DIR [--rules runs/metanets-*] [--only adam muon] [--tasks fm-16]
 
-Rules: lopt-base, and every metanet meta-trained on FashionMNIST alone with the same budget (configs/metanets.yaml).
+Rules: lopt-base, and every metanet meta-trained on FashionMNIST alone with the same budget (configs/metanets.yaml;
+benchmarks/rules/neural_graphs).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ FULL = Benchmark(
         Small convolutional networks on FashionMNIST (FM-16, 14,378 parameters) and CIFAR-10 (C10-32, 56,970
         parameters, which no metanet saw in meta-training), batch 128, no augmentation, 1,000 steps; accuracy on all
         10,000 test images, seeds 101 to 105. The metanets are meta-trained on FashionMNIST alone with one budget
-        (configs/metanets.yaml); rules run as they are (lr 1) and are told the horizon.
+        (configs/metanets.yaml; "metanets-fresh" is the rule that they all start as); rules run as they are (lr 1) and
+        are told the horizon.
     """,
     cases={"fm-16": Case(TASKS["fm-16"]), "c10-32": Case(TASKS["c10-32"])},
 )

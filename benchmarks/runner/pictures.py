@@ -15,6 +15,9 @@ from matplotlib.figure import Figure
 COLUMNS = 2
 """Panels beside one another, at most."""
 
+BANDED = 8
+"""With more curves in a panel than that, their bands would hide one another."""
+
 COLOURS = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
 
 
@@ -35,9 +38,11 @@ def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
         axes.set_visible(False)
     handles = {line.get_label(): line for axes in panels for line in axes.get_lines()}
     figure.legend(
-        handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize="small"
+        handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize="small"
     )
-    figure.suptitle("training loss, median of the test seeds, band from the lowest to the highest")
+    crowded = any(len(found["entries"]) > BANDED for found in tasks.values())
+    bands = "" if crowded else ", band from the lowest to the highest"
+    figure.suptitle(f"training loss, median of the test seeds{bands}", fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -57,9 +62,10 @@ def _panel(axes: Axes, name: str, found: Mapping[str, Any], colours: Mapping[str
             {"linewidth": 2.0, "zorder": 3} if rule else {"linewidth": 1.3, "linestyle": "--"}
         )
         axes.plot(steps, np.median(losses, 0), color=colours[optimizer], label=optimizer, **style)
-        axes.fill_between(
-            steps, losses.min(0), losses.max(0), color=colours[optimizer], alpha=0.1, linewidth=0
-        )
+        if len(found["entries"]) <= BANDED:
+            axes.fill_between(
+                steps, losses.min(0), losses.max(0), color=colours[optimizer], alpha=0.1, linewidth=0
+            )
     if positive:
         axes.set_yscale("log")
     axes.set(xlabel="training steps", ylabel="training loss", xlim=(0, found["steps"]), title=name)
