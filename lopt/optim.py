@@ -224,23 +224,26 @@ class LearnedOptimizer(Optimizer):
         """The rule bound to the parameters that have a gradient now, one call for each device."""
         if self._naming is None:
             self._naming = self._find_names()
-        params = [p for group in self.param_groups for p in group["params"]]
-        base, active = key = self._key()
+        params = self._params()
+        base, active = key = self._key(params)
         for i, _, _ in active:
             check_gradient(self._naming.names[i], params[i].grad)
         if key not in self._calls:
             self._calls[key] = self._bind(self._naming, base, active)
         return self._calls[key]
 
-    def _key(self) -> _Key:
+    def _params(self) -> list[Any]:
+        """Every parameter, group after group."""
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _key(self, params: Sequence[Tensor]) -> _Key:
         """What a plan depends on: whether the guard has fallen back, and which parameters have a gradient."""
-        params = [p for group in self.param_groups for p in group["params"]]
         active = [(i, id(p), p.device) for i, p in enumerate(params) if p.grad is not None and p.numel() > 0]
         return self.guard is not None and self.guard.fallback, tuple(active)
 
     def _is_bound(self) -> bool:
         """Whether there has been a step of the kind that is to be done now."""
-        return self._naming is not None and self._key() in self._calls
+        return self._naming is not None and self._key(self._params()) in self._calls
 
     @_disable_dynamo
     def _bind(
@@ -314,15 +317,13 @@ class LearnedOptimizer(Optimizer):
         like, name = torch.empty(p.shape, dtype=p.dtype, device=p.device), "p"
         graph = ParameterGraph.untied([(name, like)])
         if self._naming is not None:
-            owners = [q for group in self.param_groups for q in group["params"]]
-            name = next(n for n, q in zip(self._naming.names, owners, strict=True) if q is p)
+            name = next(n for n, q in zip(self._naming.names, self._params(), strict=True) if q is p)
             graph = self._naming.graph.subset([name])
         return self._rule_on(p.device).init(graph, {name: like}, self.total_steps)[name]
 
     def _loaded_states(self, state_dict: Mapping[str, Any]) -> list[tuple[Tensor, dict[str, Tensor]]]:
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        return [(p, state_dict["state"].get(key, {})) for key, p in zip(keys, params, strict=False)]
+        return [(p, state_dict["state"].get(key, {})) for key, p in zip(keys, self._params(), strict=False)]
 
     def _load_exactly(self, state_dict: Mapping[str, Any]) -> None:
         """torch casts loaded state to the dtype of its parameter; put in what was saved instead."""

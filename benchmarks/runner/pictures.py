@@ -16,7 +16,7 @@ COLUMNS = 2
 """Panels beside one another, at most."""
 
 BANDED = 8
-"""With more curves in a panel than that, their bands would hide one another."""
+"""With more curves than that in any panel, bands would hide one another: then there are none."""
 
 COLOURS = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
 
@@ -32,22 +32,22 @@ def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
     rows = math.ceil(len(tasks) / columns)
     figure = Figure(figsize=(6 * columns + 1.5, 4.6 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    banded = all(len(found["entries"]) <= BANDED for found in tasks.values())
     for axes, (name, found) in zip(panels, tasks.items(), strict=False):
-        _panel(axes, name, found, colours)
+        _panel(axes, name, found, colours, banded)
     for axes in panels[len(tasks) :]:
         axes.set_visible(False)
     handles = {line.get_label(): line for axes in panels for line in axes.get_lines()}
     figure.legend(
         handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize="small"
     )
-    crowded = any(len(found["entries"]) > BANDED for found in tasks.values())
-    bands = "" if crowded else ", band from the lowest to the highest"
+    bands = ", band from the lowest to the highest" if banded else ""
     figure.suptitle(f"training loss, median of the test seeds{bands}", fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
-def _panel(axes: Axes, name: str, found: Mapping[str, Any], colours: Mapping[str, Any]) -> None:
+def _panel(axes: Axes, name: str, found: Mapping[str, Any], colours: Mapping[str, Any], banded: bool) -> None:
     positive = True
     for optimizer, entry in found["entries"].items():
         curve = entry["curve"]
@@ -62,7 +62,7 @@ def _panel(axes: Axes, name: str, found: Mapping[str, Any], colours: Mapping[str
             {"linewidth": 2.0, "zorder": 3} if rule else {"linewidth": 1.3, "linestyle": "--"}
         )
         axes.plot(steps, np.median(losses, 0), color=colours[optimizer], label=optimizer, **style)
-        if len(found["entries"]) <= BANDED:
+        if banded:
             axes.fill_between(
                 steps, losses.min(0), losses.max(0), color=colours[optimizer], alpha=0.1, linewidth=0
             )

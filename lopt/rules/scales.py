@@ -12,8 +12,8 @@ from lopt.rules.classical.muon import ADAMW_KINDS, is_hidden_matrix
 CLASSES = ("kernel", "matrix", "output", "table", "vector")
 """Kernels and dense matrices that feed hidden neurons; the output layer; embeddings and depthwise kernels; the rest."""
 
-
 HIDDEN = ("kernel", "matrix")
+"""The classes that feed hidden neurons."""
 
 
 def class_of(graph: ParameterGraph, name: str) -> str:
@@ -42,8 +42,8 @@ def scales_of(graph: ParameterGraph, scales: Mapping[str, float], widest: float)
     see by a given amount must be (Yang, Simon & Bernstein 2023, arXiv 2310.17813); 0: no such limit.
     """
     return [
-        scales.get(name, 1.0) * (_width_factor(spec.shape, widest) if name in HIDDEN else 1.0)
-        for name, spec in zip(classes(graph), graph.parameters.values(), strict=True)
+        scales.get(found, 1.0) * (_width_factor(spec.shape, widest) if found in HIDDEN else 1.0)
+        for found, spec in zip(classes(graph), graph.parameters.values(), strict=True)
     ]
 
 

@@ -96,9 +96,9 @@ def test_colour_mixing(name: str, channels: int, fabricated: str) -> None:
     mixed = evaluation(first, "train")[0]
     assert mixed.shape[1] == channels
     # A linear map of the published channels, the same in every split and batch, another for another seed.
-    source, target = (images.transpose(0, 1).flatten(1).T for images in (published, mixed))
+    source, target = (images.double().transpose(0, 1).flatten(1).T for images in (published, mixed))
     mix = torch.linalg.lstsq(source, target).solution
-    torch.testing.assert_close(source @ mix, target, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(source @ mix, target, atol=1e-5, rtol=1e-5)
     assert float(mix.norm()) == pytest.approx(channels**0.5, rel=1e-4)
     if max(mix.shape) > 1:
         assert not torch.allclose(mixed, evaluation(second, "train")[0])
