@@ -25,7 +25,7 @@ from lopt.rules.base import BoundRule, Rule, State, Tensors, working_dtype
 from lopt.rules.classical.muon import is_hidden_matrix
 from lopt.rules.directions import DIRECTIONS, EPS, History
 from lopt.rules.forms import FORMS
-from lopt.rules.scales import CLASSES, classes, scales_of
+from lopt.rules.scales import CLASSES, classes, relative_rates, scales_of, usual_rms
 
 LIMIT = 1e15
 """Larger gradients and parameters are read as this, so that their squares stay finite in float32."""
@@ -64,6 +64,8 @@ class LearnedRuleConfig:
     """Factors on the base learning rate by class of tensor (`lopt.rules.scales.CLASSES`); 1 for those not named."""
     widest: float = 0.0
     """Rows or columns of a hidden matrix above which its step shrinks with their root; 0: never."""
+    relative: bool = False
+    """Whether tensors with smaller weights than PyTorch draws take smaller steps (`scales.relative_rates`)."""
     max_step: float = 0.5
     """Bound on the rms of a tensor's step, relative to the rms of the tensor (taken as at least 0.1)."""
 
@@ -95,6 +97,7 @@ class LearnedRuleConfig:
         )
         fits = is_number(self.widest) and 0 <= self.widest < math.inf
         check(fits, "widest", "a number of rows or columns from 0", self.widest)
+        check(isinstance(self.relative, bool), "relative", "true or false", self.relative)
         fits = isinstance(self.scales, dict) and all(
             name in CLASSES and is_number(scale) and 0 < scale < math.inf
             for name, scale in self.scales.items()
@@ -147,6 +150,7 @@ class LearnedRule(Rule):
         _static(graph)
         _hidden(graph)
         classes(graph)
+        usual_rms(graph)
         self.metanet.prepare(graph)
         return super().on(graph, meta_parameters)
 
@@ -253,7 +257,7 @@ class LearnedRule(Rule):
     def _factor(
         self, graph: ParameterGraph, step: Tensor, param_rms: Tensor, steps: Tensor, horizon: Tensor
     ) -> Tensor:
-        """(B,) what each tensor's step is multiplied by: its scale, annealing, and a bound on its rms.
+        """(B,) what each tensor's step is multiplied by: annealing, its scales, and a bound on its rms.
 
         The rms stays within `max_step` times the tensor's own.
         """
@@ -262,6 +266,8 @@ class LearnedRule(Rule):
             factor = annealing(steps, horizon, self.config.warm_up, self.config.fade)
         if self.config.scales or self.config.widest:
             factor = factor * steps.new_tensor(scales_of(graph, self.config.scales, self.config.widest))
+        if self.config.relative:
+            factor = factor * relative_rates(graph, param_rms)
         rms = torch.sqrt(segment_mean((step * step)[None], _sizes(graph))[0] + moments.TINY)
         return torch.minimum(factor, self.config.max_step * param_rms.clamp(min=0.1) / rms)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
+import torch
+from torch import Tensor
+
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.rules.classical.muon import ADAMW_KINDS, is_hidden_matrix
@@ -12,8 +15,14 @@ from lopt.rules.classical.muon import ADAMW_KINDS, is_hidden_matrix
 CLASSES = ("kernel", "matrix", "output", "table", "vector")
 """Kernels and dense matrices that feed hidden neurons; the output layer; embeddings and depthwise kernels; the rest."""
 
+TABLES = ("embedding", "position")
+"""Kinds of tensors that are tables of vectors."""
+
 HIDDEN = ("kernel", "matrix")
 """The classes that feed hidden neurons."""
+
+LEAST = 0.1
+"""Of the rate, that is left to a tensor of small weights: those that begin at zero must be able to leave it."""
 
 
 def class_of(graph: ParameterGraph, name: str) -> str:
@@ -50,3 +59,30 @@ def scales_of(graph: ParameterGraph, scales: Mapping[str, float], widest: float)
 def _width_factor(shape: tuple[int, ...], widest: float) -> float:
     long = max(shape[0], prod(shape[1:]))
     return min(1.0, (widest / long) ** 0.5) if widest and long else 1.0
+
+
+def relative_rates(graph: ParameterGraph, param_rms: Tensor) -> Tensor:
+    """(B,) factors in proportion to the size of the weights, from `LEAST` up to 1 at that of `usual_rms`.
+
+    What a step changes in a network depends on its size beside that of the weights: a SIREN, whose hidden weights are
+    thirty times smaller than those of other networks, takes thirty times smaller steps. Vectors keep their rate.
+
+    Shapes: param_rms (B,) -> (B,).
+    """
+    usual = usual_rms(graph)
+    relative = param_rms / param_rms.new_tensor([found or 1.0 for found in usual])
+    least = param_rms.new_tensor([LEAST if found else 1.0 for found in usual])
+    return torch.maximum(relative, least).clamp(max=1)
+
+
+@made_once
+def usual_rms(graph: ParameterGraph) -> list[float]:
+    """1 / sqrt(3 fan-in), as PyTorch draws weights; a table of vectors has a fan-in of 1; vectors have none: 0."""
+    return [_usual(spec.kind, spec.shape) for spec in graph.parameters.values()]
+
+
+def _usual(kind: str, shape: tuple[int, ...]) -> float:
+    if len(shape) < 2:
+        return 0.0
+    fan_in = 1 if kind in TABLES else prod(shape[1:])
+    return (3 * max(fan_in, 1)) ** -0.5

@@ -176,6 +176,34 @@ def test_steps_of_wide_hidden_matrices_stop_growing() -> None:
         torch.testing.assert_close(deltas[16.0][name], factor * deltas[0.0][name])
 
 
+def test_small_weights_take_small_steps_where_asked() -> None:
+    """In proportion to their rms below that of PyTorch's initial weights, down to a tenth; vectors as ever."""
+    graph = hand_graph(
+        {"IN": 8, "hidden": 6, "OUTPUT": 3, "WORDS": 5},
+        {
+            "dense": "weight out:hidden in:IN",
+            "bias": "bias out:hidden",
+            "words": "embedding in:WORDS out:hidden",
+            "head": "weight out:OUTPUT in:hidden",
+        },
+    )
+    usual = {"dense": 24**-0.5, "words": 3**-0.5, "head": 18**-0.5}
+    drawn = {
+        name: torch.randn(spec.shape, generator=seeded(1), dtype=torch.float64)
+        for name, spec in graph.parameters.items()
+    }
+    for share, expected in {0.0: 0.1, 0.05: 0.1, 0.4: 0.4, 1.0: 1.0, 7.0: 1.0}.items():
+        params = {name: share * usual.get(name, 1.0) * p / rms(p) for name, p in drawn.items()}
+        moved = {}
+        for relative in (False, True):
+            config = LearnedRuleConfig(rate=1e-4, directions=("grafted",), relative=relative)
+            bound = LearnedRule(config).double().on(graph)
+            moved[relative] = bound.delta(drawn, bound.init(params), params)[0]
+        for name in drawn:
+            factor = 1.0 if name == "bias" else expected
+            torch.testing.assert_close(moved[True][name], factor * moved[False][name])
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 10.0])
 def test_step_is_bounded_relative_to_each_tensor(scale: float) -> None:
     params = tensors(0, torch.float64, scale)
@@ -521,6 +549,7 @@ def test_compiled_update_equals_eager(backend: str) -> None:
         {"scales": 2.0},
         {"fade": -1.0},
         {"widest": -1.0},
+        {"relative": "yes"},
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any]) -> None:
