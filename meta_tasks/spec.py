@@ -152,7 +152,8 @@ class SpecDistribution:
         layered = "widths" in self.defaults
         check_keys(spec_class.family, options, [*self.defaults, *(["depth"] if layered else [])])
         self.fields = {name: self._parse(name, value) for name, value in options.items()}
-        if "depth" in self.fields and any(isinstance(v, tuple) for v in self.values("widths")):
+        depth = layered and "depth" in self.fields
+        if depth and any(isinstance(v, tuple) for v in self.values("widths")):
             raise ConfigError(
                 f"{spec_class.family}.depth: expected widths of single layers beside it, found stacks"
             )
