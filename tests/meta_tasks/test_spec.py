@@ -21,6 +21,13 @@ class ExampleSpec(Spec):
     batch_size: int = number(8, 1, 100)
 
 
+@dataclass(frozen=True)
+class StackSpec(Spec):
+    family: ClassVar[str] = "stack"
+
+    depth: int = number(1, 1, 16)
+
+
 def draws(options: dict[str, Any], count: int = 200) -> list[ExampleSpec]:
     generator, distribution = torch.Generator().manual_seed(0), SpecDistribution(ExampleSpec, options)
     return [distribution.draw(generator) for _ in range(count)]
@@ -101,6 +108,12 @@ def test_depth_and_widths() -> None:
     assert any(len(set(spec.widths)) > 1 for spec in specs)
     assert {spec.widths for spec in draws({"widths": [[16, 32, 32], [8]]})} == {(16, 32, 32), (8,)}
     assert {spec.widths for spec in draws({"widths": 5, "depth": 3})} == {(5, 5, 5)}
+
+
+def test_a_depth_of_its_own_is_drawn_like_any_number() -> None:
+    """A family without a list of widths, such as "vit", may have a field of that name."""
+    distribution, generator = SpecDistribution(StackSpec, {"depth": [1, 3]}), torch.Generator().manual_seed(0)
+    assert {distribution.draw(generator).depth for _ in range(50)} == {1, 3}
 
 
 def test_json_round_trip() -> None:
