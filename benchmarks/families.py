@@ -32,6 +32,7 @@ FULL = Benchmark(
         sets; it runs as it is (lr 1) and is told the horizon.
     """,
     cases={name: Case(TASKS[name]) for name in NAMES},
+    compiled=True,
     overview=overview,
 )
 
@@ -42,6 +43,7 @@ QUICK = replace(
     protocol="Three small tasks that need no data, for 100 steps: a check that it runs, no result.",
     cases={name: Case(TASKS[name], steps=100) for name in QUICK_NAMES},
     baselines=("adamw", "muon"),
+    compiled=False,
     rates=3,
     test_seeds=(101, 102),
 )

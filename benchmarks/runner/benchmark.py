@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.runner.log import Log, Record, Run
 from benchmarks.runner.pictures import plot_tasks
 from benchmarks.runner.recipe import Recipe
@@ -78,6 +80,8 @@ class Benchmark:
     test_seeds: tuple[int, ...] = (101, 102, 103, 104, 105)
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     """Rules that the benchmark makes itself, by name."""
+    compiled: bool = False
+    """Whether steps are also timed under `torch.compile`."""
     overview: View | None = None
     """What stands above the tables of the tasks."""
     picture: Callable[[Mapping[str, Any], Path], None] = plot_tasks
@@ -94,7 +98,7 @@ class Worker:
         """All runs of one baseline on one task."""
         best = self.tune(name, case)
         run = self.run(name, case, "test", (best.lr, best.schedule), self.benchmark.test_seeds)
-        self.do(run, find_baseline(name).make(best.lr))
+        self.test_and_time(run, find_baseline(name).make(best.lr))
 
     def tune(self, name: str, case: str) -> Trial:
         """The best setting of one baseline on one task: a search on one seed, then its finalists on all seeds."""
@@ -122,7 +126,13 @@ class Worker:
     def test(self, name: str, rule: LearnedRule, case: str) -> None:
         """The test run of a learned rule, as it is: lr 1, told the horizon."""
         run = self.run(name, case, "test", (1.0, "constant"), self.benchmark.test_seeds, fingerprint(rule))
+        self.test_and_time(run, rule)
+
+    def test_and_time(self, run: Run, rule: Rule) -> None:
+        """A run that is tested, and what a step of it costs when compiled, if the benchmark asks for that."""
         self.do(run, rule)
+        if self.benchmark.compiled:
+            self.do(replace(run, purpose="time", seeds=()), rule)
 
     def _trial(self, name: str, case: str, setting: Setting, seeds: tuple[int, ...]) -> Trial:
         lr, schedule = setting
@@ -135,7 +145,8 @@ class Worker:
         if run.key in known:
             return known[run.key]
         label = f"{run.task} {run.optimizer} {run.lr:g} {run.schedule}" if self.label else ""
-        record = perform(run, rule, self.task(run.task), label)
+        task = self.task(run.task)
+        record = timed(run, rule, task) if run.purpose == "time" else perform(run, rule, task, label)
         self.log.add(record)
         print(line(record), flush=True)
         return record
@@ -168,8 +179,21 @@ def perform(run: Run, rule: Rule, task: Task, label: str = "") -> Record:
     return {**record, "provenance": provenance()}
 
 
+def timed(run: Run, rule: Rule, task: Task) -> Record:
+    """Milliseconds of processor time for a step, a compiled step and a gradient."""
+    start = time.perf_counter()
+    found = asdict(time_step(rule, task, clock=time.process_time))
+    torch.compiler.reset()  # a function is compiled for eight optimizers at most
+    found["compiled_ms"] = time_step(rule, task, clock=time.process_time, compiled=True).optimizer_ms
+    seconds = time.perf_counter() - start
+    return {**asdict(run), "seconds": round(seconds, 1), "step_time": found, "provenance": provenance()}
+
+
 def line(record: Record) -> str:
     """What to say of a finished run."""
+    if record["purpose"] == "time":
+        shown = ", ".join(f"{name} {ms:.2f}" for name, ms in record["step_time"].items())
+        return f"{record['task']} {record['optimizer']}: {shown}"
     split, found = SPLIT[record["purpose"]], record["figures"]
     metrics = ("accuracy", "loss") if f"{split}_accuracy" in found else ("loss",)
     shown = ", ".join(f"{split} {metric} {spread(found[f'{split}_{metric}'])}" for metric in metrics)

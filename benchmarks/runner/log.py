@@ -27,7 +27,7 @@ class Run:
     schedule: str
     seeds: tuple[int, ...]
     purpose: str
-    """"tune": measured on validation data; "test": on test data."""
+    """"tune": measured on validation data; "test": on test data; "time": no training, what a step costs."""
     steps: int
 
     @property

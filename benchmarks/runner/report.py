@@ -65,7 +65,8 @@ def task_table(name: str, found: Mapping[str, Any]) -> str:
     accuracy = any("test_accuracy" in entry for entry in entries.values())
     header = [
         "optimizer", "lr, schedule", *(["test accuracy, %"] if accuracy else []), "test loss", "mean train loss",
-        "final train loss", f"steps to {found['target']['of']}'s final loss", "ms/step", "failed",
+        "final train loss", f"steps to {found['target']['of']}'s final loss",
+        "ms/step" + (" (compiled)" if any(e["compiled_ms_per_step"] for e in entries.values()) else ""), "failed",
     ]  # fmt: skip
     rows = [_row(optimizer, entry, accuracy) for optimizer, entry in entries.items()]
     lines = [f"### {name}, {found['steps']:,} steps", aligned(header, rows)]
@@ -75,14 +76,14 @@ def task_table(name: str, found: Mapping[str, Any]) -> str:
 
 
 def _row(name: str, entry: Mapping[str, Any], accuracy: bool) -> list[str]:
-    reached = entry["steps_to_target"]
+    reached, compiled = entry["steps_to_target"], entry["compiled_ms_per_step"]
     return [
         f"**{name}**" if entry["kind"] == "rule" else name,
         "its own" if entry["kind"] == "rule" else _setting(entry),
         *([percent(entry.get("test_accuracy"))] if accuracy else []),
         *(spread(entry[key]) for key in ("test_loss", "mean_train_loss", "final_train_loss")),
         "-" if reached is None else str(reached),
-        f"{entry['ms_per_step']:.1f}",
+        f"{entry['ms_per_step']:.1f}" + (f" ({compiled:.1f})" if compiled else ""),
         f"{entry['failed']} of {len(entry['test_loss']['values'])}",
     ]
 

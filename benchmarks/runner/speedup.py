@@ -46,7 +46,7 @@ def ratio(entry: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
 
     An optimizer that has not come there by the end of the run counts as if it did in that step: a bound from above.
     Time is counted in gradients, which cost every optimizer the same: a step costs 1 + optimizer time / gradient
-    time, both measured in turns in one process.
+    time, both measured in turns in one process, eager or under `torch.compile`, whichever is faster.
     """
     base = found["entries"][TARGET]
     reached = entry["steps_to_target"] is not None
@@ -67,7 +67,8 @@ def geometric_mean(values: Sequence[float]) -> dict[str, float | None]:
 
 def _cost(entry: Mapping[str, Any]) -> float:
     """Of one step, in gradients."""
-    return 1 + entry["ms_per_step"] / entry["gradient_ms_per_step"]
+    steps = [entry["ms_per_step"], entry.get("compiled_ms_per_step")]
+    return 1 + min(ms for ms in steps if ms is not None) / entry["gradient_ms_per_step"]
 
 
 def _text(figures: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:

@@ -85,16 +85,16 @@ def _task(benchmark: Benchmark, name: str, case: Case, records: Sequence[Record]
 def _is_of(record: Record, benchmark: Benchmark, case: Case) -> bool:
     """Whether a record is of the task and the seeds that the protocol has now."""
     tuning = benchmark.tuning_seeds
-    seeds = (tuning[:1], tuning[1:]) if record["purpose"] == "tune" else (benchmark.test_seeds,)
+    seeds = {"tune": (tuning[:1], tuning[1:]), "test": (benchmark.test_seeds,), "time": ((),)}
     now = {"spec": case.spec, "steps": case.steps}
-    return tuple(record["seeds"]) in seeds and canonical(now) == canonical(
+    return tuple(record["seeds"]) in seeds[record["purpose"]] and canonical(now) == canonical(
         {name: record[name] for name in now}
     )
 
 
 def _entry(test: Record, own: Sequence[Record], target: float | None) -> dict[str, Any]:
     trials = {key_of(r): r for r in own if r["purpose"] == "tune"}
-    found, time = test["figures"], test["step_time"]
+    found, time = test["figures"], _step_time(test, own)
     return {
         "kind": "rule" if test["digest"] else "baseline",
         "digest": test["digest"],
@@ -103,11 +103,20 @@ def _entry(test: Record, own: Sequence[Record], target: float | None) -> dict[st
         "at_edge": _at_edge(test, trials.values()),
         "trials": [_trial(record) for record in trials.values()],
         "ms_per_step": time["optimizer_ms"],
+        "compiled_ms_per_step": time.get("compiled_ms"),
         "gradient_ms_per_step": time["gradient_ms"],
         "steps_to_target": None if target is None else steps_to(found["curve"], target, test["steps"]),
         "failed": failed(found),
         **{key: value for key, value in found.items() if key != "steps"},
     }
+
+
+def _step_time(test: Record, own: Sequence[Record]) -> Mapping[str, float]:
+    """What a step of the tested setting costs: by its newest timing with a compiled step, or the test's own."""
+    same = ("digest", "lr", "schedule")
+    timings = [r for r in own if r["purpose"] == "time" and all(r[name] == test[name] for name in same)]
+    found: Mapping[str, float] = (timings[-1] if timings else test)["step_time"]
+    return found
 
 
 def _at_edge(test: Record, trials: Iterable[Record]) -> bool:

@@ -28,17 +28,23 @@ class StepTime:
 
 
 def time_step(
-    rule: Rule, task: Task, repeats: int = 30, warmup: int = 5, clock: Callable[[], float] = time.perf_counter
+    rule: Rule,
+    task: Task,
+    repeats: int = 30,
+    warmup: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+    compiled: bool = False,
 ) -> StepTime:
     """Train one network of the task in an ordinary loop, and time gradient and optimizer step apart.
 
     With `clock=time.process_time` the figures are processor time: on one thread the same as wall-clock time, but
-    not what other programs of a busy machine take.
+    not what other programs of a busy machine take. With `compiled` the step runs under `torch.compile`.
     """
     generator = Generator().manual_seed(0)
     params = {n: p[0].clone().requires_grad_() for n, p in task.init(1, generator).items()}
     batch = torch.utils._pytree.tree_map(lambda x: x[0], task.sample("train", 1, generator))
     optimizer = make_optimizer(rule, task, params)
+    step = torch.compile(optimizer.step, dynamic=False) if compiled else optimizer.step
 
     def gradient() -> None:
         optimizer.zero_grad()
@@ -47,7 +53,7 @@ def time_step(
     gradient_times, step_times = [], []
     for _ in range(warmup + repeats):
         gradient_times.append(_milliseconds(gradient, clock))
-        step_times.append(_milliseconds(optimizer.step, clock))
+        step_times.append(_milliseconds(step, clock))
     return StepTime(median(step_times[warmup:]), median(gradient_times[warmup:]))
 
 

@@ -130,6 +130,23 @@ def test_a_stopped_search_goes_on_where_it_was(
     assert figures[0] == figures[1]
 
 
+def test_a_compiled_step_is_timed_where_the_benchmark_asks_for_it(log: Log, tmp_path: Path) -> None:
+    """In a run of its own, which a log without it gets later; it is no test."""
+    asked = replace(TINY, compiled=True)
+    (tmp_path / "adamw.jsonl").write_text((log.folder / "adamw.jsonl").read_text())
+    found = Log(tmp_path)
+    before = summarise(asked, found.records())["tasks"]["a"]["entries"]["adamw"]
+    for _ in range(2):
+        Worker(asked, found, label=False).tune_and_test("adamw", "a")
+    (timing,) = (r for r in found.records() if r not in log.records())
+    assert timing["purpose"] == "time"
+    assert set(timing["step_time"]) == {"optimizer_ms", "gradient_ms", "compiled_ms"}
+    after = summarise(asked, found.records())["tasks"]["a"]["entries"]["adamw"]
+    assert before["compiled_ms_per_step"] is None
+    assert after["compiled_ms_per_step"] == timing["step_time"]["compiled_ms"]
+    assert after["test_accuracy"] == before["test_accuracy"]
+
+
 def test_a_task_or_rule_that_changed_is_run_anew(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     known = log.by_key()
     worker = Worker(TINY, log, label=False)

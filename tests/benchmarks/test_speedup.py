@@ -31,6 +31,13 @@ def test_a_slow_gradient_in_one_measurement_is_no_advantage() -> None:
     assert ratio(quiet["entries"]["other"], quiet) == ratio(busy["entries"]["other"], busy)
 
 
+def test_the_faster_of_eager_and_compiled_counts() -> None:
+    slower, faster = ({**entry(500, ms=3.0), "compiled_ms_per_step": ms} for ms in (4.0, 1.0))
+    found = task(adamw=entry(1000, ms=1.0), slower=slower, faster=faster)
+    assert ratio(slower, found)["time"] == 1.0
+    assert ratio(faster, found)["time"] == 2.0
+
+
 def test_not_reached_is_a_bound_from_above() -> None:
     found = task(adamw=entry(980), slow=entry(None))
     assert ratio(found["entries"]["slow"], found) == {"reached": False, "steps": 0.98, "time": 0.98}
