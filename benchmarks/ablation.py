@@ -8,11 +8,14 @@ rule lies in benchmarks/rules/ablation.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+import yaml
 
 from benchmarks.runner.benchmark import Benchmark, Case
 from benchmarks.runner.recipe import Recipe
@@ -22,20 +25,30 @@ from meta_tasks import TASKS
 CONFIG = Path(__file__).parents[1] / "configs" / "ablation.yaml"
 META_SEEDS = (0, 1, 2)
 
+
+def _without_graph(options: dict[str, Any]) -> dict[str, Any]:
+    """Of a per-parameter MLP with as many meta-parameters, which sees factored moments in the place of neighbours."""
+    own = {"width": 29, "layers": 4, "factored": True}
+    return {name: value for name, value in options.items() if name != "neuron_width"} | own
+
+
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "whole": ("the rule as it is", ()),
     "no-graph": (
         "a network for each scalar by itself with as many meta-parameters",
         (
             "--rule.metanet", "mlp",
-            "--rule.options", "{width: 29, layers: 4, rate: 0.03, directions: [grafted, adam, slow, gradient]}",
+            "--rule.options", json.dumps(_without_graph(yaml.safe_load(CONFIG.read_text())["rule"]["options"])),
         ),
     ),
     "adam-base": (
-        "no orthogonalised direction: it starts as Adam",
-        ("--rule.options.directions", "[adam, slow, gradient]", "--rule.options.rate", "8e-3"),
+        "nothing is orthogonalised: it starts as Adam",
+        ("--rule.options.update_form", "mixture", "--rule.options.rate", "2e-2", "--rule.options.scales", "{}"),
     ),
-    "one-direction": ("grafted alone, nothing to mix", ("--rule.options.directions", "[grafted]")),
+    "one-direction": (
+        "Adam's direction alone, nothing to mix before it is orthogonalised",
+        ("--rule.options.directions", "[adam]", "--rule.options.weights", "[1.0]"),
+    ),
     "short-horizons": (
         "every network trained for 60 steps",
         ("--meta.shortest_horizon", "60", "--meta.longest_horizon", "60"),

@@ -83,7 +83,7 @@ def orthogonal(h: History) -> Tensor:
     which is as large as Adam's usually is (Liu et al. 2025, arXiv 2502.16982, equation 4). Tensors are read as
     matrices (first axis, the rest); those that do not feed hidden neurons take Adam's direction.
     """
-    return _for_hidden(h, lambda o, a: 0.2 * max(o.shape) ** 0.5 * o)
+    return _for_hidden(h, _nesterov(h), adam(h), lambda o, a: 0.2 * max(o.shape) ** 0.5 * o)
 
 
 def grafted(h: History) -> Tensor:
@@ -92,13 +92,23 @@ def grafted(h: History) -> Tensor:
     Orthogonalised momentum is as long however small the gradients have become; Adam's step, which remembers how
     large they were, is not. So this one comes to rest where Adam does.
     """
-    return _for_hidden(h, lambda o, a: o * (_rms(a) / (_rms(o) + EPS)))
+    return graft(h, _nesterov(h), adam(h))
 
 
-def _for_hidden(h: History, direction: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Adam's direction, but for hidden matrices the one made of O (rows, columns) and Adam's (n,)."""
-    momenta = h.moments.momenta[0].lerp(h.grads, 0.1).split(h.sizes)
-    parts = list(adam(h).split(h.sizes))
+def graft(h: History, momentum: Tensor, like: Tensor) -> Tensor:
+    """(P,) and (P,): `like`, but for hidden matrices the orthogonalised momentum with the rms that `like` has there."""
+    return _for_hidden(h, momentum, like, lambda o, a: o * (_rms(a) / (_rms(o) + EPS)))
+
+
+def _nesterov(h: History) -> Tensor:
+    return h.moments.momenta[0].lerp(h.grads, 0.1)
+
+
+def _for_hidden(
+    h: History, momentum: Tensor, like: Tensor, direction: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """`like`, but for hidden matrices what is made of O (rows, columns), the orthogonalised momentum, and `like`."""
+    momenta, parts = momentum.split(h.sizes), list(like.split(h.sizes))
     hidden = [index for index, found in enumerate(h.hidden) if found]
     matrices = orthogonalised([momenta[i].reshape(h.shapes[i][0], -1) for i in hidden])
     for index, matrix in zip(hidden, matrices, strict=True):

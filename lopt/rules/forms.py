@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lopt.rules.directions import DIRECTIONS, History
+from lopt.rules.directions import DIRECTIONS, History, graft
 
 NEURAL_GRAPHS_SCALE = 0.01
 """The factor of the log-magnitude in Neural Graphs; that of the direction is the rule's rate, 0.01 there."""
@@ -36,12 +36,30 @@ def mixture(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: 
     s(x) = x / sqrt(1 + x^2 / 4) lies within +-2: the magnitude stays within a factor of exp(2) = 7.4 of the base
     rate, wherever a metanet may be led beyond what it was trained on.
     """
+    return _length(raw, log_rate) * _mixed(h, directions, raw)
+
+
+def orthogonal(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
+    """As "mixture", but hidden matrices are orthogonalised after mixing: -rate exp(s(r_0)) G(sum_k (w_k + r_k) d_k).
+
+    G replaces a hidden matrix by newton_schulz(sqrt(v) d) at the rms of d. However directions are mixed, no singular
+    value of a step exceeds the others: with directions added to an orthogonalised one, the largest does.
+    """
+    mixed = _mixed(h, directions, raw)
+    return _length(raw, log_rate) * graft(h, mixed / h.inverse, mixed)
+
+
+def _mixed(h: History, directions: Mapping[str, float], raw: Tensor) -> Tensor:
     step: Tensor | None = None
     for (name, weight), row in zip(directions.items(), raw[1:], strict=True):
         term = (row + weight) * DIRECTIONS[name](h)
         step = term if step is None else step + term
     assert step is not None
-    return -torch.exp(raw[0] * torch.rsqrt(1 + raw[0] * raw[0] / 4) + log_rate) * step
+    return step
+
+
+def _length(raw: Tensor, log_rate: Tensor) -> Tensor:
+    return -torch.exp(raw[0] * torch.rsqrt(1 + raw[0] * raw[0] / 4) + log_rate)
 
 
 def magnitude(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
@@ -61,6 +79,7 @@ def momentum(h: History, directions: Mapping[str, float], raw: Tensor, log_rate:
 
 FORMS: dict[str, Form] = {
     "mixture": Form(mixture, lambda directions: 1 + directions),
+    "orthogonal": Form(orthogonal, lambda directions: 1 + directions),
     "magnitude": Form(magnitude, lambda directions: 2),
     "momentum": Form(momentum, lambda directions: 1, learns_decay=True),
 }

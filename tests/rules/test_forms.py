@@ -10,8 +10,10 @@ from torch import Tensor
 
 from lopt import load_rule, make_rule, save_rule
 from lopt.errors import ConfigError
+from lopt.features.moments import Moments
 from lopt.graph import ParameterGraph
 from lopt.rules import LearnedRule
+from lopt.rules.classical.newton_schulz import newton_schulz
 from lopt.rules.directions import History
 from lopt.rules.forms import FORMS
 from lopt.rules.learned import RATE_SPEED
@@ -83,8 +85,6 @@ def test_a_decay_of_zero_stays() -> None:
 
 
 def history() -> History:
-    from lopt.features.moments import Moments
-
     row = torch.linspace(-1, 1, 7, dtype=torch.float64)
     moments = Moments(torch.stack([row * 2, row]), row.abs() + 1)
     return History(row, row + 1, moments, 1 / (moments.root + 1e-8), row + 2, row[:1], [(7,)], [False])
@@ -102,10 +102,30 @@ def test_formulas() -> None:
         "magnitude": -0.01 * raw[0] * (0.01 * raw[1]).exp(),
         "momentum": -0.01 * (h.moments.momenta[0] + 1e-3 * raw[0]),
     }
+    expected["orthogonal"] = expected["mixture"]  # of a vector
     assert set(expected) == set(FORMS)
     for name, form in FORMS.items():
         found = form.step(h, names, raw[: form.outputs(len(names))], rate.log())
         torch.testing.assert_close(found, expected[name])
+
+
+def test_the_orthogonal_form_keeps_all_singular_values_alike_however_directions_are_mixed() -> None:
+    """At the rms of the mixture; what is orthogonalised is in units of the gradient."""
+    generator = seeded(3)
+    grads, momentum, raw = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((24,), (2, 24), (3, 24))
+    )
+    raw[0] = 0
+    m = Moments(momentum, torch.rand(24, generator=generator, dtype=torch.float64) + 0.1)
+    h = History(grads, grads, m, 1 / (m.root + 1e-8), None, grads[:1], [(6, 4)], [True])
+    names = {"adam": 0.5, "gradient": 0.5}
+    mixed = -FORMS["mixture"].step(h, names, raw, torch.zeros(())).reshape(6, 4)
+    found = -FORMS["orthogonal"].step(h, names, raw, torch.zeros(())).reshape(6, 4)
+    torch.testing.assert_close(found.norm(), mixed.norm())
+    flat = newton_schulz(mixed * m.root.reshape(6, 4))
+    torch.testing.assert_close(found / found.norm(), flat / flat.norm(), rtol=1e-5, atol=1e-7)
+    spread = torch.linalg.svdvals(found)
+    assert spread[0] / spread[-1] < 2 < torch.linalg.svdvals(mixed)[0] / torch.linalg.svdvals(mixed)[-1]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -124,5 +144,5 @@ def test_forms_are_saved_with_the_rule_and_have_finite_derivatives(form: str, tm
 
 
 def test_unknown_form_is_named() -> None:
-    with pytest.raises(ConfigError, match="update_form must be one of mixture, magnitude, momentum"):
+    with pytest.raises(ConfigError, match="update_form must be one of mixture, orthogonal,"):
         make_rule("mlp", update_form="sideways")
