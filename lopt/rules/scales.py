@@ -65,7 +65,7 @@ def relative_rates(graph: ParameterGraph, param_rms: Tensor) -> Tensor:
     """(B,) factors in proportion to the size of the weights, from `LEAST` up to 1 at that of `usual_rms`.
 
     What a step changes in a network depends on its size beside that of the weights: a SIREN, whose hidden weights are
-    thirty times smaller than those of other networks, takes thirty times smaller steps. Vectors keep their rate.
+    more than ten times smaller than other networks', takes steps a tenth as long there. Vectors keep their rate.
 
     Shapes: param_rms (B,) -> (B,).
     """
