@@ -1,0 +1,29 @@
+"""What ships with the package: it trains networks of kinds that its forerunners failed on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import lopt
+from lopt.meta.evaluation import train_networks
+from meta_tasks import make_task
+
+CASES: dict[str, tuple[str, dict[str, Any], int, float, float]] = {
+    # The first lopt-base ended at five times AdamW's loss: its steps were longer than the weights.
+    "siren": ("siren", {"widths": (24, 24, 24)}, 200, 3e-3, 3.0),
+    "autoencoder": ("autoencoder", {"widths": (48,), "code": 8}, 150, 1e-2, 1.0),
+}
+"""Family, spec, steps, a good learning rate of AdamW with a one-cycle schedule, and how many times its loss will do."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_lopt_base_ends_near_adamw_or_below(name: str) -> None:
+    family, spec, steps, lr, factor = CASES[name]
+    task, seeds = make_task(family, spec), (1, 2)
+    rule, adamw = lopt.load_rule("lopt-base"), lopt.make_rule("adamw", lr=1.0)
+    ours = train_networks(rule.on(task.graph), task, seeds, steps, total_steps=steps, splits=())
+    theirs = train_networks(adamw.on(task.graph), task, seeds, steps, lr=lr, schedule="one_cycle", splits=())
+    assert not ours.diverged.any()
+    assert ours.final_loss.mean() < factor * theirs.final_loss.mean()
