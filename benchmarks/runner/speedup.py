@@ -93,7 +93,8 @@ def _text(figures: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:
         "### Speed-up over tuned AdamW\n\n"
         "AdamW's steps (time) to its final training loss over those of each optimizer to the same loss: above 1 is"
         " faster than AdamW. Geometric mean over the tasks with a 95 % confidence interval (Student's t of the"
-        " logarithms), then the speed-up in steps on each task. An optimizer that does not get there within the run"
+        " logarithms), then the speed-up in steps on each task. Time is of the processor, gradients included, with a"
+        " compiled step where that is timed and faster. An optimizer that does not get there within the run"
         ' counts as if it did at the last step, marked "<": its true speed-up is lower.\n\n'
         + aligned(header, rows)
     )
