@@ -97,6 +97,7 @@ def overview(summary: Mapping[str, Any]) -> tuple[Any, str]:
             *(_cell(found[key]) for found in by_task.values() for key in ("loss", "accuracy")),
         ]
         for name, by_task in figures.items()
+        if any(found["loss"] for found in by_task.values())
     ]
     text = (
         "### Variants\n\nMean training loss and test accuracy, mean ± deviation over the meta-seeds (each the mean of"
