@@ -124,11 +124,11 @@ def check(valid: object, name: str, expected: str, found: object) -> None:
 
 
 class LearnedRule(Rule):
-    """delta = -a(t / T) rate exp(2 tanh(raw_0 / 2)) sum_k (w_k + raw_k) d_k, bounded for each tensor.
+    """delta = -a(t / T) rate exp(s(raw_0)) sum_k (w_k + raw_k) d_k, bounded for each tensor.
 
-    The d_k are base directions with weights w_k, raw (R, P) the metanet's outputs, and a is half a cosine where the
-    horizon T is known, else 1. With the metanet's heads at zero this is the optimizer of the weighted directions, by
-    default Adam, with cosine decay if it is told the horizon. Other forms are in `lopt.rules.forms`.
+    The d_k are base directions with weights w_k, raw (R, P) the metanet's outputs, s keeps within +-2, and a is half a
+    cosine where the horizon T is known, else 1. With the metanet's heads at zero this is the optimizer of the weighted
+    directions, by default Adam, with cosine decay if it is told the horizon. Other forms are in `lopt.rules.forms`.
     """
 
     def __init__(self, config: LearnedRuleConfig) -> None:

@@ -15,7 +15,7 @@ from lopt.rules.classical.muon import ADAMW_KINDS, is_hidden_matrix
 CLASSES = ("kernel", "matrix", "output", "table", "vector")
 """Kernels and dense matrices that feed hidden neurons; the output layer; embeddings and depthwise kernels; the rest."""
 
-TABLES = ("embedding", "position")
+TABLES = ADAMW_KINDS - {"depthwise"}
 """Kinds of tensors that are tables of vectors."""
 
 HIDDEN = ("kernel", "matrix")

@@ -126,6 +126,13 @@ def test_without_a_horizon_the_rate_fades_if_asked_to() -> None:
     torch.testing.assert_close(annealing(steps, known, fade=900.0), annealing(steps, known))
 
 
+def values_on(graph: ParameterGraph) -> dict[str, Tensor]:
+    return {
+        name: torch.randn(spec.shape, generator=seeded(1), dtype=torch.float64)
+        for name, spec in graph.parameters.items()
+    }
+
+
 def test_scales_multiply_the_rate_of_each_class() -> None:
     """One rule whose classes have their own rates equals as many rules, each on its own tensor."""
     graph = hand_graph(
@@ -139,10 +146,7 @@ def test_scales_multiply_the_rate_of_each_class() -> None:
         },
     )
     scales = {"kernel": 2.0, "matrix": 0.5, "table": 3.0, "vector": 0.25, "output": 0.1}
-    drawn = {
-        name: torch.randn(spec.shape, generator=seeded(i)).double()
-        for i, (name, spec) in enumerate(graph.parameters.items())
-    }
+    drawn = values_on(graph)
     moved = {}
     for given in ({}, scales):
         bound = LearnedRule(LearnedRuleConfig(rate=1e-4, scales=given)).double().on(graph)
@@ -163,10 +167,7 @@ def test_steps_of_wide_hidden_matrices_stop_growing() -> None:
             "head": "weight out:OUTPUT in:WIDE",
         },
     )
-    drawn = {
-        name: torch.randn(spec.shape, generator=seeded(1), dtype=torch.float64)
-        for name, spec in graph.parameters.items()
-    }
+    drawn = values_on(graph)
     deltas = {}
     for widest in (0.0, 16.0):
         config = LearnedRuleConfig(rate=1e-4, directions=("grafted",), widest=widest)
@@ -188,10 +189,7 @@ def test_small_weights_take_small_steps_where_asked() -> None:
         },
     )
     usual = {"dense": 24**-0.5, "words": 3**-0.5, "head": 18**-0.5}
-    drawn = {
-        name: torch.randn(spec.shape, generator=seeded(1), dtype=torch.float64)
-        for name, spec in graph.parameters.items()
-    }
+    drawn = values_on(graph)
     for share, expected in {0.0: 0.1, 0.05: 0.1, 0.4: 0.4, 1.0: 1.0, 7.0: 1.0}.items():
         params = {name: share * usual.get(name, 1.0) * p / rms(p) for name, p in drawn.items()}
         moved = {}
