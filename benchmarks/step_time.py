@@ -1,6 +1,6 @@
 """What one step of lopt-base costs beside Adam, AdamW and Muon, from small networks to 30 million parameters.
 
-    python -m benchmarks.step_time [--threads 1 2] [--networks gpt-1M gpt-3M] [--compile] [--quick]
+    python -m benchmarks.step_time [--threads 1 2] [--networks gpt-1M gpt-3M] [--compile] [--unprepared] [--quick]
 
 784-128-10, FM-16 and C10-32 (Kofinas et al. 2024, arXiv 2403.12143), and GPTs of 1, 3, 10 and 30 million parameters,
 with random weights and gradients: what is timed does not depend on them. The optimizers of a network take turns in
@@ -75,6 +75,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=positive, default=15, help="timed steps (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="also lopt-base under torch.compile")
     parser.add_argument(
+        "--unprepared",
+        action="store_true",
+        help="without lopt.meta.runtime.prepare_cpu, as in a process that does not call it",
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="networks up to a million parameters, three steps"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", default=OUT)
@@ -87,7 +92,9 @@ def main() -> None:
     names = args.networks or (QUICK if args.quick else list(NETWORKS))
     rows: list[dict[str, Any]] = []
     for name in tqdm(names, disable=None):
-        rows += [run_row(name, threads, repeats, args.compile) for threads in args.threads]
+        rows += [
+            run_row(name, threads, repeats, args.compile, not args.unprepared) for threads in args.threads
+        ]
     result = {
         "what": "milliseconds per step (medians), by wall clock and of the processor; memory is the process's peak",
         "repeats": repeats,
@@ -98,9 +105,15 @@ def main() -> None:
     print(table(rows))
 
 
-def run_row(network: str, threads: int, repeats: int, compiled: bool) -> dict[str, Any]:
+def run_row(network: str, threads: int, repeats: int, compiled: bool, prepared: bool) -> dict[str, Any]:
     """Measure in a process of its own."""
-    row = {"network": network, "threads": threads, "repeats": repeats, "compiled": compiled}
+    row = {
+        "network": network,
+        "threads": threads,
+        "repeats": repeats,
+        "compiled": compiled,
+        "prepared": prepared,
+    }
     command = [sys.executable, "-m", "benchmarks.step_time", "--row", json.dumps(row)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -108,10 +121,11 @@ def run_row(network: str, threads: int, repeats: int, compiled: bool) -> dict[st
     return found
 
 
-def measure(network: str, threads: int, repeats: int, compiled: bool) -> dict[str, Any]:
+def measure(network: str, threads: int, repeats: int, compiled: bool, prepared: bool) -> dict[str, Any]:
     """All optimizers of one network, in turns."""
     torch.set_num_threads(threads)
-    prepare_cpu()
+    if prepared:
+        prepare_cpu()
     model, inputs = network_with_gradients(network)
     size = sum(p.numel() for p in model.parameters())
     graph = lopt.ParameterGraph.trace(model, (inputs,))
@@ -145,6 +159,7 @@ def measure(network: str, threads: int, repeats: int, compiled: bool) -> dict[st
         "network": network,
         "parameters": size,
         "threads": threads,
+        "prepared": prepared,
         "peak_memory_mib": round(peak_memory()),
         "optimizers": figures,
     }
