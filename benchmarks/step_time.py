@@ -1,12 +1,13 @@
 """What one step of lopt-base costs beside Adam, AdamW and Muon, from small networks to 30 million parameters.
 
-    python -m benchmarks.step_time [--threads 1 2] [--networks gpt-1M gpt-3M] [--compile] [--unprepared] [--rounds N] [--quick]
+    python -m benchmarks.step_time [--threads 1 2] [--networks gpt-1M gpt-3M] [--compile] [--rounds 4] [--quick]
 
 784-128-10, FM-16 and C10-32 (Kofinas et al. 2024, arXiv 2403.12143), and GPTs of 1, 3, 10 and 30 million parameters,
 with random weights and gradients: what is timed does not depend on them. The optimizers of a network take turns in
 random order, so that a busy machine and a cold cache slow each alike; figures are medians, of wall-clock and of
-processor time, and of several rounds the lowest median, as other work on the machine only ever adds. Every network has a process of its own, so that its peak memory is its own. State is counted in the
-memory that it holds. Writes benchmarks/results/step_time.json.
+processor time, and of several rounds the lowest median, as other work on the machine only ever adds. Every network
+has a process of its own, so that its peak memory is its own. State is counted in the memory that it holds. Writes
+benchmarks/results/step_time.json.
 """
 
 from __future__ import annotations
