@@ -9,17 +9,14 @@ rule lies in benchmarks/rules/ablation.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import yaml
 
 from benchmarks.runner.benchmark import Benchmark, Case
-from benchmarks.runner.recipe import Recipe
-from lopt.meta.report import aligned
+from benchmarks.runner.variants import Variant, overview_of, recipes
 from meta_tasks import TASKS
 
 CONFIG = Path(__file__).parents[1] / "configs" / "ablation.yaml"
@@ -32,98 +29,38 @@ def _without_graph(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "neuron_width"} | own
 
 
-VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "whole": ("the rule as it is", ()),
-    "no-graph": (
+VARIANTS = {
+    "whole": Variant("the rule as it is"),
+    "no-graph": Variant(
         "a network for each scalar by itself with as many meta-parameters",
         (
             "--rule.metanet", "mlp",
             "--rule.options", json.dumps(_without_graph(yaml.safe_load(CONFIG.read_text())["rule"]["options"])),
         ),
     ),
-    "adam-base": (
+    "adam-base": Variant(
         "nothing is orthogonalised: it starts as Adam",
         ("--rule.options.update_form", "mixture", "--rule.options.rate", "2e-2", "--rule.options.scales", "{}"),
     ),
-    "one-direction": (
+    "one-direction": Variant(
         "Adam's direction alone, nothing to mix before it is orthogonalised",
         ("--rule.options.directions", "[adam]", "--rule.options.weights", "[1.0]"),
     ),
-    "short-horizons": (
+    "short-horizons": Variant(
         "every network trained for 60 steps",
         ("--meta.shortest_horizon", "60", "--meta.longest_horizon", "60"),
     ),
-    "long-horizons": (
+    "long-horizons": Variant(
         "every network trained for 600 steps",
         ("--meta.shortest_horizon", "600", "--meta.longest_horizon", "600"),
     ),
-    "first-order": ("backpropagation that takes the inner gradients as given", ("--meta.second_order", "false")),
-    "es": ("evolution strategies", ("--meta.estimator", "es")),
-    "pes": ("persistent evolution strategies", ("--meta.estimator", "pes")),
-    "mixture": ("backpropagation and PES", ("--meta.estimator", "mixture")),
+    "first-order": Variant(
+        "backpropagation that takes the inner gradients as given", ("--meta.second_order", "false")
+    ),
+    "es": Variant("evolution strategies", ("--meta.estimator", "es")),
+    "pes": Variant("persistent evolution strategies", ("--meta.estimator", "pes")),
+    "mixture": Variant("backpropagation and PES", ("--meta.estimator", "mixture")),
 }  # fmt: skip
-"""What is different, in words and as overrides of the config."""
-
-FRESH = "fresh"
-"""The whole rule before meta-training; its random weights are multiplied by zero, so that one seed says all."""
-
-
-def recipes(seeds: tuple[int, ...], *changes: str) -> dict[str, Recipe]:
-    """Every variant with every meta-seed, and the fresh rule."""
-    trained = {
-        f"{name}.{seed}": Recipe(CONFIG, (*overrides, "--seed", str(seed), *changes))
-        for name, (_, overrides) in VARIANTS.items()
-        for seed in seeds
-    }
-    return {FRESH: Recipe(CONFIG, trained=False), **trained}
-
-
-def overview(summary: Mapping[str, Any]) -> tuple[Any, str]:
-    """For each variant and task, final training loss and test accuracy: mean and deviation over the meta-seeds."""
-    tasks = summary["tasks"]
-    variants = {name: words for name, (words, _) in VARIANTS.items()} | {
-        FRESH: "the rule before meta-training"
-    }
-    figures = {name: {task: _of_variant(name, tasks[task]["entries"]) for task in tasks} for name in variants}
-    header = [
-        "variant",
-        "what is different",
-        *(f"{task}: {what}" for task in tasks for what in ("loss", "accuracy, %")),
-    ]
-    rows = [
-        [
-            name,
-            variants[name],
-            *(_cell(found[key]) for found in by_task.values() for key in ("loss", "accuracy")),
-        ]
-        for name, by_task in figures.items()
-        if any(found["loss"] for found in by_task.values())
-    ]
-    text = (
-        "### Variants\n\nMean training loss and test accuracy, mean ± deviation over the meta-seeds (each the mean of"
-        " the test seeds). The deviation is what luck in meta-training makes: smaller differences say nothing.\n\n"
-    )
-    return figures, text + aligned(header, rows)
-
-
-def _of_variant(name: str, entries: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    own = [entry for key, entry in entries.items() if key.partition(".")[0] == name]
-    return {
-        "loss": [entry["mean_train_loss"]["mean"] for entry in own],
-        "accuracy": [
-            entry["test_accuracy"]["mean"] and 100 * entry["test_accuracy"]["mean"] for entry in own
-        ],
-    }
-
-
-def _cell(values: list[float | None]) -> str:
-    finite = [value for value in values if value is not None]
-    if not finite:
-        return "diverged" if values else "-"
-    spread = f" ± {stdev(finite):.2g}" if len(finite) > 1 else ""
-    lost = f" ({len(values) - len(finite)} diverged)" if len(finite) < len(values) else ""
-    return f"{mean(finite):.4g}{spread}{lost}"
-
 
 FULL = Benchmark(
     name="ablation",
@@ -143,8 +80,8 @@ FULL = Benchmark(
     },
     baselines=("adamw",),
     rules=(),
-    recipes=recipes(META_SEEDS),
-    overview=overview,
+    recipes=recipes(CONFIG, VARIANTS, META_SEEDS),
+    overview=overview_of(VARIANTS, "whole", ("no-graph",)),
 )
 
 DIGITS = "{family: mlp, options: {widths: [12], batch_size: 16}}"
@@ -156,7 +93,8 @@ QUICK = replace(
     rates=3,
     test_seeds=(101, 102),
     recipes=recipes(
-        (0,), "--tasks", f"[{DIGITS}]", "--validation", f"[{DIGITS}]", "--meta.steps", "2", "--meta.networks", "2",
-        "--meta.cohorts", "2", "--meta.truncation", "5", "--meta.validation_steps", "10",
+        CONFIG, VARIANTS, (0,), "--tasks", f"[{DIGITS}]", "--validation", f"[{DIGITS}]",
+        "--meta.steps", "2", "--meta.networks", "2", "--meta.cohorts", "2", "--meta.truncation", "5",
+        "--meta.validation_steps", "10",
     ),
 )  # fmt: skip

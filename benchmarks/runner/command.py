@@ -20,7 +20,7 @@ from lopt.meta.report import write_results
 from lopt.meta.runtime import prepare_cpu
 from lopt.rules import LearnedRule
 
-NAMES = ("neural_graphs", "families", "transfer", "ablation")
+NAMES = ("neural_graphs", "families", "transfer", "ablation", "from_adam")
 """Each is a module of this package with two benchmarks, FULL and QUICK."""
 
 HOME = Path(__file__).parents[1]

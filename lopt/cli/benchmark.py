@@ -17,6 +17,7 @@ neural_graphs   FM-16 and C10-32, the tasks of the Neural Graphs paper: every me
 families        ResNet, ViT, GPT, LSTM, autoencoder, SIREN, a table: speed-ups over tuned AdamW
 transfer        widths, depths, batch sizes and a horizon far from those of meta-training
 ablation        what the graph, the base directions, the horizons and the estimator are worth
+from_adam       what meta-training makes of plain Adam, with the graph and without; no data set needed
 
 Needs a checkout of the repository: the benchmarks are not in the package.
 

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 import lopt
-from benchmarks import ablation, families, transfer
+from benchmarks import ablation, families, from_adam, transfer
+from benchmarks.runner import variants
+from benchmarks.runner.benchmark import Benchmark
 from benchmarks.runner.command import NAMES, find_benchmark
 from lopt import config as configs
 from lopt.cli.train import parse_overrides
 from lopt.errors import ConfigError
 from lopt.meta.run_config import RunConfig
-from meta_tasks import FAMILIES, SUITES
+from meta_tasks import FAMILIES, SUITES, make_task
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,31 +54,62 @@ def test_transfer_covers_what_it_says() -> None:
     ] * 3
 
 
-@pytest.mark.parametrize("name", ablation.FULL.recipes)
-def test_every_variant_is_a_valid_config_that_differs_from_the_whole_as_it_says(name: str) -> None:
-    def load(key: str) -> RunConfig:
-        recipe = ablation.FULL.recipes[key]
-        return configs.load(RunConfig, recipe.config, parse_overrides(recipe.overrides))
+def config_of(benchmark: Benchmark, key: str) -> RunConfig:
+    recipe = benchmark.recipes[key]
+    return configs.load(RunConfig, recipe.config, parse_overrides(recipe.overrides))
 
-    variant, _, seed = name.partition(".")
-    found = load(name)
+
+@pytest.mark.parametrize(
+    ("benchmark", "key"), [(b, key) for b in (ablation.FULL, from_adam.FULL) for key in b.recipes]
+)
+def test_every_variant_is_a_valid_config_that_differs_from_the_whole_as_it_says(
+    benchmark: Benchmark, key: str
+) -> None:
+    whole_name = next(name for name in benchmark.recipes if name != variants.FRESH).partition(".")[0]
+    variant, _, seed = key.partition(".")
+    found = config_of(benchmark, key)
     assert found.seed == int(seed or 0)
-    assert (found != load(f"whole.{seed or 0}")) == (variant not in ("whole", ablation.FRESH))
+    same = found == config_of(benchmark, f"{whole_name}.{seed or 0}")
+    assert same == (variant in (whole_name, variants.FRESH))
     # The budget: outer steps, networks and the steps that each gradient looks through.
-    whole = load("whole.0").meta
+    whole = config_of(benchmark, f"{whole_name}.0").meta
     for field in ("steps", "networks", "cohorts", "truncation", "learning_rate"):
         assert getattr(found.meta, field) == getattr(whole, field)
 
 
-def test_without_the_graph_there_are_as_many_meta_parameters() -> None:
+@pytest.mark.parametrize(
+    ("benchmark", "graph", "other"),
+    [
+        (ablation.FULL, "whole.0", "no-graph.0"),
+        (from_adam.FULL, "graph.0", "factored.0"),
+        (from_adam.FULL, "graph.0", "alone.0"),
+    ],
+)
+def test_without_the_graph_there_are_as_many_meta_parameters(
+    benchmark: Benchmark, graph: str, other: str
+) -> None:
     counts = []
-    for name in ("whole.0", "no-graph.0"):
-        recipe = ablation.FULL.recipes[name]
-        config = configs.load(RunConfig, recipe.config, parse_overrides(recipe.overrides))
-        counts.append(
-            sum(p.numel() for p in lopt.make_rule(config.rule.metanet, **config.rule.options).parameters())
-        )
+    for config in (config_of(benchmark, graph), config_of(benchmark, other)):
+        rule = lopt.make_rule(config.rule.metanet, **config.rule.options)
+        counts.append(sum(p.numel() for p in rule.parameters()))
     assert counts[1] == pytest.approx(counts[0], rel=0.02)
+
+
+def test_from_adam_starts_as_adam() -> None:
+    """All variants, fresh, take the steps of Adam with cosine decay."""
+    task = make_task("mlp", {"dataset": "digits", "widths": [8]})
+    torch.manual_seed(0)
+    params = {name: torch.randn(spec.shape) for name, spec in task.graph.parameters.items()}
+    grads = {name: torch.randn_like(p) for name, p in params.items()}
+    reference = {name: p.clone().requires_grad_() for name, p in params.items()}
+    for name, p in reference.items():
+        p.grad = grads[name]
+    torch.optim.Adam(reference.values(), lr=1e-2).step()
+    for key in ("graph.0", "factored.0", "alone.0"):
+        config = config_of(from_adam.FULL, key).rule
+        bound = lopt.make_rule(config.metanet, **config.options).on(task.graph)
+        new, _ = bound.update(grads, bound.init(params, total_steps=100), params)
+        torch.testing.assert_close(new, dict(reference), rtol=0, atol=1e-5)
 
 
 def test_a_recipe_makes_its_rule_and_goes_on_after_a_stop(tmp_path: Path) -> None:
@@ -97,26 +130,44 @@ def test_a_recipe_makes_its_rule_and_goes_on_after_a_stop(tmp_path: Path) -> Non
 
 
 def test_the_fresh_rule_is_not_trained(tmp_path: Path) -> None:
-    ablation.FULL.recipes[ablation.FRESH].make(tmp_path / "fresh.safetensors", tmp_path / "runs", None)
+    ablation.FULL.recipes[variants.FRESH].make(tmp_path / "fresh.safetensors", tmp_path / "runs", None)
     rule = lopt.load_rule(tmp_path / "fresh.safetensors")
     assert not (tmp_path / "runs").exists()
     assert all(torch.equal(p, torch.zeros_like(p)) for n, p in rule.named_parameters() if "head" in n)
 
 
 def test_variants_are_gathered_over_meta_seeds() -> None:
-    def entry(loss: float | None, accuracy: float) -> dict[str, object]:
-        return {"mean_train_loss": {"mean": loss}, "test_accuracy": {"mean": accuracy}}
+    def entry(loss: float | None, accuracy: float | None) -> dict[str, object]:
+        return {
+            "mean_train_loss": {"mean": loss},
+            **({} if accuracy is None else {"test_accuracy": {"mean": accuracy}}),
+        }
 
     entries = {
         "whole.0": entry(1.0, 0.5),
         "whole.1": entry(3.0, 0.7),
+        "no-graph.0": entry(2.0, 0.5),
+        "no-graph.1": entry(3.0, 0.5),
+        "no-graph.2": entry(9.0, 0.5),
         "es.0": entry(None, 0.1),
         "adamw": entry(9.0, 0.1),
     }
-    figures, text = ablation.overview({"tasks": {"t": {"entries": entries}}})
-    assert figures["whole"]["t"] == {"loss": [1.0, 3.0], "accuracy": [50.0, 70.0]}
+    plain = {"whole.0": entry(1.0, None), "no-graph.1": entry(1.0, None)}
+    assert ablation.FULL.overview is not None
+    figures, text = ablation.FULL.overview(
+        {"tasks": {"t": {"entries": entries}, "plain": {"entries": plain}}}
+    )
+    assert figures["variants"]["whole"]["t"] == {"loss": [1.0, 3.0], "accuracy": [50.0, 70.0]}
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "2 ± 1.4" in rows["whole"]
     assert "60 ± 14" in rows["whole"]
     assert "diverged" in rows["es"]
     assert "adamw" not in rows
+    assert "plain: accuracy" not in text
+    # Losses of the same meta-seed: 1 / 2 and 3 / 3; on the other task no meta-seed has both.
+    ratio = figures["loss_ratio"]["no-graph"]
+    assert ratio["plain"] is None
+    assert ratio["t"]["values"] == [0.5, 1.0]
+    assert ratio["t"]["mean"] == pytest.approx(0.5**0.5)
+    assert ratio["t"]["low"] < ratio["t"]["mean"] < ratio["t"]["high"]
+    assert "0.707 (" in text

@@ -1,0 +1,134 @@
+"""Rules that differ in one thing, each meta-trained with several meta-seeds, and what they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from benchmarks.runner.benchmark import View
+from benchmarks.runner.recipe import Recipe
+from benchmarks.runner.speedup import geometric_mean
+from lopt.meta.report import aligned
+
+FRESH = "fresh"
+"""The first variant before meta-training; its random weights are multiplied by zero, so that one seed says all."""
+
+
+class Variant(NamedTuple):
+    """What is different, in words and as overrides of a config."""
+
+    words: str
+    overrides: tuple[str, ...] = ()
+
+
+def recipes(
+    config: Path, variants: Mapping[str, Variant], seeds: tuple[int, ...], *changes: str
+) -> dict[str, Recipe]:
+    """Every variant with every meta-seed, as NAME.SEED, and the fresh rule."""
+    trained = {
+        f"{name}.{seed}": Recipe(config, (*variant.overrides, "--seed", str(seed), *changes))
+        for name, variant in variants.items()
+        for seed in seeds
+    }
+    return {FRESH: Recipe(config, trained=False), **trained}
+
+
+def overview_of(variants: Mapping[str, Variant], graph: str, others: tuple[str, ...]) -> View:
+    """For each variant and task, training loss and test accuracy over the meta-seeds; and one variant against others.
+
+    `graph` is the variant whose losses are divided by those of each of `others` with the same meta-seed.
+    """
+
+    def overview(summary: Mapping[str, Any]) -> tuple[Any, str]:
+        tasks = summary["tasks"]
+        words = {name: variant.words for name, variant in variants.items()}
+        words[FRESH] = "the rule before meta-training"
+        figures = {
+            name: {task: _of_variant(name, found["entries"]) for task, found in tasks.items()}
+            for name in words
+        }
+        against = {
+            other: {
+                task: _ratio(*(_losses(name, found["entries"]) for name in (graph, other)))
+                for task, found in tasks.items()
+            }
+            for other in others
+        }
+        text = "### Variants\n\n" + _variants(figures, words) + "\n\n" + _against(against, graph)
+        return {"variants": figures, "loss_ratio": against}, text
+
+    return overview
+
+
+def _of_variant(name: str, entries: Mapping[str, Any]) -> dict[str, list[float | None]]:
+    own = [entry for key, entry in entries.items() if key.partition(".")[0] == name]
+    accuracies = [(entry.get("test_accuracy") or {}).get("mean") for entry in own]
+    return {
+        "loss": [entry["mean_train_loss"]["mean"] for entry in own],
+        "accuracy": [None if found is None else 100 * found for found in accuracies],
+    }
+
+
+def _losses(name: str, entries: Mapping[str, Any]) -> dict[str, float | None]:
+    """Mean training loss by meta-seed."""
+    keys = {key.partition(".")[2]: key for key in entries if key.partition(".")[0] == name}
+    return {seed: entries[key]["mean_train_loss"]["mean"] for seed, key in keys.items()}
+
+
+def _ratio(own: Mapping[str, float | None], other: Mapping[str, float | None]) -> dict[str, Any] | None:
+    """Of losses with the same meta-seed: geometric mean, its interval, and every one; None without any."""
+    pairs = [(own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())]
+    values = [a / b for a, b in pairs if a is not None and b is not None]
+    return {**geometric_mean(values), "values": values} if values else None
+
+
+def _variants(figures: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    shown = {
+        name: by_task for name, by_task in figures.items() if any(found["loss"] for found in by_task.values())
+    }
+    columns = [
+        (task, key, title)
+        for task in next(iter(figures.values()))
+        for key, title in (("loss", "loss"), ("accuracy", "accuracy, %"))
+        if any(value is not None for by_task in shown.values() for value in by_task[task][key])
+    ]
+    header = ["variant", "what is different", *(f"{task}: {title}" for task, _, title in columns)]
+    rows = [
+        [name, words[name], *(_cell(by_task[task][key]) for task, key, _ in columns)]
+        for name, by_task in shown.items()
+    ]
+    return (
+        "Mean training loss and test accuracy, mean ± deviation over the meta-seeds (each the mean of the test seeds)."
+        " The deviation is what luck in meta-training makes: smaller differences say nothing.\n\n"
+        + aligned(header, rows)
+    )
+
+
+def _cell(values: list[float | None]) -> str:
+    finite = [value for value in values if value is not None]
+    if not finite:
+        return "diverged" if values else "-"
+    spread = f" ± {stdev(finite):.2g}" if len(finite) > 1 else ""
+    lost = f" ({len(values) - len(finite)} diverged)" if len(finite) < len(values) else ""
+    return f"{mean(finite):.4g}{spread}{lost}"
+
+
+def _against(against: Mapping[str, Mapping[str, Any]], graph: str) -> str:
+    tasks = [task for task in next(iter(against.values())) if any(found[task] for found in against.values())]
+    header = [f"{graph} over", *tasks]
+    rows = [[other, *(_interval(found[task]) for task in tasks)] for other, found in against.items()]
+    return (
+        f"Mean training loss of *{graph}* over that of the same meta-seed of others (below 1: *{graph}* is ahead):"
+        " geometric mean over the meta-seeds with a 95 % confidence interval (Student's t of the logarithms).\n\n"
+        + aligned(header, rows)
+    )
+
+
+def _interval(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    if found["low"] is None:
+        return f"{found['mean']:.3f} (one meta-seed)"
+    return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
