@@ -118,7 +118,11 @@ def _cell(values: list[float | None]) -> str:
 def _against(against: Mapping[str, Mapping[str, Any]], graph: str) -> str:
     tasks = [task for task in next(iter(against.values())) if any(found[task] for found in against.values())]
     header = [f"{graph} over", *tasks]
-    rows = [[other, *(_interval(found[task]) for task in tasks)] for other, found in against.items()]
+    rows = [
+        [other, *(_interval(found[task]) for task in tasks)]
+        for other, found in against.items()
+        if any(found.values())
+    ]
     return (
         f"Mean training loss of *{graph}* over that of the same meta-seed of others (below 1: *{graph}* is ahead):"
         " geometric mean over the meta-seeds with a 95 % confidence interval (Student's t of the logarithms).\n\n"
