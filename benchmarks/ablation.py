@@ -8,35 +8,22 @@ rule lies in benchmarks/rules/ablation.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from benchmarks.runner.benchmark import Benchmark, Case
-from benchmarks.runner.variants import Variant, overview_of, recipes
+from benchmarks.runner.variants import Variant, overview_of, per_parameter_mlp, recipes
 from meta_tasks import TASKS
 
 CONFIG = Path(__file__).parents[1] / "configs" / "ablation.yaml"
 META_SEEDS = (0, 1, 2)
 
 
-def _without_graph(options: dict[str, Any]) -> dict[str, Any]:
-    """Of a per-parameter MLP with as many meta-parameters, which sees factored moments in the place of neighbours."""
-    own = {"width": 29, "layers": 4, "factored": True}
-    return {name: value for name, value in options.items() if name != "neuron_width"} | own
-
-
 VARIANTS = {
     "whole": Variant("the rule as it is"),
     "no-graph": Variant(
         "a network for each scalar by itself with as many meta-parameters",
-        (
-            "--rule.metanet", "mlp",
-            "--rule.options", json.dumps(_without_graph(yaml.safe_load(CONFIG.read_text())["rule"]["options"])),
-        ),
+        per_parameter_mlp(CONFIG, width=29, factored=True),
     ),
     "adam-base": Variant(
         "nothing is orthogonalised: it starts as Adam",

@@ -8,36 +8,25 @@ rule lies in benchmarks/rules/from_adam.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from benchmarks.runner.benchmark import Benchmark, Case
-from benchmarks.runner.variants import Variant, overview_of, recipes
+from benchmarks.runner.variants import Variant, overview_of, per_parameter_mlp, recipes
 from meta_tasks import TASKS
 
 CONFIG = Path(__file__).parents[1] / "configs" / "from_adam.yaml"
 META_SEEDS = (0, 1, 2, 3, 4)
 
-
-def _mlp(**changes: Any) -> tuple[str, ...]:
-    """A per-parameter MLP with as many meta-parameters as the config's AxisNet."""
-    options = yaml.safe_load(CONFIG.read_text())["rule"]["options"] | {"layers": 4} | changes
-    return "--rule.metanet", "mlp", "--rule.options", json.dumps(options)
-
-
 VARIANTS = {
     "graph": Variant("AxisNet: messages between scalars and neurons"),
     "factored": Variant(
         "a network for each scalar by itself with as many meta-parameters, which sees factored moments",
-        _mlp(width=59),
+        per_parameter_mlp(CONFIG, width=59),
     ),
     "alone": Variant(
-        "the same without factored moments: nothing of a scalar's row and column",
-        _mlp(width=59, factored=False),
+        "the same without factored moments among its features",
+        per_parameter_mlp(CONFIG, width=59, factored=False),
     ),
 }
 
@@ -58,7 +47,7 @@ FULL = Benchmark(
     baselines=("adam", "adamw", "muon"),
     recipes=recipes(CONFIG, VARIANTS, META_SEEDS),
     overview=overview_of(VARIANTS, "graph", ("factored", "alone")),
-)  # fmt: skip
+)
 
 QUICK = replace(
     FULL,

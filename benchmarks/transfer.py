@@ -82,7 +82,7 @@ FULL = Benchmark(
     protocol=f"""
         Plain convolutional networks on CIFAR-10 at 16 x 16 pixels, around a base of width {WIDTH}, depth {DEPTH}, batch
         {BATCH} and {STEPS:,} steps: widths 8 to 128, depths 1 to 5, batches of 32 to 1,024, and 10,000 steps. lopt-base
-        was meta-trained on widths of 8 to 24 with batches of 32 and 64 for 60 to 800 steps, never on CIFAR-10; it runs
+        saw convolutional networks of widths 8 to 24, batches of 32 and 64 and 60 to 800 steps, never CIFAR-10; it runs
         as it is (lr 1) and is told the horizon. Baselines have the whole search on the base, and at every other point
         one of their own near its outcome: three learning rates with the schedule found there, and up to two beyond.
     """,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
+
+import yaml
 
 from benchmarks.runner.benchmark import View
 from benchmarks.runner.recipe import Recipe
@@ -21,6 +24,13 @@ class Variant(NamedTuple):
 
     words: str
     overrides: tuple[str, ...] = ()
+
+
+def per_parameter_mlp(config: Path, **changes: Any) -> tuple[str, ...]:
+    """Overrides that put an MLP of four layers for each scalar by itself in the place of the config's AxisNet."""
+    options = yaml.safe_load(config.read_text())["rule"]["options"]
+    kept = {name: value for name, value in options.items() if name != "neuron_width"}
+    return "--rule.metanet", "mlp", "--rule.options", json.dumps(kept | {"layers": 4} | changes)
 
 
 def recipes(
@@ -63,7 +73,7 @@ def overview_of(variants: Mapping[str, Variant], graph: str, others: tuple[str, 
 
 
 def _of_variant(name: str, entries: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    own = [entry for key, entry in entries.items() if key.partition(".")[0] == name]
+    own = _by_seed(name, entries).values()
     accuracies = [(entry.get("test_accuracy") or {}).get("mean") for entry in own]
     return {
         "loss": [entry["mean_train_loss"]["mean"] for entry in own],
@@ -73,8 +83,13 @@ def _of_variant(name: str, entries: Mapping[str, Any]) -> dict[str, list[float |
 
 def _losses(name: str, entries: Mapping[str, Any]) -> dict[str, float | None]:
     """Mean training loss by meta-seed."""
-    keys = {key.partition(".")[2]: key for key in entries if key.partition(".")[0] == name}
-    return {seed: entries[key]["mean_train_loss"]["mean"] for seed, key in keys.items()}
+    return {seed: entry["mean_train_loss"]["mean"] for seed, entry in _by_seed(name, entries).items()}
+
+
+def _by_seed(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries NAME.SEED of one variant; that of a rule without a meta-seed has an empty one."""
+    parts = {key: key.partition(".") for key in entries}
+    return {seed: entries[key] for key, (variant, _, seed) in parts.items() if variant == name}
 
 
 def _ratio(own: Mapping[str, float | None], other: Mapping[str, float | None]) -> dict[str, Any] | None:
