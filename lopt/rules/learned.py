@@ -66,6 +66,10 @@ class LearnedRuleConfig:
     """Rows or columns of a hidden matrix above which its step shrinks with their root; 0: never."""
     relative: bool = False
     """Whether tensors with smaller weights than PyTorch draws take smaller steps (`scales.relative_rates`)."""
+    weight_decay: float = 0.0
+    """Decay of all weights but vectors, as a share of the base learning rate; it anneals with the steps."""
+    decay_horizon: float = 0.0
+    """Horizon at which half of the weight decay acts (`decay_share`); 0: all of it at any."""
     max_step: float = 0.5
     """Bound on the rms of a tensor's step, relative to the rms of the tensor (taken as at least 0.1)."""
 
@@ -98,6 +102,9 @@ class LearnedRuleConfig:
         fits = is_number(self.widest) and 0 <= self.widest < math.inf
         check(fits, "widest", "a number of rows or columns from 0", self.widest)
         check(isinstance(self.relative, bool), "relative", "true or false", self.relative)
+        for name in ("weight_decay", "decay_horizon"):
+            found = getattr(self, name)
+            check(is_number(found) and 0 <= found < math.inf, name, "a finite number from 0", found)
         fits = isinstance(self.scales, dict) and all(
             name in CLASSES and is_number(scale) and 0 < scale < math.inf
             for name, scale in self.scales.items()
@@ -124,11 +131,12 @@ def check(valid: object, name: str, expected: str, found: object) -> None:
 
 
 class LearnedRule(Rule):
-    """delta = -a(t / T) rate exp(s(raw_0)) sum_k (w_k + raw_k) d_k, bounded for each tensor.
+    """delta = -a(t / T) rate (exp(s(raw_0)) sum_k (w_k + raw_k) d_k + b(T) p), bounded for each tensor.
 
-    The d_k are base directions with weights w_k, raw (R, P) the metanet's outputs, s keeps within +-2, and a is half a
-    cosine where the horizon T is known, else 1. With the metanet's heads at zero this is the optimizer of the weighted
-    directions, by default Adam, with cosine decay if it is told the horizon. Other forms are in `lopt.rules.forms`.
+    The d_k are base directions with weights w_k, raw (R, P) the metanet's outputs, s keeps within +-2, a is half a
+    cosine where the horizon T is known, else 1, and b(T) is the decay of the parameters p, by default 0. With the
+    metanet's heads at zero this is the optimizer of the weighted directions, by default Adam, with cosine decay if it
+    is told the horizon. Other forms are in `lopt.rules.forms`.
     """
 
     def __init__(self, config: LearnedRuleConfig) -> None:
@@ -195,6 +203,8 @@ class LearnedRule(Rule):
         memory = None if memory is None else memory.to(like)
         raw, memory = self.metanet(graph, features.to(like), context.to(like), memory)
         step = self._step(history, raw.to(dtype))
+        if self.config.weight_decay:
+            step = step - segment_expand(self._weight_decay(graph, steps, horizon)[None], sizes)[0] * p
         delta = step * segment_expand(self._factor(graph, step, param_rms, steps, horizon)[None], sizes)[0]
         new = {
             "momenta": graph.unflatten(momenta),
@@ -254,6 +264,14 @@ class LearnedRule(Rule):
         log_rate = (self.log_rate * RATE_SPEED).to(raw.dtype)
         return FORMS[self.config.update_form].step(history, self.config.mixture, raw, log_rate)
 
+    def _weight_decay(self, graph: ParameterGraph, steps: Tensor, horizon: Tensor) -> Tensor:
+        """(B,) how much of each tensor is taken away at the full base rate; nothing of vectors."""
+        decayed = steps.new_tensor([found != "vector" for found in classes(graph)])
+        rate = (self.log_rate * RATE_SPEED).exp().to(steps.dtype)
+        return (
+            decayed * rate * self.config.weight_decay * decay_share(steps, horizon, self.config.decay_horizon)
+        )
+
     def _factor(
         self, graph: ParameterGraph, step: Tensor, param_rms: Tensor, steps: Tensor, horizon: Tensor
     ) -> Tensor:
@@ -301,6 +319,15 @@ def annealing(steps: Tensor, horizon: Tensor, warm_up: float = 0.0, fade: float 
         factor = factor * _half_cosine((1 - fraction / warm_up).clamp(min=0), 0.04)
     unknown = torch.rsqrt(1 + (steps - 1) / fade) * (5 * steps / fade).clamp(max=1) if fade else 1.0
     return torch.where(horizon > 0, factor, unknown)
+
+
+def decay_share(steps: Tensor, horizon: Tensor, half: float = 0.0) -> Tensor:
+    """(B,) T / (T + half), the share of the weight decay that acts with a horizon T; t steps for T where it is unknown.
+
+    Short runs end before a network knows its data by heart, and decay costs them steps; in long ones it is what holds.
+    """
+    length = torch.where(horizon > 0, horizon, steps)
+    return length / (length + half)
 
 
 def _half_cosine(done: Tensor, end: float) -> Tensor:

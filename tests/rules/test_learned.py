@@ -15,7 +15,7 @@ from lopt.graph import ParameterGraph
 from lopt.rules import LearnedRule, LearnedRuleConfig, make_rule
 from lopt.rules.base import BoundRule, State
 from lopt.rules.directions import DIRECTIONS
-from lopt.rules.learned import annealing
+from lopt.rules.learned import annealing, decay_share
 from tests.helpers import (
     NETWORKS,
     Network,
@@ -124,6 +124,51 @@ def test_without_a_horizon_the_rate_fades_if_asked_to() -> None:
     expected = torch.tensor([1 / 180, 0.1 / (1 + 17 / 900) ** 0.5, (3 / 4) ** 0.5, 0.5])
     torch.testing.assert_close(annealing(steps, unknown, fade=900.0), expected)
     torch.testing.assert_close(annealing(steps, known, fade=900.0), annealing(steps, known))
+
+
+def test_fresh_rule_with_weight_decay_is_adamw_but_for_vectors() -> None:
+    params, decay = tensors(0, torch.float64), 0.3
+    rule = LearnedRule(LearnedRuleConfig(rate=5e-3, weight_decay=decay)).double()
+    ours = run(rule.on(ParameterGraph.untied(params.items())), params, 50)
+    theirs = {name: p.clone() for name, p in params.items()}
+    groups = [
+        {"params": [p for p in theirs.values() if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in theirs.values() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=rule.gauges()["base_rate"])
+    for t in range(50):
+        for name, g in gradient(theirs, t).items():
+            theirs[name].grad = g
+        adamw.step()
+    assert relative_error(ours, theirs) < 1e-9
+    assert relative_error(ours, run_adam(params, 50, 5e-3)) > 1e-3
+
+
+def test_weight_decay_grows_with_the_horizon_and_without_one_with_the_steps() -> None:
+    steps, horizon = torch.tensor([1.0, 50.0, 7.0, 150.0]), torch.tensor([50.0, 50.0, 0.0, 0.0])
+    torch.testing.assert_close(decay_share(steps, horizon), torch.ones(4))
+    expected = torch.tensor([1 / 4, 1 / 4, 7 / 157, 1 / 2])
+    torch.testing.assert_close(decay_share(steps, horizon, 150.0), expected)
+
+
+@pytest.mark.parametrize("total", [None, 50.0])
+def test_weight_decay_follows_the_rate(total: float | None) -> None:
+    """Without gradients it is all that moves the weights, scaled and annealed as steps are."""
+    weight = torch.ones(4, 3, dtype=torch.float64)
+    config = LearnedRuleConfig(
+        rate=0.02, weight_decay=0.1, decay_horizon=150.0, warm_up=0.1, fade=20.0, scales={"matrix": 0.5}
+    )
+    rule = LearnedRule(config).double()
+    bound = rule.on(ParameterGraph.untied([("w", weight)]))
+    params, state = {"w": weight}, bound.init({"w": weight}, total)
+    expected = torch.ones(1, dtype=torch.float64)
+    for t in range(1, 31):
+        step, horizon = torch.tensor([t]).double(), torch.tensor([total or 0]).double()
+        share = (total or t) / ((total or t) + 150)
+        rate = rule.gauges()["base_rate"] * 0.5 * annealing(step, horizon, 0.1, 20.0)
+        expected = expected * (1 - rate * 0.1 * share)
+        params, state = bound.update({"w": torch.zeros_like(weight)}, state, params)
+    torch.testing.assert_close(params["w"], expected.expand(4, 3))
 
 
 def values_on(graph: ParameterGraph) -> dict[str, Tensor]:
@@ -513,7 +558,8 @@ def test_compiled_update_equals_eager(backend: str) -> None:
     parameters = {"qkv": "query,key,value out:head*q+head*q+head*q in:stream", "scale": "scale out:stream"}
     graph = hand_graph({"stream": 4, "head": 2, "q": 3}, parameters)
     params = {name: torch.randn(spec.shape, generator=seeded(0)) for name, spec in graph.parameters.items()}
-    bound = small_rule(scale=0.1).float().on(graph)
+    rule = small_rule(scale=0.1, weight_decay=0.5, decay_horizon=20.0)
+    bound = rule.float().on(graph)
     state = bound.init(params, 50.0)
     theirs, their_state = params, state
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
@@ -548,6 +594,8 @@ def test_compiled_update_equals_eager(backend: str) -> None:
         {"fade": -1.0},
         {"widest": -1.0},
         {"relative": "yes"},
+        {"weight_decay": -0.1},
+        {"decay_horizon": float("inf")},
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any]) -> None:
