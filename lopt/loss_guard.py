@@ -80,6 +80,8 @@ def base_of(rule: Rule) -> Rule:
 class _Silent(Metanet):
     """Answers zero, and leaves the memory as it is."""
 
+    sees_scalars = False
+
     def __init__(self, outputs: int, memory: int) -> None:
         super().__init__()
         self.outputs, self.memory = outputs, memory

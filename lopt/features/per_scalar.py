@@ -42,6 +42,11 @@ def log_ratio(a: Tensor, root_b: Tensor) -> Tensor:
     return 4 * (root_a - root_b) / (root_a + root_b)
 
 
+def gradient_ratios(grads: Tensor, moments: Moments) -> Tensor:
+    """(K + 1, P) the momenta and the gradient, over the root of the second moment."""
+    return torch.cat([moments.momenta, grads[None]]) * reciprocal(moments.root)
+
+
 def per_scalar_features(
     params: Tensor,
     grads: Tensor,
@@ -56,7 +61,7 @@ def per_scalar_features(
     to show, the root-mean-square over each scalar's tensor of the parameters, and the square root of that of the
     second moment's root (plus `FLOOR`).
     """
-    ratios = torch.cat([moments.momenta, grads[None]]) * reciprocal(moments.root)
+    ratios = gradient_ratios(grads, moments)
     relative = params / (param_rms + 1e-6)
     rows = [
         log_size(ratios[-1]),

@@ -12,6 +12,7 @@ from lopt.metanets.mlp import Mlp
 from lopt.metanets.nfn import Nfn
 from lopt.metanets.ng_gnn import NgGnn
 from lopt.metanets.ng_t import NgT
+from lopt.metanets.tensor_mlp import TensorMlp
 from lopt.metanets.unf import Unf
 
 METANETS: dict[str, type[Metanet]] = {
@@ -19,6 +20,7 @@ METANETS: dict[str, type[Metanet]] = {
     "mlp": Mlp,
     "lstm": Lstm,
     "tensor_lstm": TensorLstm,
+    "tensor_mlp": TensorMlp,
     "deepsets": DeepSets,
     "nfn": Nfn,
     "dwsnet": DwsNet,
@@ -42,5 +44,6 @@ __all__ = [
     "NgGnn",
     "NgT",
     "TensorLstm",
+    "TensorMlp",
     "Unf",
 ]

@@ -23,6 +23,9 @@ class Metanet(nn.Module, ABC):
     memory: int = 0
     """M, how many values each scalar carries to the next step; 0 for a metanet without recurrence."""
 
+    sees_scalars: bool = True
+    """Whether it reads features of scalars. One that does not, reads the context alone, need not be given any."""
+
     def prepare(self, graph: ParameterGraph) -> None:
         """Derive what is needed of a graph ahead of the first step, which may be a compiled one."""
 

@@ -233,21 +233,29 @@ class LearnedRule(Rule):
     def _observe(
         self, graph: ParameterGraph, p: Tensor, g: Tensor, m: Moments, steps: Tensor, horizon: Tensor
     ) -> tuple[History, Tensor, Tensor, Tensor]:
-        """The gradient history of all scalars, their features (F, P), the tensors' context (C, B) and rms (B,)."""
+        """The gradient history of all scalars, their features (F, P), the tensors' context (C, B) and rms (B,).
+
+        There are no features, F = 0, where the metanet looks at none.
+        """
         shapes, sizes = _shapes(graph), _sizes(graph)
         second = m.root * m.root
         fastest = m.momenta[0]
         means = segment_mean(torch.stack([p * p, g * g, fastest * fastest, second, g * fastest]), sizes)
         param_rms, grad_rms, momentum_rms, root_rms = torch.sqrt(means[:4].clamp(min=0) + moments.TINY)
         agreement = means[4] / ((grad_rms + per_scalar.FLOOR) * (momentum_rms + per_scalar.FLOOR))
-        wanted = self.config.factored or "factored" in self.config.directions
+        sees_scalars = self.metanet.sees_scalars
+        wanted = (self.config.factored and sees_scalars) or "factored" in self.config.directions
         factored = moments.factored_root(second, shapes) if wanted else None
         inverse = 1 / (m.root + EPS)
         history = History(p, g, m, inverse, factored, momentum_rms, shapes, _hidden(graph))
-        spread = segment_expand(torch.stack([param_rms, torch.sqrt(root_rms + per_scalar.FLOOR)]), sizes)
-        seen = factored if self.config.factored else None
-        features = per_scalar.per_scalar_features(p, g, m, seen, *spread)
-        ratios = features[: len(m.momenta) + 1]
+        if sees_scalars:
+            spread = segment_expand(torch.stack([param_rms, torch.sqrt(root_rms + per_scalar.FLOOR)]), sizes)
+            seen = factored if self.config.factored else None
+            features = per_scalar.per_scalar_features(p, g, m, seen, *spread)
+            ratios = features[: len(m.momenta) + 1]
+        else:
+            ratios = per_scalar.squash(per_scalar.gradient_ratios(g, m))
+            features = ratios[:0]
         context = torch.cat(
             [
                 per_tensor.time_features(steps, horizon),

@@ -94,6 +94,7 @@ CASES = {
     "mlp": Case("mlp", {"width": 6}, knows_neurons=False),
     "lstm": Case("lstm", {"width": 3}, knows_neurons=False),
     "tensor_lstm": Case("tensor_lstm", {"width": 4}, knows_neurons=False),
+    "tensor_mlp": Case("tensor_mlp", {"width": 4}, knows_neurons=False),
     "deepsets": Case("deepsets", {"width": 6}, knows_neurons=False),
     "nfn": Case("nfn", {"width": 4}, ("mlp", "chain")),
     "nfn, a layer its own": Case("nfn", {"width": 4, "depth": 3}, ("mlp", "chain"), tiny={"width": 4, "depth": 2}),

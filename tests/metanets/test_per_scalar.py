@@ -1,4 +1,4 @@
-"""Mlp, Lstm, TensorLstm and DeepSets against torch's own layers and plain loops."""
+"""Mlp, Lstm, TensorLstm, TensorMlp and DeepSets against torch's own layers and plain loops."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lopt.graph import ParameterGraph
 from lopt.metanets.deepsets import DeepSets
 from lopt.metanets.lstm import Lstm, TensorLstm
 from lopt.metanets.mlp import Mlp
+from lopt.metanets.tensor_mlp import TensorMlp
 from tests.helpers import randomised, seeded
 from tests.metanets.cases import network
 
@@ -125,3 +126,16 @@ def test_deep_sets_see_means_alone() -> None:
     ]
     raw = torch.cat(expected) @ net.head.weight.T + net.head.bias
     torch.testing.assert_close(net(graph, features, context)[0], raw.T)
+
+
+def test_tensor_mlp_is_a_network_for_each_tensor_that_needs_no_features() -> None:
+    graph = network("cnn").graph
+    net = fresh(TensorMlp(F, C, R, width=4))
+    features, context = inputs(graph)
+    twin = nn.Sequential(nn.Linear(C, 4), nn.ReLU(), nn.Linear(4, R)).double()
+    copy_linear(twin[0], net.first.weight, bias=net.first.bias)
+    copy_linear(twin[2], net.head.weight, bias=net.head.bias)
+    raw, _ = net(graph, features[:0], context)
+    parts = raw.split([spec.numel for spec in graph.parameters.values()], -1)
+    for part, expected in zip(parts, twin(context.T), strict=True):
+        torch.testing.assert_close(part, expected[:, None].expand_as(part))
