@@ -10,6 +10,7 @@ import pytest
 import lopt
 from lopt.meta.evaluation import train_networks
 from lopt.rules import LearnedRule
+from lopt.rules.io import pretrained_names
 from meta_tasks import make_task
 
 CASES: dict[str, tuple[str, dict[str, Any], int, float, float]] = {
@@ -20,11 +21,12 @@ CASES: dict[str, tuple[str, dict[str, Any], int, float, float]] = {
 """Family, spec, steps, a good learning rate of AdamW with a one-cycle schedule, and how many times its loss will do."""
 
 
+@pytest.mark.parametrize("shipped", pretrained_names())
 @pytest.mark.parametrize("name", CASES)
-def test_lopt_base_ends_near_adamw_or_below(name: str) -> None:
+def test_it_ends_near_adamw_or_below(name: str, shipped: str) -> None:
     family, spec, steps, lr, factor = CASES[name]
     task, seeds = make_task(family, spec), (1, 2)
-    rule, adamw = lopt.load_rule("lopt-base"), lopt.make_rule("adamw", lr=1.0)
+    rule, adamw = lopt.load_rule(shipped), lopt.make_rule("adamw", lr=1.0)
     ours = train_networks(rule.on(task.graph), task, seeds, steps, total_steps=steps, splits=())
     theirs = train_networks(adamw.on(task.graph), task, seeds, steps, lr=lr, schedule="one_cycle", splits=())
     assert not ours.diverged.any()

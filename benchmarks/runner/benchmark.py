@@ -70,7 +70,7 @@ class Benchmark:
     cases: Mapping[str, Case]
     baselines: tuple[str, ...] = ("sgd", "adam", "adamw", "adafactor", "lion", "muon", "schedule_free_adamw")
     """Each is tuned by `benchmarks.runner.search`."""
-    rules: tuple[str, ...] = ("lopt-base",)
+    rules: tuple[str, ...] = ("lopt-base", "lopt-small")
     """Rules that ship with lopt; those in benchmarks/rules/NAME and those that are asked for come on top."""
     rates: int = 9
     """Learning rates that a baseline's search starts with."""
