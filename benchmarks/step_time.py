@@ -1,4 +1,4 @@
-"""What one step of lopt-base costs beside Adam, AdamW and Muon, from small networks to 30 million parameters.
+"""What one step of the shipped rules costs beside Adam, AdamW and Muon, from small networks to 30 million parameters.
 
     python -m benchmarks.step_time [--threads 1 2] [--networks gpt-1M gpt-3M] [--rounds 4]
                                    [--compile] [--unprepared] [--quick]
@@ -40,7 +40,7 @@ from meta_tasks.networks import TransformerLanguageModel, convnet, mlp
 
 OUT = Path(__file__).parent / "results" / "step_time.json"
 SEED, WARM_UP, CONTEXT, CHARACTERS = 0, 3, 64, 65
-COMPILED = "lopt-base, compiled"
+RULES = ("lopt-base", "lopt-small")
 
 Build = Callable[[], tuple[nn.Module, Tensor]]
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=positive, default=1, help="processes for each network (default: %(default)s)"
     )
-    parser.add_argument("--compile", action="store_true", help="also lopt-base under torch.compile")
+    parser.add_argument("--compile", action="store_true", help="also the shipped rules under torch.compile")
     parser.add_argument(
         "--unprepared",
         action="store_true",
@@ -136,8 +136,11 @@ def measure(network: str, threads: int, repeats: int, compiled: bool, prepared: 
     optimizers = all_optimizers(model, graph)
     steps: dict[str, Callable[[], object]] = {name: found.step for name, found in optimizers.items()}
     if compiled:
-        optimizers[COMPILED] = lopt.LearnedOptimizer(list(model.named_parameters()), graph=graph)
-        steps[COMPILED] = torch.compile(optimizers[COMPILED].step, dynamic=False)
+        named = list(model.named_parameters())
+        for rule in RULES:
+            optimizer = lopt.LearnedOptimizer(named, rule=rule, graph=graph)
+            optimizers[f"{rule}, compiled"] = optimizer
+            steps[f"{rule}, compiled"] = torch.compile(optimizer.step, dynamic=False)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     order = random.Random(SEED)
     for _ in range(WARM_UP + repeats):
@@ -195,7 +198,7 @@ def all_optimizers(model: nn.Module, graph: lopt.ParameterGraph) -> dict[str, to
         "adam, fused": torch.optim.Adam(params, fused=True),
         "adamw, foreach": torch.optim.AdamW(params, foreach=True),
         "muon": lopt.LearnedOptimizer(named, rule=lopt.make_rule("muon"), graph=graph),
-        "lopt-base": lopt.LearnedOptimizer(named, graph=graph),
+        **{rule: lopt.LearnedOptimizer(named, rule=rule, graph=graph) for rule in RULES},
     }
 
 
