@@ -34,9 +34,9 @@ class LearnedOptimizer(Optimizer):
 
     where the rule sees all parameters with a gradient at once, exactly as in meta-training. `lr` multiplies what
     the rule decides, so 1.0 is right and schedulers work on it. `weight_decay` is decoupled and means what it
-    means to AdamW at its default learning rate of 1e-3; it comes on top of what a rule decays by itself. Gradients are
-    never modified. A step with a gradient that
-    is not finite changes nothing and is counted in `skipped_steps`.
+    means to AdamW at its default learning rate of 1e-3; it comes on top of what a rule decays by itself. Gradients
+    are never modified. A step with a gradient that is not finite changes nothing and is counted in
+    `skipped_steps`.
 
     Args:
         params: parameters, named parameters or parameter groups. A group may have its own lr, weight_decay and
