@@ -22,12 +22,15 @@ COLOURS = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
 
 
 def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
-    """Training loss over steps, a panel for each task: rules solid, baselines dashed; median and range of the seeds."""
+    """Training loss over steps, a panel for each task: rules solid, baselines dashed; median and range of the seeds.
+
+    The rules of a variant, NAME.SEED for each meta-seed, share a colour and a line of the legend.
+    """
     tasks = {name: found for name, found in summary["tasks"].items() if found["entries"]}
     if not tasks:
         return
-    names = list(dict.fromkeys(name for found in tasks.values() for name in found["entries"]))
-    colours = {name: COLOURS[(2 * k + k // 10) % 20] for k, name in enumerate(sorted(names))}
+    variants = {_variant(name) for found in tasks.values() for name in found["entries"]}
+    colours = {variant: COLOURS[(2 * k + k // 10) % 20] for k, variant in enumerate(sorted(variants))}
     columns = min(COLUMNS, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     figure = Figure(figsize=(6 * columns + 1.5, 4.6 * rows), layout="constrained")
@@ -47,6 +50,10 @@ def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def _variant(name: str) -> str:
+    return name.partition(".")[0]
+
+
 def _panel(axes: Axes, name: str, found: Mapping[str, Any], colours: Mapping[str, Any], banded: bool) -> None:
     positive = True
     for optimizer, entry in found["entries"].items():
@@ -61,10 +68,11 @@ def _panel(axes: Axes, name: str, found: Mapping[str, Any], colours: Mapping[str
         style: dict[str, Any] = (
             {"linewidth": 2.0, "zorder": 3} if rule else {"linewidth": 1.3, "linestyle": "--"}
         )
-        axes.plot(steps, np.median(losses, 0), color=colours[optimizer], label=optimizer, **style)
+        variant = _variant(optimizer)
+        axes.plot(steps, np.median(losses, 0), color=colours[variant], label=variant, **style)
         if banded:
             axes.fill_between(
-                steps, losses.min(0), losses.max(0), color=colours[optimizer], alpha=0.1, linewidth=0
+                steps, losses.min(0), losses.max(0), color=colours[variant], alpha=0.1, linewidth=0
             )
     if positive:
         axes.set_yscale("log")
