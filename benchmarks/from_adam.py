@@ -45,6 +45,7 @@ FULL = Benchmark(
         for name in ("digits-mlp", "digits-mlp-wide", "digits-mlp-deep", "digits-cnn", "digits-autoencoder")
     },
     baselines=("adam", "adamw", "muon"),
+    rules=(),
     recipes=recipes(CONFIG, VARIANTS, META_SEEDS),
     overview=overview_of(VARIANTS, "graph", ("factored", "alone")),
 )

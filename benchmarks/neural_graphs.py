@@ -2,8 +2,8 @@
 
     lopt benchmark neural_graphs --data DIR [--rules runs/metanets-*] [--only adam muon] [--tasks fm-16]
 
-Rules: lopt-base, and every metanet meta-trained on FashionMNIST alone with the same budget (configs/metanets.yaml;
-benchmarks/rules/neural_graphs).
+Rules: lopt-base, lopt-small, and every metanet meta-trained on FashionMNIST alone with the same budget
+(configs/metanets.yaml; benchmarks/rules/neural_graphs).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ FULL = Benchmark(
         parameters, which no metanet saw in meta-training), batch 128, no augmentation, 1,000 steps; accuracy on all
         10,000 test images, seeds 101 to 105. The metanets are meta-trained on FashionMNIST alone with one budget
         (configs/metanets.yaml; "metanets-fresh" is the rule that they all start as); rules run as they are (lr 1) and
-        are told the horizon.
+        are told the horizon. The weight decay of lopt-base and lopt-small was sought, on other tasks, after an
+        earlier lopt-base without one had lost to Muon on C10-32 (LOG.md).
     """,
     cases={"fm-16": Case(TASKS["fm-16"]), "c10-32": Case(TASKS["c10-32"])},
 )

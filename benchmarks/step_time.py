@@ -36,11 +36,11 @@ from lopt.meta.gauges import peak_memory
 from lopt.meta.provenance import provenance
 from lopt.meta.report import aligned, write_results
 from lopt.meta.runtime import prepare_cpu
+from lopt.rules import pretrained_names
 from meta_tasks.networks import TransformerLanguageModel, convnet, mlp
 
 OUT = Path(__file__).parent / "results" / "step_time.json"
 SEED, WARM_UP, CONTEXT, CHARACTERS = 0, 3, 64, 65
-RULES = ("lopt-base", "lopt-small")
 
 Build = Callable[[], tuple[nn.Module, Tensor]]
 
@@ -137,7 +137,7 @@ def measure(network: str, threads: int, repeats: int, compiled: bool, prepared: 
     steps: dict[str, Callable[[], object]] = {name: found.step for name, found in optimizers.items()}
     if compiled:
         named = list(model.named_parameters())
-        for rule in RULES:
+        for rule in pretrained_names():
             optimizer = lopt.LearnedOptimizer(named, rule=rule, graph=graph)
             optimizers[f"{rule}, compiled"] = optimizer
             steps[f"{rule}, compiled"] = torch.compile(optimizer.step, dynamic=False)
@@ -198,7 +198,7 @@ def all_optimizers(model: nn.Module, graph: lopt.ParameterGraph) -> dict[str, to
         "adam, fused": torch.optim.Adam(params, fused=True),
         "adamw, foreach": torch.optim.AdamW(params, foreach=True),
         "muon": lopt.LearnedOptimizer(named, rule=lopt.make_rule("muon"), graph=graph),
-        **{rule: lopt.LearnedOptimizer(named, rule=rule, graph=graph) for rule in RULES},
+        **{rule: lopt.LearnedOptimizer(named, rule=rule, graph=graph) for rule in pretrained_names()},
     }
 
 

@@ -9,8 +9,7 @@ import pytest
 
 import lopt
 from lopt.meta.evaluation import train_networks
-from lopt.rules import LearnedRule
-from lopt.rules.io import pretrained_names
+from lopt.rules import LearnedRule, pretrained_names
 from meta_tasks import make_task
 
 CASES: dict[str, tuple[str, dict[str, Any], int, float, float]] = {

@@ -25,7 +25,7 @@ from lopt.meta.report import spread
 from lopt.meta.task import Task
 from lopt.meta.timing import time_step
 from lopt.meta.tuning import Trial, find_baseline
-from lopt.rules import LearnedRule
+from lopt.rules import LearnedRule, pretrained_names
 from lopt.rules.base import Rule
 from lopt.rules.io import digest
 from meta_tasks import make_task
@@ -70,8 +70,8 @@ class Benchmark:
     cases: Mapping[str, Case]
     baselines: tuple[str, ...] = ("sgd", "adam", "adamw", "adafactor", "lion", "muon", "schedule_free_adamw")
     """Each is tuned by `benchmarks.runner.search`."""
-    rules: tuple[str, ...] = ("lopt-base", "lopt-small")
-    """Rules that ship with lopt; those in benchmarks/rules/NAME and those that are asked for come on top."""
+    rules: tuple[str, ...] = tuple(pretrained_names())
+    """By default all that ship with lopt; those in benchmarks/rules/NAME and those that are asked for come on top."""
     rates: int = 9
     """Learning rates that a baseline's search starts with."""
     tuning_seeds: tuple[int, ...] = (1, 2, 3)

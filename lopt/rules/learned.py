@@ -269,13 +269,17 @@ class LearnedRule(Rule):
 
     def _step(self, history: History, raw: Tensor) -> Tensor:
         """(P,) the unbounded step out of the raw outputs."""
-        log_rate = (self.log_rate * RATE_SPEED).to(raw.dtype)
+        log_rate = self._log_rate().to(raw.dtype)
         return FORMS[self.config.update_form].step(history, self.config.mixture, raw, log_rate)
+
+    def _log_rate(self) -> Tensor:
+        """() the logarithm of the base rate."""
+        return self.log_rate * RATE_SPEED
 
     def _weight_decay(self, graph: ParameterGraph, steps: Tensor, horizon: Tensor) -> Tensor:
         """(B,) how much of each tensor is taken away at the full base rate; nothing of vectors."""
         decayed = steps.new_tensor([found != "vector" for found in classes(graph)])
-        rate = (self.log_rate * RATE_SPEED).exp().to(steps.dtype)
+        rate = self._log_rate().exp().to(steps.dtype)
         return (
             decayed * rate * self.config.weight_decay * decay_share(steps, horizon, self.config.decay_horizon)
         )
@@ -299,7 +303,7 @@ class LearnedRule(Rule):
 
     def gauges(self) -> dict[str, float]:
         """Figures worth watching in meta-training."""
-        found = {"base_rate": (self.log_rate.detach() * RATE_SPEED).exp().item()}
+        found = {"base_rate": self._log_rate().exp().item()}
         if self.decay_shift is not None:
             found["momentum_decay"] = self._decays(self.decay_shift.detach().new_ones(1))[0][0].item()
         return found

@@ -644,3 +644,15 @@ def test_fresh_rule_that_knows_the_horizon_is_adam_with_cosine_decay() -> None:
         with torch.no_grad():
             params, state = bound.update({"w": params["w"] - target}, state, params)
     assert torch.allclose(params["w"], reference, rtol=1e-6, atol=1e-9)
+
+
+def test_a_metanet_that_sees_no_scalars_is_given_the_same_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With features of scalars or without, which it does not read: the same steps."""
+    params = tensors(0, torch.float64)
+    rule = small_rule(scale=0.3, metanet="tensor_mlp", metanet_options={"width": 4})
+    assert not rule.metanet.sees_scalars
+    bound = rule.on(ParameterGraph.untied(params.items()))
+    without = run(bound, params, 5, 20.0)
+    monkeypatch.setattr(rule.metanet, "sees_scalars", True)
+    assert relative_error(without, run(bound, params, 5, 20.0)) < 1e-12
+    assert relative_error(without, params) > 1e-3, "the run moved the parameters"
