@@ -29,6 +29,10 @@ VARIANTS = {
         "nothing is orthogonalised: it starts as Adam",
         ("--rule.options.update_form", "mixture", "--rule.options.rate", "2e-2", "--rule.options.scales", "{}"),
     ),
+    "per-parameter": Variant(
+        "both: a network for each scalar by itself, and nothing is orthogonalised",
+        per_parameter_mlp(CONFIG, width=29, factored=True, update_form="mixture", rate=2e-2, scales={}),
+    ),
     "one-direction": Variant(
         "Adam's direction alone, nothing to mix before it is orthogonalised",
         ("--rule.options.directions", "[adam]", "--rule.options.weights", "[1.0]"),
@@ -68,7 +72,10 @@ FULL = Benchmark(
     baselines=("adamw",),
     rules=(),
     recipes=recipes(CONFIG, VARIANTS, META_SEEDS),
-    overview=overview_of(VARIANTS, "whole", ("no-graph",)),
+    overview=overview_of(
+        VARIANTS,
+        (("whole", "no-graph"), ("whole", "per-parameter"), ("adam-base", "per-parameter"), ("whole", "adam-base")),
+    ),
 )
 
 DIGITS = "{family: mlp, options: {widths: [12], batch_size: 16}}"

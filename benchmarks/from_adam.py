@@ -47,7 +47,7 @@ FULL = Benchmark(
     baselines=("adam", "adamw", "muon"),
     rules=(),
     recipes=recipes(CONFIG, VARIANTS, META_SEEDS),
-    overview=overview_of(VARIANTS, "graph", ("factored", "alone")),
+    overview=overview_of(VARIANTS, (("graph", "factored"), ("graph", "alone"))),
 )
 
 QUICK = replace(

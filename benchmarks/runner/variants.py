@@ -45,10 +45,10 @@ def recipes(
     return {FRESH: Recipe(config, trained=False), **trained}
 
 
-def overview_of(variants: Mapping[str, Variant], graph: str, others: tuple[str, ...]) -> View:
-    """For each variant and task, training loss and test accuracy over the meta-seeds; and one variant against others.
+def overview_of(variants: Mapping[str, Variant], pairs: tuple[tuple[str, str], ...]) -> View:
+    """For each variant and task, training loss and test accuracy over the meta-seeds; and some against others.
 
-    `graph` is the variant whose losses are divided by those of each of `others` with the same meta-seed.
+    The losses of the first of each of `pairs` are divided by those of the second with the same meta-seed.
     """
 
     def overview(summary: Mapping[str, Any]) -> tuple[Any, str]:
@@ -60,13 +60,13 @@ def overview_of(variants: Mapping[str, Variant], graph: str, others: tuple[str, 
             for name in words
         }
         against = {
-            other: {
-                task: _ratio(*(_losses(name, found["entries"]) for name in (graph, other)))
+            " / ".join(pair): {
+                task: _ratio(*(_losses(name, found["entries"]) for name in pair))
                 for task, found in tasks.items()
             }
-            for other in others
+            for pair in pairs
         }
-        text = "### Variants\n\n" + _variants(figures, words) + "\n\n" + _against(against, graph)
+        text = "### Variants\n\n" + _variants(figures, words) + "\n\n" + _against(against)
         return {"variants": figures, "loss_ratio": against}, text
 
     return overview
@@ -130,18 +130,17 @@ def _cell(values: list[float | None]) -> str:
     return f"{mean(finite):.4g}{spread}{lost}"
 
 
-def _against(against: Mapping[str, Mapping[str, Any]], graph: str) -> str:
+def _against(against: Mapping[str, Mapping[str, Any]]) -> str:
     tasks = [task for task in next(iter(against.values())) if any(found[task] for found in against.values())]
-    header = [f"{graph} over", *tasks]
     rows = [
-        [other, *(_interval(found[task]) for task in tasks)]
-        for other, found in against.items()
+        [pair, *(_interval(found[task]) for task in tasks)]
+        for pair, found in against.items()
         if any(found.values())
     ]
     return (
-        f"Mean training loss of *{graph}* over that of the same meta-seed of others (below 1: *{graph}* is ahead):"
+        "Mean training loss of one variant over that of another with the same meta-seed (below 1: the first is ahead):"
         " geometric mean over the meta-seeds with a 95 % confidence interval (Student's t of the logarithms).\n\n"
-        + aligned(header, rows)
+        + aligned(["variants", *tasks], rows)
     )
 
 

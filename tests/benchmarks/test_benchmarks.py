@@ -172,7 +172,7 @@ def test_variants_are_gathered_over_meta_seeds() -> None:
     assert "adamw" not in rows
     assert "plain: accuracy" not in text
     # Losses of the same meta-seed: 1 / 2 and 3 / 3; on the other task no meta-seed has both.
-    ratio = figures["loss_ratio"]["no-graph"]
+    ratio = figures["loss_ratio"]["whole / no-graph"]
     assert ratio["plain"] is None
     assert ratio["t"]["values"] == [0.5, 1.0]
     assert ratio["t"]["mean"] == pytest.approx(0.5**0.5)
