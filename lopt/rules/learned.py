@@ -70,8 +70,6 @@ class LearnedRuleConfig:
     """Decay of all weights but vectors, as a share of the base learning rate; it anneals with the steps."""
     decay_horizon: float = 0.0
     """Horizon at which half of the weight decay acts (`decay_share`); 0: all of it at any."""
-    decay_horizons: dict[str, float] = field(default_factory=dict)
-    """The same for some classes of tensor alone."""
     max_step: float = 0.5
     """Bound on the rms of a tensor's step, relative to the rms of the tensor (taken as at least 0.1)."""
 
@@ -107,9 +105,11 @@ class LearnedRuleConfig:
         for name in ("weight_decay", "decay_horizon"):
             found = getattr(self, name)
             check(is_number(found) and 0 <= found < math.inf, name, "a finite number from 0", found)
-        for name in ("scales", "decay_horizons"):
-            found = getattr(self, name)
-            check(by_class(found), name, f"finite numbers above 0 for some of {', '.join(CLASSES)}", found)
+        fits = isinstance(self.scales, dict) and all(
+            name in CLASSES and is_number(scale) and 0 < scale < math.inf
+            for name, scale in self.scales.items()
+        )
+        check(fits, "scales", f"finite numbers above 0 for some of {', '.join(CLASSES)}", self.scales)
         fits = is_number(self.second_decay) and 0 <= self.second_decay < 1
         check(fits, "second_decay", "a number from 0 up to but not 1", self.second_decay)
 
@@ -122,13 +122,6 @@ class LearnedRuleConfig:
 def is_number(value: object) -> bool:
     """Files and the command line may hold anything."""
     return isinstance(value, (int, float))
-
-
-def by_class(value: object) -> bool:
-    """Whether this is a positive number for each of some classes of tensors."""
-    return isinstance(value, dict) and all(
-        name in CLASSES and is_number(found) and 0 < found < math.inf for name, found in value.items()
-    )
 
 
 def check(valid: object, name: str, expected: str, found: object) -> None:
@@ -285,11 +278,11 @@ class LearnedRule(Rule):
 
     def _weight_decay(self, graph: ParameterGraph, steps: Tensor, horizon: Tensor) -> Tensor:
         """(B,) how much of each tensor is taken away at the full base rate; nothing of vectors."""
-        c, found = self.config, classes(graph)
-        decayed = steps.new_tensor([name != "vector" for name in found])
-        half = steps.new_tensor([c.decay_horizons.get(name, c.decay_horizon) for name in found])
+        decayed = steps.new_tensor([found != "vector" for found in classes(graph)])
         rate = self._log_rate().exp().to(steps.dtype)
-        return decayed * rate * c.weight_decay * decay_share(steps, horizon, half)
+        return (
+            decayed * rate * self.config.weight_decay * decay_share(steps, horizon, self.config.decay_horizon)
+        )
 
     def _factor(
         self, graph: ParameterGraph, step: Tensor, param_rms: Tensor, steps: Tensor, horizon: Tensor
@@ -340,13 +333,13 @@ def annealing(steps: Tensor, horizon: Tensor, warm_up: float = 0.0, fade: float 
     return torch.where(horizon > 0, factor, unknown)
 
 
-def decay_share(steps: Tensor, horizon: Tensor, half: Tensor | float = 0.0) -> Tensor:
-    """(B,) T^2 / (T^2 + half^2), the share of the weight decay that acts with a horizon T; t steps where it is unknown.
+def decay_share(steps: Tensor, horizon: Tensor, half: float = 0.0) -> Tensor:
+    """(B,) T / (T + half), the share of the weight decay that acts with a horizon T; t steps for T where it is unknown.
 
     Short runs end before a network knows its data by heart, and decay costs them steps; in long ones it is what holds.
     """
     length = torch.where(horizon > 0, horizon, steps)
-    return length**2 / (length**2 + half**2)
+    return length / (length + half)
 
 
 def _half_cosine(done: Tensor, end: float) -> Tensor:
