@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
+from lopt.graph.parameter_graph import ParameterSpec
 from lopt.rules.classical.muon import ADAMW_KINDS, is_hidden_matrix
 
 CLASSES = ("kernel", "matrix", "output", "table", "vector")
@@ -78,11 +79,16 @@ def relative_rates(graph: ParameterGraph, param_rms: Tensor) -> Tensor:
 @made_once
 def usual_rms(graph: ParameterGraph) -> list[float]:
     """1 / sqrt(3 fan-in), as PyTorch draws weights; a table of vectors has a fan-in of 1; vectors have none: 0."""
-    return [_usual(spec.kind, spec.shape) for spec in graph.parameters.values()]
+    return [_usual(spec) for spec in graph.parameters.values()]
 
 
-def _usual(kind: str, shape: tuple[int, ...]) -> float:
-    if len(shape) < 2:
+def _usual(spec: ParameterSpec) -> float:
+    if len(spec.shape) < 2:
         return 0.0
-    fan_in = 1 if kind in TABLES else prod(shape[1:])
+    if spec.kind in TABLES:
+        fan_in = 1
+    elif spec.roles == ("in", "out"):  # x @ W, as in Hugging Face's GPT-2
+        fan_in = spec.shape[0]
+    else:
+        fan_in = prod(spec.shape[1:])
     return (3 * max(fan_in, 1)) ** -0.5

@@ -230,10 +230,11 @@ def test_small_weights_take_small_steps_where_asked() -> None:
             "dense": "weight out:hidden in:IN",
             "bias": "bias out:hidden",
             "words": "embedding in:WORDS out:hidden",
+            "turned": "weight in:IN out:hidden",
             "head": "weight out:OUTPUT in:hidden",
         },
     )
-    usual = {"dense": 24**-0.5, "words": 3**-0.5, "head": 18**-0.5}
+    usual = {"dense": 24**-0.5, "words": 3**-0.5, "turned": 24**-0.5, "head": 18**-0.5}
     drawn = values_on(graph)
     for share, expected in {0.0: 0.1, 0.05: 0.1, 0.4: 0.4, 1.0: 1.0, 7.0: 1.0}.items():
         params = {name: share * usual.get(name, 1.0) * p / rms(p) for name, p in drawn.items()}
