@@ -64,8 +64,6 @@ def plot(summary: Mapping[str, Any], path: Path) -> None:
                     axes.errorbar(
                         *shown.T, color=f"C{number}", marker="o", markersize=4, capsize=3, label=name
                     )
-            if key == "final_train_loss":
-                axes.set_yscale("log")
             axes.set_xscale("log" if axis != "depth" else "linear")
             axes.set_xticks(list(values), [f"{value:,}" for value in values], minor=False)
             axes.minorticks_off()
