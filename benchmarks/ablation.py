@@ -74,7 +74,12 @@ FULL = Benchmark(
     recipes=recipes(CONFIG, VARIANTS, META_SEEDS),
     overview=overview_of(
         VARIANTS,
-        (("whole", "no-graph"), ("whole", "per-parameter"), ("adam-base", "per-parameter"), ("whole", "adam-base")),
+        (
+            ("whole", "no-graph"),
+            ("whole", "per-parameter"),
+            ("adam-base", "per-parameter"),
+            ("whole", "adam-base"),
+        ),
     ),
 )
 
