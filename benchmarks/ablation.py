@@ -30,7 +30,7 @@ VARIANTS = {
         ("--rule.options.update_form", "mixture", "--rule.options.rate", "2e-2", "--rule.options.scales", "{}"),
     ),
     "per-parameter": Variant(
-        "a network for each scalar by itself, and nothing is orthogonalised: no scalar sees another",
+        "a network for each scalar by itself, and nothing is orthogonalised",
         per_parameter_mlp(CONFIG, width=29, factored=True, update_form="mixture", rate=2e-2, scales={}),
     ),
     "one-direction": Variant(
