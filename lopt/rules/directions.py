@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from lopt.features.moments import TINY, Moments
-from lopt.features.segments import segment_expand
+from lopt.features.segments import segment_expand, segment_mean
 from lopt.rules.classical.newton_schulz import orthogonalised
 
 EPS = 1e-8
 """Adam's eps."""
+
+SMALLEST_ROOT = 0.05
+"""Of the rms of sqrt(v) over a tensor, below which `evening` does not follow sqrt(v)."""
 
 
 class History(NamedTuple):
@@ -83,7 +86,7 @@ def orthogonal(h: History) -> Tensor:
     which is as large as Adam's usually is (Liu et al. 2025, arXiv 2502.16982, equation 4). Tensors are read as
     matrices (first axis, the rest); those that do not feed hidden neurons take Adam's direction.
     """
-    return _for_hidden(h, _nesterov(h), adam(h), lambda o, a: 0.2 * max(o.shape) ** 0.5 * o)
+    return _for_hidden(h, _nesterov(h), lambda o, _: 0.2 * max(o.shape) ** 0.5 * o, adam(h))
 
 
 def grafted(h: History) -> Tensor:
@@ -95,9 +98,24 @@ def grafted(h: History) -> Tensor:
     return graft(h, _nesterov(h), adam(h))
 
 
-def graft(h: History, momentum: Tensor, like: Tensor) -> Tensor:
-    """(P,) and (P,): `like`, but for hidden matrices the orthogonalised momentum with the rms that `like` has there."""
-    return _for_hidden(h, momentum, like, lambda o, a: o * (_rms(a) / (_rms(o) + EPS)))
+def graft(h: History, momentum: Tensor, like: Tensor, conditioner: Tensor | None = None) -> Tensor:
+    """(P,) and (P,): `like`, but for hidden matrices the orthogonalised momentum with the rms that `like` has there.
+
+    With a conditioner c (P,) that is c O(c momentum), where O orthogonalises.
+    """
+    if conditioner is None:
+        return _for_hidden(h, momentum, _at_rms, like)
+    return _for_hidden(h, conditioner * momentum, lambda o, a, c: _at_rms(c * o, a), like, conditioner)
+
+
+def evening(h: History) -> Tensor:
+    """(P,) v^(-1/4), which takes half of the difference in size out of a tensor's gradients; at most 4.5 / sqrt(rms).
+
+    So sqrt(v) is read as at least 0.05 of its rms over the tensor: rare gradients do not make the longest steps.
+    """
+    root = h.moments.root
+    least = SMALLEST_ROOT * torch.sqrt(segment_mean((root * root)[None], h.sizes) + TINY)
+    return torch.rsqrt(torch.maximum(root, segment_expand(least, h.sizes)[0]) + EPS)
 
 
 def _nesterov(h: History) -> Tensor:
@@ -105,15 +123,21 @@ def _nesterov(h: History) -> Tensor:
 
 
 def _for_hidden(
-    h: History, momentum: Tensor, like: Tensor, direction: Callable[[Tensor, Tensor], Tensor]
+    h: History, momentum: Tensor, direction: Callable[..., Tensor], like: Tensor, *others: Tensor
 ) -> Tensor:
-    """`like`, but for hidden matrices what is made of O (rows, columns), the orthogonalised momentum, and `like`."""
+    """`like`, but for hidden matrices what is made of O (rows, columns), the orthogonalised momentum, others."""
     momenta, parts = momentum.split(h.sizes), list(like.split(h.sizes))
+    further = [other.split(h.sizes) for other in others]
     hidden = [index for index, found in enumerate(h.hidden) if found]
     matrices = orthogonalised([momenta[i].reshape(h.shapes[i][0], -1) for i in hidden])
-    for index, matrix in zip(hidden, matrices, strict=True):
-        parts[index] = direction(matrix, parts[index]).reshape(-1)
+    for i, matrix in zip(hidden, matrices, strict=True):
+        seen = (part.reshape(matrix.shape) for part in (parts[i], *(split[i] for split in further)))
+        parts[i] = direction(matrix, *seen).reshape(-1)
     return torch.cat(parts)
+
+
+def _at_rms(x: Tensor, like: Tensor) -> Tensor:
+    return x * (_rms(like) / (_rms(x) + EPS))
 
 
 def _rms(x: Tensor) -> Tensor:

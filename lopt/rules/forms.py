@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lopt.rules.directions import DIRECTIONS, History, graft
+from lopt.rules.directions import DIRECTIONS, History, evening, graft
 
 NEURAL_GRAPHS_SCALE = 0.01
 """The factor of the log-magnitude in Neural Graphs; that of the direction is the rule's rate, 0.01 there."""
@@ -49,6 +49,17 @@ def orthogonal(h: History, directions: Mapping[str, float], raw: Tensor, log_rat
     return _length(raw, log_rate) * graft(h, mixed / h.inverse, mixed)
 
 
+def preconditioned(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
+    """As "orthogonal", in coordinates z = D p, D = v^(1/4), in which gradients of all entries are more alike.
+
+    A hidden matrix takes -rate exp(s(r_0)) D^-1 newton_schulz(D^-1 m) at the rms of d, with d = sum_k (w_k + r_k) d_k
+    and m = sqrt(v) d. Gradients by z are D^-1 g, so this is the step of "orthogonal" on z, seen from p: steepest
+    descent in the spectral norm (Bernstein & Newhouse 2024, arXiv 2409.20325) after half of Adam's preconditioning.
+    """
+    mixed = _mixed(h, directions, raw)
+    return _length(raw, log_rate) * graft(h, mixed / h.inverse, mixed, evening(h))
+
+
 def _mixed(h: History, directions: Mapping[str, float], raw: Tensor) -> Tensor:
     step: Tensor | None = None
     for (name, weight), row in zip(directions.items(), raw[1:], strict=True):
@@ -80,6 +91,7 @@ def momentum(h: History, directions: Mapping[str, float], raw: Tensor, log_rate:
 FORMS: dict[str, Form] = {
     "mixture": Form(mixture, lambda directions: 1 + directions),
     "orthogonal": Form(orthogonal, lambda directions: 1 + directions),
+    "preconditioned": Form(preconditioned, lambda directions: 1 + directions),
     "magnitude": Form(magnitude, lambda directions: 2),
     "momentum": Form(momentum, lambda directions: 1, learns_decay=True),
 }

@@ -102,30 +102,74 @@ def test_formulas() -> None:
         "magnitude": -0.01 * raw[0] * (0.01 * raw[1]).exp(),
         "momentum": -0.01 * (h.moments.momenta[0] + 1e-3 * raw[0]),
     }
-    expected["orthogonal"] = expected["mixture"]  # of a vector
+    expected["orthogonal"] = expected["preconditioned"] = expected["mixture"]  # of a vector
     assert set(expected) == set(FORMS)
     for name, form in FORMS.items():
         found = form.step(h, names, raw[: form.outputs(len(names))], rate.log())
         torch.testing.assert_close(found, expected[name])
 
 
-def test_the_orthogonal_form_keeps_all_singular_values_alike_however_directions_are_mixed() -> None:
-    """At the rms of the mixture; what is orthogonalised is in units of the gradient."""
+def matrix_history() -> tuple[History, Tensor]:
+    """Of one hidden matrix (6, 4), and raw outputs for two directions that leave the length as it is."""
     generator = seeded(3)
     grads, momentum, raw = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((24,), (2, 24), (3, 24))
     )
     raw[0] = 0
     m = Moments(momentum, torch.rand(24, generator=generator, dtype=torch.float64) + 0.1)
-    h = History(grads, grads, m, 1 / (m.root + 1e-8), None, grads[:1], [(6, 4)], [True])
-    names = {"adam": 0.5, "gradient": 0.5}
-    mixed = -FORMS["mixture"].step(h, names, raw, torch.zeros(())).reshape(6, 4)
-    found = -FORMS["orthogonal"].step(h, names, raw, torch.zeros(())).reshape(6, 4)
+    return History(grads, grads, m, 1 / (m.root + 1e-8), None, grads[:1], [(6, 4)], [True]), raw
+
+
+def step_of(form: str, h: History, raw: Tensor) -> Tensor:
+    return -FORMS[form].step(h, {"adam": 0.5, "gradient": 0.5}, raw, torch.zeros(())).reshape(6, 4)
+
+
+def test_the_orthogonal_form_keeps_all_singular_values_alike_however_directions_are_mixed() -> None:
+    """At the rms of the mixture; what is orthogonalised is in units of the gradient."""
+    h, raw = matrix_history()
+    mixed, found = step_of("mixture", h, raw), step_of("orthogonal", h, raw)
     torch.testing.assert_close(found.norm(), mixed.norm())
-    flat = newton_schulz(mixed * m.root.reshape(6, 4))
+    flat = newton_schulz(mixed * h.moments.root.reshape(6, 4))
     torch.testing.assert_close(found / found.norm(), flat / flat.norm(), rtol=1e-5, atol=1e-7)
     spread = torch.linalg.svdvals(found)
     assert spread[0] / spread[-1] < 2 < torch.linalg.svdvals(mixed)[0] / torch.linalg.svdvals(mixed)[-1]
+
+
+def test_the_preconditioned_form_is_the_orthogonal_one_in_coordinates_that_even_gradients_out() -> None:
+    """z = D p with D = v^(1/4): gradients D^-1 g, steps D^-1 O(D^-1 m), at the rms of the mixture."""
+    h, raw = matrix_history()
+    mixed, found = step_of("mixture", h, raw), step_of("preconditioned", h, raw)
+    torch.testing.assert_close(found.norm(), mixed.norm())
+    root = h.moments.root.reshape(6, 4)
+    flat = newton_schulz(mixed * root / root.sqrt()) / root.sqrt()
+    torch.testing.assert_close(found / found.norm(), flat / flat.norm(), rtol=1e-5, atol=1e-7)
+
+
+def test_the_preconditioned_form_bears_entries_without_gradients_and_any_scale_of_the_loss() -> None:
+    """Dead rows and entries of hardly any gradient take no long steps; the loss times a thousand changes nothing."""
+    h, raw = matrix_history()
+    alive = torch.ones(6, 4, dtype=torch.float64)
+    alive[2], alive[3, 1] = 0, 1e-3
+
+    def scaled(by: Tensor) -> History:
+        m = Moments(h.moments.momenta * by, h.moments.root * by)
+        return h._replace(grads=h.grads * by, moments=m, inverse=1 / (m.root + 1e-8))
+
+    found = step_of("preconditioned", scaled(alive.flatten()), raw)
+    assert (found[2] == 0).all()
+    evenly = step_of("orthogonal", scaled(alive.flatten()), raw)
+    assert found[3, 1].abs() < 5 * evenly.abs().max()
+    for by in (1e-3, 1e3):
+        torch.testing.assert_close(
+            step_of("preconditioned", scaled(by * alive.flatten()), raw), found, rtol=1e-3, atol=1e-6
+        )
+
+
+def test_the_preconditioned_form_is_the_orthogonal_one_where_all_gradients_are_of_one_size() -> None:
+    h, raw = matrix_history()
+    m = h.moments._replace(root=torch.full_like(h.moments.root, 0.3))
+    h = h._replace(moments=m, inverse=1 / (m.root + 1e-8))
+    torch.testing.assert_close(step_of("preconditioned", h, raw), step_of("orthogonal", h, raw))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -145,6 +189,7 @@ def test_forms_are_saved_with_the_rule_and_have_finite_derivatives(form: str, tm
 
 def test_unknown_form_is_named() -> None:
     with pytest.raises(
-        ConfigError, match="update_form must be one of mixture, orthogonal, magnitude, momentum"
+        ConfigError,
+        match="update_form must be one of mixture, orthogonal, preconditioned, magnitude, momentum",
     ):
         make_rule("mlp", update_form="sideways")
