@@ -31,9 +31,9 @@ FULL = Benchmark(
         table of breast cancer cases: 1,000 steps, seeds 101 to 105. lopt-base and lopt-small were meta-trained on
         smaller networks of most of these kinds (not on residual ones) and on none of these data sets but the
         photographs, which the seed chooses and crops; they run as they are (lr 1) and are told the horizon. These
-        tasks have been looked at three times: the first lopt-base did not reach AdamW on the autoencoder and the
-        SIREN, the second was chosen with an eye on other autoencoders and SIRENs, and the third is the second with a
-        weight decay, chosen on other tasks, as lopt-small was (LOG.md).
+        tasks have been looked at four times: the first lopt-base did not reach AdamW on the autoencoder and the
+        SIREN, the second was chosen with an eye on other autoencoders and SIRENs, the third got a weight decay, and
+        the fourth the form "preconditioned", both chosen on other tasks, as lopt-small was (LOG.md).
     """,
     cases={name: Case(TASKS[name]) for name in NAMES},
     compiled=True,

@@ -21,8 +21,9 @@ FULL = Benchmark(
         parameters, which no metanet saw in meta-training), batch 128, no augmentation, 1,000 steps; accuracy on all
         10,000 test images, seeds 101 to 105. The metanets are meta-trained on FashionMNIST alone with one budget
         (configs/metanets.yaml; "metanets-fresh" is the rule that they all start as); rules run as they are (lr 1) and
-        are told the horizon. The weight decay of lopt-base and lopt-small was sought, on other tasks, after an
-        earlier lopt-base without one had lost to Muon on C10-32 (LOG.md).
+        are told the horizon. lopt-base was changed twice after a look at C10-32, on other tasks both times: it got a
+        weight decay after losing to Muon there, and the form "preconditioned", as lopt-small did, after being level
+        with Muon (LOG.md).
     """,
     cases={"fm-16": Case(TASKS["fm-16"]), "c10-32": Case(TASKS["c10-32"])},
 )
