@@ -356,6 +356,13 @@ def test_training_is_equivariant(name: str, directions: str) -> None:
     assert equivariance_error(rule, NETWORKS[name]()) < 1e-9
 
 
+@pytest.mark.parametrize("form", ["orthogonal", "preconditioned"])
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_training_is_equivariant_where_matrices_are_orthogonalised(name: str, form: str) -> None:
+    rule = small_rule(scale=0.1, directions=("adam", "slow", "gradient"), update_form=form)
+    assert equivariance_error(rule, NETWORKS[name]()) < 1e-9
+
+
 def test_rounding_noise_stays_where_it_is() -> None:
     """The gradient of a bias before a batch norm is 0, in floating point 1e-17 of any sign, which Adam blows up.
 
