@@ -125,7 +125,7 @@ def _nesterov(h: History) -> Tensor:
 def _for_hidden(
     h: History, momentum: Tensor, direction: Callable[..., Tensor], like: Tensor, *others: Tensor
 ) -> Tensor:
-    """`like`, but for hidden matrices what is made of O (rows, columns), the orthogonalised momentum, others."""
+    """`like`, but for hidden matrices direction(O, like, *others), O (rows, columns) the orthogonalised momentum."""
     momenta, parts = momentum.split(h.sizes), list(like.split(h.sizes))
     further = [other.split(h.sizes) for other in others]
     hidden = [index for index, found in enumerate(h.hidden) if found]
