@@ -11,6 +11,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+
+from lopt.rules import pretrained_names
 
 COLUMNS = 2
 """Panels beside one another, at most."""
@@ -21,6 +24,13 @@ BANDED = 8
 COLOURS = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
 
 
+class PlainLog(LogFormatter):
+    """0.6 instead of 6 x 10^-1, at the ticks of a logarithmic axis that have a label at all."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
     """Training loss over steps, a panel for each task: rules solid, baselines dashed; median and range of the seeds.
 
@@ -29,8 +39,9 @@ def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
     tasks = {name: found for name, found in summary["tasks"].items() if found["entries"]}
     if not tasks:
         return
-    variants = {_variant(name) for found in tasks.values() for name in found["entries"]}
-    colours = {variant: COLOURS[(2 * k + k // 10) % 20] for k, variant in enumerate(sorted(variants))}
+    colours = _colours(
+        {_variant(n): e["kind"] for found in tasks.values() for n, e in found["entries"].items()}
+    )
     columns = min(COLUMNS, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     figure = Figure(figsize=(6 * columns + 1.5, 4.6 * rows), layout="constrained")
@@ -48,6 +59,13 @@ def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
     figure.suptitle(f"training loss, median of the test seeds{bands}", fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def _colours(kinds: Mapping[str, str]) -> dict[str, Any]:
+    """Of every variant, given its kind: the strong ones are for baselines and the rules that ship."""
+    shipped = pretrained_names()
+    ranked = sorted(kinds, key=lambda name: (kinds[name] == "rule" and name not in shipped, name))
+    return {name: COLOURS[(2 * k + k // 10) % 20] for k, name in enumerate(ranked)}
 
 
 def _variant(name: str) -> str:
@@ -76,5 +94,7 @@ def _panel(axes: Axes, name: str, found: Mapping[str, Any], colours: Mapping[str
             )
     if positive:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(PlainLog())
+        axes.yaxis.set_minor_formatter(PlainLog(minor_thresholds=(1.2, 0.6)))
     axes.set(xlabel="training steps", ylabel="training loss", xlim=(0, found["steps"]), title=name)
     axes.grid(alpha=0.4, linewidth=0.5)
