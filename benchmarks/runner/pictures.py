@@ -39,7 +39,7 @@ def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
     tasks = {name: found for name, found in summary["tasks"].items() if found["entries"]}
     if not tasks:
         return
-    colours = _colours(
+    colours = plot_colours(
         {_variant(n): e["kind"] for found in tasks.values() for n, e in found["entries"].items()}
     )
     columns = min(COLUMNS, len(tasks))
@@ -61,7 +61,7 @@ def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _colours(kinds: Mapping[str, str]) -> dict[str, Any]:
+def plot_colours(kinds: Mapping[str, str]) -> dict[str, Any]:
     """Of every variant, given its kind: the strong ones are for baselines and the rules that ship."""
     shipped = pretrained_names()
     ranked = sorted(kinds, key=lambda name: (kinds[name] == "rule" and name not in shipped, name))

@@ -1,0 +1,41 @@
+"""What can be read off a picture of a benchmark."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pytest
+
+from benchmarks.runner.pictures import COLOURS, PlainLog, plot_colours
+
+STRONG = COLOURS[::2]
+
+
+def test_baselines_and_the_rules_that_ship_have_the_strong_colours_however_many_rules_there_are() -> None:
+    main = {"adam": "baseline", "muon": "baseline", "lopt-base": "rule", "lopt-small": "rule"}
+    others = {f"a-rule-{k}": "rule" for k in range(14)}
+    colours = plot_colours({**others, **main})
+    assert all(colours[name] in STRONG for name in main)
+    assert len(set(colours.values())) == len(colours)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [((0.3, 2.5), {"0.3", "0.4", "0.6", "1", "2"}), ((1e-3, 20.0), {"0.001", "0.01", "0.1", "1", "10"})],
+)
+def test_logarithmic_axes_have_plain_numbers_and_few_of_them(
+    limits: tuple[float, float], expected: set[str]
+) -> None:
+    figure, axes = plt.subplots()
+    axes.set_yscale("log")
+    axes.set_ylim(*limits)
+    axes.yaxis.set_major_formatter(PlainLog())
+    axes.yaxis.set_minor_formatter(PlainLog(minor_thresholds=(1.2, 0.6)))
+    figure.canvas.draw()
+    low, high = limits
+    shown = {
+        label.get_text()
+        for label in axes.get_yticklabels(which="both")
+        if label.get_text() and low <= float(label.get_text()) <= high
+    }
+    plt.close(figure)
+    assert shown == expected
