@@ -61,6 +61,13 @@ def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def set_log_scale(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers; between the decades only where it spans few of them."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PlainLog())
+    axes.yaxis.set_minor_formatter(PlainLog(minor_thresholds=(1.2, 0.6)))
+
+
 def plot_colours(kinds: Mapping[str, str]) -> dict[str, Any]:
     """Of every variant, given its kind: the strong ones are for baselines and the rules that ship."""
     shipped = pretrained_names()
@@ -93,8 +100,6 @@ def _panel(axes: Axes, name: str, found: Mapping[str, Any], colours: Mapping[str
                 steps, losses.min(0), losses.max(0), color=colours[variant], alpha=0.1, linewidth=0
             )
     if positive:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(PlainLog())
-        axes.yaxis.set_minor_formatter(PlainLog(minor_thresholds=(1.2, 0.6)))
+        set_log_scale(axes)
     axes.set(xlabel="training steps", ylabel="training loss", xlim=(0, found["steps"]), title=name)
     axes.grid(alpha=0.4, linewidth=0.5)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from benchmarks.runner.pictures import COLOURS, PlainLog, plot_colours
+from benchmarks.runner.pictures import COLOURS, plot_colours, set_log_scale
 
 STRONG = COLOURS[::2]
 
@@ -25,17 +26,15 @@ def test_baselines_and_the_rules_that_ship_have_the_strong_colours_however_many_
 def test_logarithmic_axes_have_plain_numbers_and_few_of_them(
     limits: tuple[float, float], expected: set[str]
 ) -> None:
-    figure, axes = plt.subplots()
-    axes.set_yscale("log")
+    figure = Figure()
+    axes = figure.subplots()
+    set_log_scale(axes)
     axes.set_ylim(*limits)
-    axes.yaxis.set_major_formatter(PlainLog())
-    axes.yaxis.set_minor_formatter(PlainLog(minor_thresholds=(1.2, 0.6)))
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     low, high = limits
     shown = {
         label.get_text()
         for label in axes.get_yticklabels(which="both")
         if label.get_text() and low <= float(label.get_text()) <= high
     }
-    plt.close(figure)
     assert shown == expected
