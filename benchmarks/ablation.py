@@ -18,6 +18,8 @@ from meta_tasks import TASKS
 CONFIG = Path(__file__).parents[1] / "configs" / "ablation.yaml"
 META_SEEDS = (0, 1, 2)
 
+FASTER = ("--meta.learning_rate", "6e-3")
+"""From Adam there is further to go than sixty steps of the config's outer learning rate."""
 
 VARIANTS = {
     "whole": Variant("the rule as it is: hidden matrices are orthogonalised"),
@@ -36,6 +38,24 @@ VARIANTS = {
     "per-parameter": Variant(
         "a network for each scalar by itself, and nothing is orthogonalised",
         per_parameter_mlp(CONFIG, width=29, factored=True, update_form="mixture", rate=2e-2, scales={}),
+    ),
+    "paths": Variant(
+        "from Adam too, with messages along paths, a constant direction and thrice the outer learning rate",
+        (
+            "--rule.options.paths", "3", "--rule.options.update_form", "mixture", "--rule.options.rate", "2e-2",
+            "--rule.options.scales", "{}", "--rule.options.directions", "[adam, slow, gradient, constant]",
+            "--rule.options.weights", "[1.0, 0.0, 0.0, 0.0]", *FASTER,
+        ),
+    ),
+    "no-paths": Variant(
+        "the same with a network for each scalar by itself in AxisNet's place",
+        (
+            *per_parameter_mlp(
+                CONFIG, width=30, factored=True, update_form="mixture", rate=2e-2, scales={},
+                directions=["adam", "slow", "gradient", "constant"], weights=[1.0, 0.0, 0.0, 0.0],
+            ),
+            *FASTER,
+        ),
     ),
     "one-direction": Variant(
         "Adam's direction alone, nothing to mix before it is orthogonalised",
@@ -57,8 +77,10 @@ VARIANTS = {
     "mixture": Variant("backpropagation and PES", ("--meta.estimator", "mixture")),
 }  # fmt: skip
 
+FROM_ADAM = ("adam-base", "per-parameter", "paths", "no-paths")
+
 # What is set against the rule as it is; the graph and the base are weighed two by two.
-CHANGES = tuple(name for name in VARIANTS if name not in ("whole", "no-graph", "adam-base", "per-parameter"))
+CHANGES = tuple(name for name in VARIANTS if name not in FROM_ADAM and name not in ("whole", "no-graph"))
 
 FULL = Benchmark(
     name="ablation",
@@ -86,6 +108,7 @@ FULL = Benchmark(
             ("whole", "per-parameter"),
             ("preconditioned", "per-parameter"),
             ("adam-base", "per-parameter"),
+            ("paths", "no-paths"),
             ("whole", "no-graph"),
             ("whole", "adam-base"),
             *((name, "whole") for name in CHANGES),

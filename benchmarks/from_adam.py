@@ -8,6 +8,7 @@ rule lies in benchmarks/rules/from_adam.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from meta_tasks import TASKS
 
 CONFIG = Path(__file__).parents[1] / "configs" / "from_adam.yaml"
 META_SEEDS = (0, 1, 2, 3, 4)
+
+DIRECTIONS = ["adam", "slow", "gradient", "factored", "constant"]
+"""The config's, and one beside which a raw output is a step by itself."""
 
 VARIANTS = {
     "graph": Variant("AxisNet: messages between scalars and neurons"),
@@ -28,6 +32,15 @@ VARIANTS = {
         "the same without factored moments among its features",
         per_parameter_mlp(CONFIG, width=59, factored=False),
     ),
+    "paths": Variant(
+        "AxisNet with messages along paths too, and a constant direction",
+        ("--rule.options.paths", "3", "--rule.options.directions", json.dumps(DIRECTIONS)),
+    ),
+    "no-paths": Variant(
+        "a network for each scalar by itself with as many meta-parameters, which sees factored moments, and a"
+        " constant direction",
+        per_parameter_mlp(CONFIG, width=60, directions=DIRECTIONS),
+    ),
 }
 
 FULL = Benchmark(
@@ -35,10 +48,10 @@ FULL = Benchmark(
     title="From Adam, with the graph and without",
     protocol="""
         Rules that start as Adam with cosine decay, and so have everything to learn, meta-trained on perceptrons on
-        digits (200 outer steps of 20 inner steps, 8 networks at a time, configs/from_adam.yaml): AxisNet and
-        per-parameter MLPs with as many meta-parameters and the same budget, five meta-seeds each. Tested for 300 steps
-        on perceptrons of the trained kind, wider and deeper ones, and on a convolutional network and an autoencoder,
-        which no variant has seen.
+        digits (200 outer steps of 20 inner steps, 8 networks at a time, configs/from_adam.yaml): AxisNet, with
+        messages along paths and without, and per-parameter MLPs with as many meta-parameters and the same budget, five
+        meta-seeds each. Tested for 300 steps on perceptrons of the trained kind, wider and deeper ones, and on a
+        convolutional network and an autoencoder, which no variant has seen.
     """,
     cases={
         name: Case(TASKS[name], steps=300)
@@ -47,7 +60,16 @@ FULL = Benchmark(
     baselines=("adam", "adamw", "muon"),
     rules=(),
     recipes=recipes(CONFIG, VARIANTS, META_SEEDS),
-    overview=overview_of(VARIANTS, (("graph", "factored"), ("graph", "alone"))),
+    overview=overview_of(
+        VARIANTS,
+        (
+            ("paths", "no-paths"),
+            ("paths", "graph"),
+            ("no-paths", "factored"),
+            ("graph", "factored"),
+            ("graph", "alone"),
+        ),
+    ),
 )
 
 QUICK = replace(

@@ -23,7 +23,17 @@ from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.parameter_graph import PARAMETER_KINDS
 from lopt.metanets.base import Metanet, check_sizes
-from lopt.metanets.plan import MESSAGE_ROLES, Axis, Matrix, Plan, as_matrix, axes_of_block, plan_of
+from lopt.metanets.paths import Paths
+from lopt.metanets.plan import (
+    MESSAGE_ROLES,
+    Axis,
+    Matrix,
+    Plan,
+    as_matrix,
+    axes_of_block,
+    plan_of,
+    rows_and_columns,
+)
 
 
 class AxisNet(Metanet):
@@ -35,6 +45,9 @@ class AxisNet(Metanet):
         c' = phi(W_cc c + W_g mean(c) + W_ce mean(e'))
 
     and at last raw = W_e e + sum of W_role n_axis + W_c c with W = 0 at first.
+
+    With `paths` channels the scalars of the first layer and of the last line are [e, o], where o are messages along
+    paths of the features (`lopt.metanets.paths`): what orthogonalises momentum in Muon, on learned channels.
     """
 
     def __init__(
@@ -45,18 +58,20 @@ class AxisNet(Metanet):
         width: int = 16,
         neuron_width: int = 32,
         layers: int = 2,
+        paths: int = 0,
     ) -> None:
         super().__init__()
         check_sizes(width=width, neuron_width=neuron_width, layers=layers)
+        if paths:
+            check_sizes(paths=paths)
+        self.paths = Paths(features, paths) if paths else None
         self.kind_embedding = nn.Parameter(0.1 * torch.randn(len(PARAMETER_KINDS), neuron_width))
         self.encode_context = nn.Linear(context, neuron_width)
         self.layers = nn.ModuleList(
-            AxisLayer(
-                features if layer == 0 else width, 0 if layer == 0 else neuron_width, width, neuron_width
-            )
+            AxisLayer(width if layer else features + paths, neuron_width if layer else 0, width, neuron_width)
             for layer in range(layers)
         )
-        self.head = ScalarUpdate(width, neuron_width, neuron_width, outputs)
+        self.head = ScalarUpdate(width + paths, neuron_width, neuron_width, outputs)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
@@ -71,8 +86,11 @@ class AxisNet(Metanet):
         kinds = self.kind_embedding[layout.plan.kinds.to(features.device)].T
         contexts, neurons = relu(contexts + kinds), None
         scalars = layout.split(features)
+        heard = None if self.paths is None else self.paths(layout.path_shapes, scalars)
+        scalars = _beside(scalars, heard)
         for layer in self.layers:
             scalars, neurons, contexts = layer(layout, scalars, neurons, contexts)
+        scalars = _beside(scalars, heard)
         return layout.join(self.head(layout, scalars, neurons, contexts)), None
 
 
@@ -127,6 +145,10 @@ class AxisLayer(nn.Module):
         overall = contexts.mean(-1, keepdim=True).expand_as(contexts)
         contexts = relu(affine(self.context, torch.cat([contexts, overall, means])))
         return new, relu(affine(self.neuron, known)), contexts
+
+
+def _beside(scalars: list[Tensor], heard: list[Tensor] | None) -> list[Tensor]:
+    return scalars if heard is None else [torch.cat(pair) for pair in zip(scalars, heard, strict=True)]
 
 
 def affine(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -218,6 +240,8 @@ class Layout:
 
     plan: Plan
     matrices: tuple[Matrix, ...]
+    path_shapes: tuple[tuple[int, int] | None, ...]
+    """Rows and columns of each part as messages along paths read it; None for parts of one axis or none."""
     vectors: tuple[int, ...]
     """Blocks of a single out axis."""
     vector_blocks: Tensor
@@ -274,6 +298,10 @@ def layout_of(graph: ParameterGraph) -> Layout:
     return Layout(
         plan=plan,
         matrices=matrices,
+        path_shapes=(
+            *(rows_and_columns(plan.blocks[matrix.index]) for matrix in matrices),
+            *[None] * bool(vectors),
+        ),
         vectors=vectors,
         vector_blocks=blocks,
         vector_neurons=neurons,

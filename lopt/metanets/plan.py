@@ -115,3 +115,14 @@ def as_matrix(plan: Plan, index: int) -> Matrix:
     sizes = [axis.size for axis in axes]
     cut = min(range(1, max(len(axes), 2)), key=lambda k: prod(sizes[:k]) + prod(sizes[k:]))
     return Matrix(index, axes[:cut], axes[cut:], (prod(sizes[:cut]), prod(sizes[cut:])))
+
+
+def rows_and_columns(block: Block) -> tuple[int, int] | None:
+    """A block as the matrix whose rows are its leading axes of one role: out, say, by in and taps.
+
+    None for a block of one axis or none.
+    """
+    if len(block.roles) < 2:
+        return None
+    leading = next((k for k, role in enumerate(block.roles) if role != block.roles[0]), 1)
+    return prod(block.shape[:leading]), prod(block.shape[leading:])

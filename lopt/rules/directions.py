@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lopt.features.moments import TINY, Moments
 from lopt.features.segments import segment_expand, segment_mean
-from lopt.rules.classical.newton_schulz import orthogonalised
+from lopt.newton_schulz import orthogonalised
 
 EPS = 1e-8
 """Adam's eps."""
@@ -77,6 +77,11 @@ def momentum(h: History) -> Tensor:
 def parameter(h: History) -> Tensor:
     """p itself: weight decay, or growth."""
     return h.params
+
+
+def constant(h: History) -> Tensor:
+    """One: its raw output is a step by itself, where the others' scale what is there."""
+    return torch.ones_like(h.grads)
 
 
 def orthogonal(h: History) -> Tensor:
@@ -146,5 +151,5 @@ def _rms(x: Tensor) -> Tensor:
 
 DIRECTIONS: dict[str, Callable[[History], Tensor]] = {
     function.__name__: function
-    for function in (adam, slow, gradient, factored, momentum, parameter, orthogonal, grafted)
+    for function in (adam, slow, gradient, factored, momentum, parameter, constant, orthogonal, grafted)
 }

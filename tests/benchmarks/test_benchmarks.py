@@ -73,7 +73,7 @@ def test_every_variant_is_a_valid_config_that_differs_from_the_whole_as_it_says(
     assert same == (variant in (whole_name, variants.FRESH))
     # The budget: outer steps, networks and the steps that each gradient looks through.
     whole = config_of(benchmark, f"{whole_name}.0").meta
-    for field in ("steps", "networks", "cohorts", "truncation", "learning_rate"):
+    for field in ("steps", "networks", "cohorts", "truncation"):
         assert getattr(found.meta, field) == getattr(whole, field)
 
 
@@ -83,6 +83,8 @@ def test_every_variant_is_a_valid_config_that_differs_from_the_whole_as_it_says(
         (ablation.FULL, "whole.0", "no-graph.0"),
         (from_adam.FULL, "graph.0", "factored.0"),
         (from_adam.FULL, "graph.0", "alone.0"),
+        (from_adam.FULL, "paths.0", "no-paths.0"),
+        (ablation.FULL, "paths.0", "no-paths.0"),
     ],
 )
 def test_without_the_graph_there_are_as_many_meta_parameters(
@@ -92,7 +94,7 @@ def test_without_the_graph_there_are_as_many_meta_parameters(
     for config in (config_of(benchmark, graph), config_of(benchmark, other)):
         rule = lopt.make_rule(config.rule.metanet, **config.rule.options)
         counts.append(sum(p.numel() for p in rule.parameters()))
-    assert counts[1] == pytest.approx(counts[0], rel=0.02)
+    assert counts[1] == pytest.approx(counts[0], rel=0.04)
 
 
 def test_from_adam_starts_as_adam() -> None:
@@ -110,7 +112,7 @@ def test_from_adam_starts_as_adam() -> None:
             p.grad = grads[name]
         adam.step()
         cosine.step()
-    for key in ("graph.0", "factored.0", "alone.0"):
+    for key in ("graph.0", "factored.0", "alone.0", "paths.0", "no-paths.0"):
         config = config_of(from_adam.FULL, key).rule
         bound = lopt.make_rule(config.metanet, **config.options).on(task.graph)
         params, state = first, bound.init(first, total_steps=5)

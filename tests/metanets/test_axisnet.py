@@ -13,6 +13,7 @@ from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.graph.parameter_graph import PARAMETER_KINDS
 from lopt.metanets.axisnet import AxisLayer, AxisNet, ScalarUpdate
+from lopt.newton_schulz import COEFFICIENTS
 from tests.helpers import hand_graph, randomised, seeded
 
 FEATURES, CONTEXT, OUTPUTS, WIDTH, NEURONS = 3, 4, 2, 3, 5
@@ -62,9 +63,9 @@ def graph(request: pytest.FixtureRequest) -> ParameterGraph:
     return hand_graph(*GRAPHS[request.param])
 
 
-def make_net(layers: int = 2) -> AxisNet:
+def make_net(layers: int = 2, paths: int = 0) -> AxisNet:
     torch.manual_seed(0)
-    return randomised(AxisNet(FEATURES, CONTEXT, OUTPUTS, WIDTH, NEURONS, layers).double(), scale=0.3)
+    return randomised(AxisNet(FEATURES, CONTEXT, OUTPUTS, WIDTH, NEURONS, layers, paths).double(), scale=0.3)
 
 
 def make_inputs(graph: ParameterGraph) -> tuple[Tensor, Tensor]:
@@ -95,8 +96,11 @@ class SlowAxisNet:
             embedding = net.kind_embedding[PARAMETER_KINDS.index(block.kind)]
             c[b] = relu(net.encode_context(context[:, names.index(block.parameter)]) + embedding)
         n: dict[tuple[int, int], Tensor] | None = None
+        heard = self.along_paths(net.paths.mix, e) if net.paths else dict.fromkeys(e, features[:0, 0])
+        e = {key: torch.cat([value, heard[key]]) for key, value in e.items()}
         for layer in net.layers:
             e, n, c = self.layer(layer, e, n, c)
+        e = {key: torch.cat([value, heard[key]]) for key, value in e.items()}
         raw = torch.zeros(OUTPUTS, graph.numel, dtype=torch.float64)
         for (b, i), value in self.scalar_update(net.head, e, n, c).items():
             raw[:, places[b, i]] = value
@@ -126,6 +130,36 @@ class SlowAxisNet:
                 return segment
             start += math.prod(self.graph.groups[group].size for group in segment)
         raise AssertionError("the block's slice begins at no segment")
+
+    def along_paths(self, mix: Tensor, e: dict) -> dict:
+        """What each scalar hears: sums over paths of three and five scalars, one Newton-Schulz step after another."""
+        heard = {}
+        for b, block in enumerate(self.graph.blocks):
+            entries = self.entries[b]
+            if len(block.roles) < 2:
+                heard |= {(b, i): torch.zeros(len(mix), dtype=mix.dtype) for i in entries}
+                continue
+            lead = len(
+                list(itertools.takewhile(lambda role, first=block.roles[0]: role == first, block.roles))
+            )
+            lead = 1 if lead == len(block.roles) else lead
+            rows, columns = ({i[:lead] for i in entries}, {i[lead:] for i in entries})
+            x = {i: mix @ e[b, i] for i in entries}
+            norm = sum(value**2 for value in x.values()).sqrt()
+            x = {i: value / norm for i, value in x.items()}
+            for _ in range(5):
+                x = self.newton_schulz_step(x, rows, columns)
+            size = max(len(rows), len(columns)) ** 0.5
+            heard |= {(b, i): size * x[i] for i in entries}
+        return heard
+
+    @staticmethod
+    def newton_schulz_step(x: dict[Index, Tensor], rows: set[Index], columns: set[Index]) -> dict:
+        agree = {(i, k): sum(x[i + j] * x[k + j] for j in columns) for i in rows for k in rows}
+        three = {i + j: sum(agree[i, k] * x[k + j] for k in rows) for i in rows for j in columns}
+        five = {i + j: sum(agree[i, k] * three[k + j] for k in rows) for i in rows for j in columns}
+        a, b, c = COEFFICIENTS
+        return {i: a * x[i] + b * three[i] + c * five[i] for i in x}
 
     def neurons(self, b: int, i: Index) -> list[tuple[str, tuple[int, int]]]:
         """(role, neuron) of each out and in axis of entry i."""
@@ -174,9 +208,9 @@ def relu(x: Tensor) -> Tensor:
     return x.clamp(min=0)
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
-def test_equals_the_slow_twin(graph: ParameterGraph, layers: int) -> None:
-    net, inputs = make_net(layers), make_inputs(graph)
+@pytest.mark.parametrize(("layers", "paths"), [(1, 0), (2, 0), (3, 0), (1, 1), (2, 2)])
+def test_equals_the_slow_twin(graph: ParameterGraph, layers: int, paths: int) -> None:
+    net, inputs = make_net(layers, paths), make_inputs(graph)
     with torch.no_grad():
         raw, memory = net(graph, *inputs)
         expected = SlowAxisNet(net, graph)(*inputs)
@@ -266,13 +300,15 @@ def test_equals_edge_lists_over_pyg_data(name: str) -> None:
         )
 
 
-def test_fresh_heads_give_zero(graph: ParameterGraph) -> None:
-    raw, _ = AxisNet(FEATURES, CONTEXT, OUTPUTS).double()(graph, *make_inputs(graph))
+@pytest.mark.parametrize("paths", [0, 2])
+def test_fresh_heads_give_zero(graph: ParameterGraph, paths: int) -> None:
+    raw, _ = AxisNet(FEATURES, CONTEXT, OUTPUTS, paths=paths).double()(graph, *make_inputs(graph))
     assert torch.equal(raw, torch.zeros_like(raw))
 
 
-def test_permuted_features_give_permuted_outputs(graph: ParameterGraph) -> None:
-    net, (features, context) = make_net(), make_inputs(graph)
+@pytest.mark.parametrize("paths", [0, 2])
+def test_permuted_features_give_permuted_outputs(graph: ParameterGraph, paths: int) -> None:
+    net, (features, context) = make_net(paths=paths), make_inputs(graph)
     permutation = graph.random_permutation(seeded(2))
 
     def permuted(rows: Tensor) -> Tensor:
@@ -285,12 +321,29 @@ def test_permuted_features_give_permuted_outputs(graph: ParameterGraph) -> None:
     )
 
 
-def test_vmap_equals_a_loop(graph: ParameterGraph) -> None:
-    net, (features, context) = make_net(), make_inputs(graph)
+@pytest.mark.parametrize("paths", [0, 2])
+def test_vmap_equals_a_loop(graph: ParameterGraph, paths: int) -> None:
+    net, (features, context) = make_net(paths=paths), make_inputs(graph)
     many = torch.stack([features, 2 * features, -features]), torch.stack([context, -context, 3 * context])
     looped = torch.stack([net(graph, f, c)[0] for f, c in zip(*many, strict=True)])
     vmapped = torch.vmap(lambda f, c: net(graph, f, c)[0])(*many)
     torch.testing.assert_close(vmapped, looped, rtol=1e-12, atol=1e-12)
+
+
+def test_paths_tell_what_means_over_rows_and_columns_do_not() -> None:
+    """Two matrices with the same scalars in each row and column, one of them with rows alike by pairs."""
+    graph = hand_graph({"INPUT": 4, "hidden": 4}, {"w": "weight out:hidden in:INPUT"})
+    alike = [[1, 1, -1, -1], [1, 1, -1, -1], [-1, -1, 1, 1], [-1, -1, 1, 1]]
+    unlike = [[1, 1, -1, -1], [1, -1, 1, -1], [-1, 1, -1, 1], [-1, -1, 1, 1]]
+    context = torch.ones(CONTEXT, 1, dtype=torch.float64)
+
+    def said(matrix: list[list[int]], paths: int) -> Tensor:
+        features = torch.tensor(matrix, dtype=torch.float64).reshape(1, -1).repeat(FEATURES, 1)
+        raw = make_net(paths=paths)(graph, features, context)[0]
+        return torch.stack([raw[:, features[0] == sign].mean(1) for sign in (1, -1)])
+
+    torch.testing.assert_close(said(alike, 0), said(unlike, 0))
+    assert (said(alike, 1) - said(unlike, 1)).abs().max() > 1e-3
 
 
 def test_scalars_hear_their_neurons_and_only_their_kind() -> None:
@@ -303,17 +356,19 @@ def test_scalars_hear_their_neurons_and_only_their_kind() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
-def test_empty_tensors_change_nothing_else(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("paths", [0, 2])
+def test_empty_tensors_change_nothing_else(shape: tuple[int, ...], paths: int) -> None:
     """A layer of no neurons is allowed in PyTorch; it says nothing to the others."""
     full = ParameterGraph.untied({"w": torch.zeros(2, 3)}.items())
     graph = ParameterGraph.untied({"w": torch.zeros(2, 3), "empty": torch.zeros(shape)}.items())
-    net, (features, context) = make_net(), make_inputs(graph)
+    net, (features, context) = make_net(paths=paths), make_inputs(graph)
     raw = net(graph, features, context)[0]
     torch.testing.assert_close(raw, net(full, features, context[:, :1])[0])
 
 
 @pytest.mark.parametrize(
-    "options", [{"width": 0}, {"width": -1}, {"neuron_width": 0}, {"layers": 0}, {"width": 2.5}]
+    "options",
+    [{"width": 0}, {"width": -1}, {"neuron_width": 0}, {"layers": 0}, {"width": 2.5}, {"paths": -1}],
 )
 def test_sizes_below_one_are_named(options: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):

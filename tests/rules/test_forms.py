@@ -12,8 +12,8 @@ from lopt import load_rule, make_rule, save_rule
 from lopt.errors import ConfigError
 from lopt.features.moments import Moments
 from lopt.graph import ParameterGraph
+from lopt.newton_schulz import newton_schulz
 from lopt.rules import LearnedRule
-from lopt.rules.classical.newton_schulz import newton_schulz
 from lopt.rules.directions import History
 from lopt.rules.forms import FORMS
 from lopt.rules.learned import RATE_SPEED

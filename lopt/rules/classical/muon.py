@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from lopt.graph import ParameterGraph
+from lopt.newton_schulz import newton_schulz
 from lopt.rules.classical.adam import AdamW
 from lopt.rules.classical.base import ClassicalRule, decay, require, zeros
-from lopt.rules.classical.newton_schulz import newton_schulz
 
 ADAMW_KINDS = frozenset({"embedding", "position", "depthwise"})
 """Tensors of two axes that are tables of vectors, or filters each of its own, rather than matrices."""

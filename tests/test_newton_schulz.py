@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lopt.rules.classical.newton_schulz import COEFFICIENTS, newton_schulz, orthogonalised
+from lopt.newton_schulz import COEFFICIENTS, newton_schulz, orthogonalised
 from tests.helpers import seeded
 
 SHAPES = [(4, 4), (4, 5), (5, 4), (4, 9), (9, 4), (3, 40), (4, 31), (4, 5), (1, 6), (6, 1), (1, 1)]
