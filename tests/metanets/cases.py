@@ -91,6 +91,7 @@ class Case:
 
 CASES = {
     "axisnet": Case("axisnet", {"width": 4, "neuron_width": 6}),
+    "axisnet, paths": Case("axisnet", {"width": 4, "neuron_width": 6, "paths": 2}),
     "mlp": Case("mlp", {"width": 6}, knows_neurons=False),
     "lstm": Case("lstm", {"width": 3}, knows_neurons=False),
     "tensor_lstm": Case("tensor_lstm", {"width": 4}, knows_neurons=False),
