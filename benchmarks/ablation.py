@@ -109,6 +109,7 @@ FULL = Benchmark(
             ("preconditioned", "per-parameter"),
             ("adam-base", "per-parameter"),
             ("paths", "no-paths"),
+            ("paths", "per-parameter"),
             ("whole", "no-graph"),
             ("whole", "adam-base"),
             *((name, "whole") for name in CHANGES),

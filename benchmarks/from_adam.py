@@ -64,6 +64,7 @@ FULL = Benchmark(
         VARIANTS,
         (
             ("paths", "no-paths"),
+            ("paths", "factored"),
             ("paths", "graph"),
             ("no-paths", "factored"),
             ("graph", "factored"),
