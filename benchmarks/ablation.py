@@ -40,14 +40,21 @@ VARIANTS = {
         per_parameter_mlp(CONFIG, width=29, factored=True, update_form="mixture", rate=2e-2, scales={}),
     ),
     "paths": Variant(
-        "from Adam too, with messages along paths, a constant direction and thrice the outer learning rate",
+        "AxisNet with messages along paths too, from Adam",
+        (
+            "--rule.options.paths", "3", "--rule.options.update_form", "mixture", "--rule.options.rate", "2e-2",
+            "--rule.options.scales", "{}",
+        ),
+    ),
+    "paths-constant": Variant(
+        "the same with a constant direction and thrice the outer learning rate",
         (
             "--rule.options.paths", "3", "--rule.options.update_form", "mixture", "--rule.options.rate", "2e-2",
             "--rule.options.scales", "{}", "--rule.options.directions", "[adam, slow, gradient, constant]",
             "--rule.options.weights", "[1.0, 0.0, 0.0, 0.0]", *FASTER,
         ),
     ),
-    "no-paths": Variant(
+    "per-parameter-constant": Variant(
         "the same with a network for each scalar by itself in AxisNet's place",
         (
             *per_parameter_mlp(
@@ -77,7 +84,7 @@ VARIANTS = {
     "mixture": Variant("backpropagation and PES", ("--meta.estimator", "mixture")),
 }  # fmt: skip
 
-FROM_ADAM = ("adam-base", "per-parameter", "paths", "no-paths")
+FROM_ADAM = ("adam-base", "per-parameter", "paths", "paths-constant", "per-parameter-constant")
 
 # What is set against the rule as it is; the graph and the base are weighed two by two.
 CHANGES = tuple(name for name in VARIANTS if name not in FROM_ADAM and name not in ("whole", "no-graph"))
@@ -108,8 +115,8 @@ FULL = Benchmark(
             ("whole", "per-parameter"),
             ("preconditioned", "per-parameter"),
             ("adam-base", "per-parameter"),
-            ("paths", "no-paths"),
             ("paths", "per-parameter"),
+            ("paths-constant", "per-parameter-constant"),
             ("whole", "no-graph"),
             ("whole", "adam-base"),
             *((name, "whole") for name in CHANGES),

@@ -33,12 +33,15 @@ VARIANTS = {
         per_parameter_mlp(CONFIG, width=59, factored=False),
     ),
     "paths": Variant(
-        "AxisNet with messages along paths too, and a constant direction",
+        "AxisNet with messages along paths too",
+        ("--rule.options.paths", "3"),
+    ),
+    "paths-constant": Variant(
+        "the same with a constant direction",
         ("--rule.options.paths", "3", "--rule.options.directions", json.dumps(DIRECTIONS)),
     ),
-    "no-paths": Variant(
-        "a network for each scalar by itself with as many meta-parameters, which sees factored moments, and a"
-        " constant direction",
+    "factored-constant": Variant(
+        "a network for each scalar by itself, factored moments and a constant direction",
         per_parameter_mlp(CONFIG, width=60, directions=DIRECTIONS),
     ),
 }
@@ -63,12 +66,12 @@ FULL = Benchmark(
     overview=overview_of(
         VARIANTS,
         (
-            ("paths", "no-paths"),
             ("paths", "factored"),
             ("paths", "graph"),
-            ("no-paths", "factored"),
             ("graph", "factored"),
             ("graph", "alone"),
+            ("paths-constant", "factored-constant"),
+            ("factored-constant", "factored"),
         ),
     ),
 )

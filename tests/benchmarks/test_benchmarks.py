@@ -83,8 +83,10 @@ def test_every_variant_is_a_valid_config_that_differs_from_the_whole_as_it_says(
         (ablation.FULL, "whole.0", "no-graph.0"),
         (from_adam.FULL, "graph.0", "factored.0"),
         (from_adam.FULL, "graph.0", "alone.0"),
-        (from_adam.FULL, "paths.0", "no-paths.0"),
-        (ablation.FULL, "paths.0", "no-paths.0"),
+        (from_adam.FULL, "paths.0", "factored.0"),
+        (from_adam.FULL, "paths-constant.0", "factored-constant.0"),
+        (ablation.FULL, "paths.0", "per-parameter.0"),
+        (ablation.FULL, "paths-constant.0", "per-parameter-constant.0"),
     ],
 )
 def test_without_the_graph_there_are_as_many_meta_parameters(
@@ -112,7 +114,7 @@ def test_from_adam_starts_as_adam() -> None:
             p.grad = grads[name]
         adam.step()
         cosine.step()
-    for key in ("graph.0", "factored.0", "alone.0", "paths.0", "no-paths.0"):
+    for key in ("graph.0", "factored.0", "alone.0", "paths.0", "paths-constant.0", "factored-constant.0"):
         config = config_of(from_adam.FULL, key).rule
         bound = lopt.make_rule(config.metanet, **config.options).on(task.graph)
         params, state = first, bound.init(first, total_steps=5)
