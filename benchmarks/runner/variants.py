@@ -93,10 +93,14 @@ def _by_seed(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ratio(own: Mapping[str, float | None], other: Mapping[str, float | None]) -> dict[str, Any] | None:
-    """Of losses with the same meta-seed: geometric mean, its interval, and every one; None without any."""
+    """Of losses with the same meta-seed: geometric mean, its interval, and every one; None without any.
+
+    A meta-seed with which either has diverged has no ratio: these are counted.
+    """
     pairs = [(own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())]
     values = [a / b for a, b in pairs if a is not None and b is not None]
-    return {**geometric_mean(values), "values": values} if values else None
+    diverged = len(pairs) - len(values)
+    return {**geometric_mean(values), "values": values, "diverged": diverged} if values else None
 
 
 def _variants(figures: Mapping[str, Any], words: Mapping[str, str]) -> str:
@@ -139,14 +143,15 @@ def _against(against: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     return (
         "Mean training loss of one variant over that of another with the same meta-seed (below 1: the first is ahead):"
-        " geometric mean over the meta-seeds with a 95 % confidence interval (Student's t of the logarithms).\n\n"
-        + aligned(["variants", *tasks], rows)
+        " geometric mean over the meta-seeds with a 95 % confidence interval (Student's t of the logarithms). Meta-seeds"
+        " with which either has diverged are left out, and counted.\n\n" + aligned(["variants", *tasks], rows)
     )
 
 
 def _interval(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "-"
+    lost = f"; {found['diverged']} diverged" if found["diverged"] else ""
     if found["low"] is None:
-        return f"{found['mean']:.3f} (one meta-seed)"
-    return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+        return f"{found['mean']:.3f} (one meta-seed{lost})"
+    return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f}{lost})"

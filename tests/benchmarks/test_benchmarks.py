@@ -161,6 +161,8 @@ def test_variants_are_gathered_over_meta_seeds() -> None:
         "no-graph.1": entry(3.0, 0.5),
         "no-graph.2": entry(9.0, 0.5),
         "es.0": entry(None, 0.1),
+        "pes.0": entry(None, 0.1),
+        "pes.1": entry(3.0, 0.5),
         "adamw": entry(9.0, 0.1),
     }
     plain = {"whole.0": entry(1.0, None), "no-graph.1": entry(1.0, None)}
@@ -181,4 +183,8 @@ def test_variants_are_gathered_over_meta_seeds() -> None:
     assert ratio["t"]["values"] == [0.5, 1.0]
     assert ratio["t"]["mean"] == pytest.approx(0.5**0.5)
     assert ratio["t"]["low"] < ratio["t"]["mean"] < ratio["t"]["high"]
+    assert ratio["t"]["diverged"] == 0
     assert "0.707 (" in text
+    # The first of two has diverged, so there is no ratio for it.
+    assert figures["loss_ratio"]["pes / whole"]["t"]["values"] == [1.0]
+    assert "1.000 (one meta-seed; 1 diverged)" in text
