@@ -143,8 +143,9 @@ def _against(against: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     return (
         "Mean training loss of one variant over that of another with the same meta-seed (below 1: the first is ahead):"
-        " geometric mean over the meta-seeds with a 95 % confidence interval (Student's t of the logarithms). Meta-seeds"
-        " with which either has diverged are left out, and counted.\n\n" + aligned(["variants", *tasks], rows)
+        " geometric mean over the meta-seeds with a 95 % confidence interval (Student's t of the logarithms)."
+        " Meta-seeds with which either has diverged are left out, and counted.\n\n"
+        + aligned(["variants", *tasks], rows)
     )
 
 
