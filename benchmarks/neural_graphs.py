@@ -8,10 +8,42 @@ Rules: lopt-base, lopt-small, and every metanet meta-trained on FashionMNIST alo
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 from benchmarks.runner.benchmark import Benchmark, Case
+from benchmarks.runner.variants import FRESH, Variant, overview_of, recipes
 from meta_tasks import TASKS
+
+CONFIG = Path(__file__).parents[1] / "configs" / "metanets.yaml"
+META_SEEDS = (0, 1, 2, 3)
+
+DIRECTIONS = json.dumps(["adam", "slow", "gradient", "factored", "constant"])
+"""The config's, and one beside which a raw output is a step by itself."""
+
+VARIANTS = {
+    "metanets-axisnet_paths_constant": Variant(
+        "AxisNet with messages along paths and a constant direction",
+        ("--rule.options.paths", "3", "--rule.options.directions", DIRECTIONS),
+    ),
+    "metanets-mlp_constant": Variant(
+        "a network for each scalar by itself, of usual size (903 meta-parameters), and a constant direction",
+        ("--rule.metanet", "mlp", "--rule.options.directions", DIRECTIONS),
+    ),
+    "metanets-mlp_large_constant": Variant(
+        "such a network with as many meta-parameters as AxisNet (13,000), and a constant direction",
+        (
+            "--rule.metanet", "mlp", "--rule.options.width", "60", "--rule.options.layers", "4",
+            "--rule.options.directions", DIRECTIONS,
+        ),
+    ),
+}  # fmt: skip
+"""Those that are meta-trained with several meta-seeds."""
+
+PAIRS = tuple((next(iter(VARIANTS)), name) for name in VARIANTS if name.startswith("metanets-mlp"))
+
+RECIPES = {key: recipe for key, recipe in recipes(CONFIG, VARIANTS, META_SEEDS).items() if key != FRESH}
 
 FULL = Benchmark(
     name="neural_graphs",
@@ -26,6 +58,8 @@ FULL = Benchmark(
         with Muon (LOG.md).
     """,
     cases={"fm-16": Case(TASKS["fm-16"]), "c10-32": Case(TASKS["c10-32"])},
+    recipes=RECIPES,
+    overview=overview_of(VARIANTS, PAIRS),
 )
 
 QUICK = replace(
@@ -35,4 +69,6 @@ QUICK = replace(
     baselines=("adamw", "muon"),
     rates=3,
     test_seeds=(101, 102),
+    recipes={},
+    overview=None,
 )
