@@ -60,7 +60,7 @@ def work(benchmark: Benchmark, log: Log, home: Path, args: argparse.Namespace) -
     rules = find_rules(benchmark, home, args.rules)
     cases = chosen(args.tasks, benchmark.cases, "task")
     names = chosen(
-        args.only, [*dict.fromkeys([*benchmark.recipes, *rules]), *benchmark.baselines], "optimizer"
+        args.only, [*dict.fromkeys([*rules, *benchmark.recipes]), *benchmark.baselines], "optimizer"
     )
     worker = Worker(benchmark, log, args.data)
     for case in cases:  # missing data are noticed before any long work

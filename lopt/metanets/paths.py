@@ -1,4 +1,4 @@
-"""Messages along paths: what a scalar hears from those of its block that share no neuron with it.
+"""Messages along paths: what a scalar hears from all of its block, those too that share no neuron with it.
 
 Shapes: F features, K channels, n scalars of one block, r rows and c columns of a block read as a matrix.
 """

@@ -75,6 +75,8 @@ def test_every_variant_is_a_valid_config_that_differs_from_the_whole_as_it_says(
     whole = config_of(benchmark, f"{whole_name}.0").meta
     for field in ("steps", "networks", "cohorts", "truncation"):
         assert getattr(found.meta, field) == getattr(whole, field)
+    faster = benchmark is ablation.FULL and variant.endswith("-constant")
+    assert found.meta.learning_rate == (6e-3 if faster else whole.learning_rate)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,9 @@ def test_without_the_graph_there_are_as_many_meta_parameters(
     for config in (config_of(benchmark, graph), config_of(benchmark, other)):
         rule = lopt.make_rule(config.rule.metanet, **config.rule.options)
         counts.append(sum(p.numel() for p in rule.parameters()))
-    assert counts[1] == pytest.approx(counts[0], rel=0.04)
+    # Next to equal; of the pairs with a constant direction the network without the graph has 3 % more.
+    more = 0.035 if other.endswith("-constant.0") else 0.02
+    assert -0.02 < counts[1] / counts[0] - 1 < more
 
 
 def test_from_adam_starts_as_adam() -> None:

@@ -314,7 +314,7 @@ def test_chosen_keeps_the_benchmarks_order() -> None:
         (["nothing"], "there is no benchmark 'nothing'; there are neural_graphs, families"),
         (
             ["neural_graphs", "--only", "adm"],
-            "there is no optimizer 'adm' in this benchmark; there are metanets-",
+            "there is no optimizer 'adm' in this benchmark; there are lopt-base",
         ),
         (["neural_graphs", "--tasks", "fm"], "there is no task 'fm' in this benchmark; there are fm-16"),
         (["neural_graphs", "--report", "--out", "EMPTY"], "expected runs to report, found none"),
