@@ -18,6 +18,16 @@ from meta_tasks import TASKS
 CONFIG = Path(__file__).parents[1] / "configs" / "ablation.yaml"
 META_SEEDS = (0, 1, 2)
 
+AS_ADAM = (
+    "--rule.options.update_form",
+    "mixture",
+    "--rule.options.rate",
+    "2e-2",
+    "--rule.options.scales",
+    "{}",
+)
+"""The fresh rule is Adam: nothing is orthogonalised, and all tensors have one rate."""
+
 FASTER = ("--meta.learning_rate", "6e-3")
 """From Adam there is further to go than sixty steps of the config's outer learning rate."""
 
@@ -33,7 +43,7 @@ VARIANTS = {
     ),
     "adam-base": Variant(
         "nothing is orthogonalised: it starts as Adam",
-        ("--rule.options.update_form", "mixture", "--rule.options.rate", "2e-2", "--rule.options.scales", "{}"),
+        AS_ADAM,
     ),
     "per-parameter": Variant(
         "a network for each scalar by itself, and nothing is orthogonalised",
@@ -41,16 +51,12 @@ VARIANTS = {
     ),
     "paths": Variant(
         "AxisNet with messages along paths too, from Adam",
-        (
-            "--rule.options.paths", "3", "--rule.options.update_form", "mixture", "--rule.options.rate", "2e-2",
-            "--rule.options.scales", "{}",
-        ),
+        ("--rule.options.paths", "3", *AS_ADAM),
     ),
     "paths-constant": Variant(
         "the same with a constant direction and thrice the outer learning rate",
         (
-            "--rule.options.paths", "3", "--rule.options.update_form", "mixture", "--rule.options.rate", "2e-2",
-            "--rule.options.scales", "{}", "--rule.options.directions", "[adam, slow, gradient, constant]",
+            "--rule.options.paths", "3", *AS_ADAM, "--rule.options.directions", "[adam, slow, gradient, constant]",
             "--rule.options.weights", "[1.0, 0.0, 0.0, 0.0]", *FASTER,
         ),
     ),
