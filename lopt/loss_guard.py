@@ -12,6 +12,7 @@ from torch import Tensor
 from lopt.graph import ParameterGraph
 from lopt.metanets.base import Metanet
 from lopt.rules.base import Rule
+from lopt.rules.forms import FORMS
 from lopt.rules.learned import LearnedRule
 
 WARM_UP = 10
@@ -73,7 +74,8 @@ def base_of(rule: Rule) -> Rule:
     if not isinstance(rule, LearnedRule):
         return rule
     base = copy.deepcopy(rule)
-    base.metanet = _Silent(1 + len(rule.config.directions), rule.metanet.memory)
+    outputs = FORMS[rule.config.update_form].outputs(len(rule.config.directions))
+    base.metanet = _Silent(outputs, rule.metanet.memory)
     return base
 
 
@@ -90,6 +92,9 @@ class _Silent(Metanet):
         self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         return features.new_zeros(self.outputs, features.shape[-1]), memory
+
+    def of_tensors(self, context: Tensor) -> Tensor:
+        return context.new_zeros(self.outputs, context.shape[-1])
 
 
 def mean_over_ranks(loss: float | Tensor) -> float:

@@ -9,6 +9,7 @@ import lopt
 from lopt.errors import ConfigError
 from lopt.loss_guard import PATIENCE, LossGuard, base_of
 from lopt.metanets.base import Metanet
+from lopt.rules.forms import FORMS
 from tests.optim_kit import RULE, batches, give_gradients, learned, mlp, mlp_graph, same, values
 
 
@@ -61,11 +62,12 @@ def test_new_level_after_patience():
     assert not verdicts[-1]
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["axisnet", "lstm"])
-def test_base_is_the_rule_with_silent_metanet(name):
+def test_base_is_the_rule_with_silent_metanet(name, form):
     """At the start the metanet's heads are zero: the fresh rule is its base."""
-    fresh = lopt.make_rule(name)
-    trained = lopt.make_rule(name)
+    fresh = lopt.make_rule(name, update_form=form)
+    trained = lopt.make_rule(name, update_form=form)
     with torch.no_grad():
         for parameter in trained.metanet.parameters():
             parameter.normal_(std=0.1)
