@@ -24,7 +24,7 @@ class Metanet(nn.Module, ABC):
     """M, how many values each scalar carries to the next step; 0 for a metanet without recurrence."""
 
     sees_scalars: bool = True
-    """Whether it reads features of scalars. One that does not, reads the context alone, need not be given any."""
+    """Whether it reads features of scalars. One that does not need not be given any, and has `of_tensors`."""
 
     def prepare(self, graph: ParameterGraph) -> None:
         """Derive what is needed of a graph ahead of the first step, which may be a compiled one."""
@@ -37,6 +37,10 @@ class Metanet(nn.Module, ABC):
 
         Pure and vmap-able. Raises `GraphError` on a graph that this metanet cannot take.
         """
+
+    def of_tensors(self, context: Tensor) -> Tensor:
+        """context (C, B) -> raw outputs (R, B) of a metanet that sees no scalars: `forward` repeats them."""
+        raise NotImplementedError(f"{type(self).__name__} sees scalars")
 
 
 def check_sizes(**sizes: int) -> None:

@@ -30,4 +30,7 @@ class TensorMlp(Metanet):
     def forward(
         self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        return segment_expand(self.head(relu_(self.first(context))), tensor_sizes(graph)), None
+        return segment_expand(self.of_tensors(context), tensor_sizes(graph)), None
+
+    def of_tensors(self, context: Tensor) -> Tensor:
+        return self.head(relu_(self.first(context)))

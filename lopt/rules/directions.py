@@ -42,10 +42,16 @@ class History(NamedTuple):
     shapes: list[tuple[int, ...]]
     hidden: list[bool]
     """Which tensors are matrices or kernels that feed hidden neurons, see `classical.muon.is_hidden_matrix`."""
+    by_tensor: bool = False
+    """Whether raw outputs are (R, B), one for each tensor, in place of (R, P)."""
 
     @property
     def sizes(self) -> list[int]:
         return [prod(shape) for shape in self.shapes]
+
+    def spread(self, row: Tensor) -> Tensor:
+        """A row made of raw outputs, (P,) or (B,) -> (P,)."""
+        return segment_expand(row[None], self.sizes)[0] if self.by_tensor else row
 
 
 def adam(h: History) -> Tensor:

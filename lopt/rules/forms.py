@@ -1,7 +1,8 @@
 """Update forms: how a metanet's raw outputs become a step.
 
 Each is a pure function of the gradient history of all scalars, the raw outputs and the logarithm of the base rate,
-which is meta-learned. Shapes: P scalars, R raw outputs.
+which is meta-learned. Shapes: P scalars, B tensors, R raw outputs. These are (R, P), or
+(R, B) where the metanet speaks of whole tensors: `History.spread` repeats what is made of them, as late as possible.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def mixture(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: 
     s(x) = x / sqrt(1 + x^2 / 4) lies within +-2: the magnitude stays within a factor of exp(2) = 7.4 of the base
     rate, wherever a metanet may be led beyond what it was trained on.
     """
-    return _length(raw, log_rate) * _mixed(h, directions, raw)
+    return h.spread(_length(raw, log_rate)) * _mixed(h, directions, raw)
 
 
 def orthogonal(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ def orthogonal(h: History, directions: Mapping[str, float], raw: Tensor, log_rat
     value of a step exceeds the others: with directions added to an orthogonalised one, the largest does.
     """
     mixed = _mixed(h, directions, raw)
-    return _length(raw, log_rate) * graft(h, mixed / h.inverse, mixed)
+    return h.spread(_length(raw, log_rate)) * graft(h, mixed / h.inverse, mixed)
 
 
 def preconditioned(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
@@ -57,14 +58,14 @@ def preconditioned(h: History, directions: Mapping[str, float], raw: Tensor, log
     descent in the spectral norm (Bernstein & Newhouse 2024, arXiv 2409.20325) after half of Adam's preconditioning.
     """
     mixed = _mixed(h, directions, raw)
-    return _length(raw, log_rate) * graft(h, mixed / h.inverse, mixed, evening(h))
+    return h.spread(_length(raw, log_rate)) * graft(h, mixed / h.inverse, mixed, evening(h))
 
 
 def _mixed(h: History, directions: Mapping[str, float], raw: Tensor) -> Tensor:
     step: Tensor | None = None
     for (name, weight), row in zip(directions.items(), raw[1:], strict=True):
-        term = (row + weight) * DIRECTIONS[name](h)
-        step = term if step is None else step + term
+        share, direction = h.spread(row + weight), DIRECTIONS[name](h)
+        step = share * direction if step is None else torch.addcmul(step, share, direction)
     assert step is not None
     return step
 
@@ -76,7 +77,8 @@ def _length(raw: Tensor, log_rate: Tensor) -> Tensor:
 def magnitude(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
     """-rate d exp(0.01 m) with d, m = raw: Metz et al. 2022 and Neural Graphs (Kofinas et al. 2024); fresh: 0."""
     direction, log_magnitude = raw
-    return -torch.exp((NEURAL_GRAPHS_SCALE * log_magnitude).clamp(-8, 4) + log_rate) * direction
+    length = torch.exp((NEURAL_GRAPHS_SCALE * log_magnitude).clamp(-8, 4) + log_rate)
+    return h.spread(-length * direction)
 
 
 def momentum(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ def momentum(h: History, directions: Mapping[str, float], raw: Tensor, log_rate:
     Fresh: gradient descent with momentum. The paper's alpha = 0.1 and gamma_0 = 0.9 are the rule's rate and first
     decay, both of them meta-learned from there.
     """
-    return -torch.exp(log_rate) * (h.moments.momenta[0] + UNF_BETA * raw[0])
+    return -torch.exp(log_rate) * (h.moments.momenta[0] + UNF_BETA * h.spread(raw[0]))
 
 
 FORMS: dict[str, Form] = {

@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 from lopt.errors import ConfigError
 from lopt.features import moments, per_scalar, per_tensor
 from lopt.features.moments import Moments
-from lopt.features.segments import segment_expand, segment_mean
+from lopt.features.segments import LONG, segment_expand, segment_mean, segment_means
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.metanets import METANETS
@@ -200,8 +200,11 @@ class LearnedRule(Rule):
         history, features, context, param_rms = self._observe(graph, p, g, m, steps, horizon)
         memory = graph.flatten({n: state[n]["memory"] for n in names}) if self.metanet.memory else None
         like = self.log_rate.dtype
-        memory = None if memory is None else memory.to(like)
-        raw, memory = self.metanet(graph, features.to(like), context.to(like), memory)
+        if history.by_tensor:
+            raw = self.metanet.of_tensors(context.to(like))
+        else:
+            memory = None if memory is None else memory.to(like)
+            raw, memory = self.metanet(graph, features.to(like), context.to(like), memory)
         step = self._step(history, raw.to(dtype))
         if self.config.weight_decay:
             step = step - segment_expand(self._weight_decay(graph, steps, horizon)[None], sizes)[0] * p
@@ -238,30 +241,31 @@ class LearnedRule(Rule):
         There are no features, F = 0, where the metanet looks at none.
         """
         shapes, sizes = _shapes(graph), _sizes(graph)
-        second = m.root * m.root
         fastest = m.momenta[0]
-        means = segment_mean(torch.stack([p * p, g * g, fastest * fastest, second, g * fastest]), sizes)
+        pairs = (p, p), (g, g), (fastest, fastest), (m.root, m.root), (g, fastest)
+        means = segment_means((a * b for a, b in pairs), sizes)
         param_rms, grad_rms, momentum_rms, root_rms = torch.sqrt(means[:4].clamp(min=0) + moments.TINY)
         agreement = means[4] / ((grad_rms + per_scalar.FLOOR) * (momentum_rms + per_scalar.FLOOR))
         sees_scalars = self.metanet.sees_scalars
         wanted = (self.config.factored and sees_scalars) or "factored" in self.config.directions
-        factored = moments.factored_root(second, shapes) if wanted else None
+        factored = moments.factored_root(m.root * m.root, shapes) if wanted else None
         inverse = 1 / (m.root + EPS)
-        history = History(p, g, m, inverse, factored, momentum_rms, shapes, _hidden(graph))
+        by_tensor = not sees_scalars and graph.numel >= LONG
+        history = History(p, g, m, inverse, factored, momentum_rms, shapes, _hidden(graph), by_tensor)
         if sees_scalars:
             spread = segment_expand(torch.stack([param_rms, torch.sqrt(root_rms + per_scalar.FLOOR)]), sizes)
             seen = factored if self.config.factored else None
             features = per_scalar.per_scalar_features(p, g, m, seen, *spread)
             ratios = features[: len(m.momenta) + 1]
+            squares = segment_mean(ratios * ratios, sizes)
         else:
-            ratios = per_scalar.squash(per_scalar.gradient_ratios(g, m))
-            features = ratios[:0]
+            features, reciprocal = m.momenta[:0], per_scalar.reciprocal(m.root)
+            rows = (per_scalar.squashed_square(row * reciprocal) for row in (*m.momenta, g))
+            squares = segment_means(rows, sizes)
         context = torch.cat(
             [
                 per_tensor.time_features(steps, horizon),
-                per_tensor.noise_features(
-                    segment_mean(ratios * ratios, sizes), param_rms, grad_rms, agreement
-                ),
+                per_tensor.noise_features(squares, param_rms, grad_rms, agreement),
                 _static(graph).to(p),
             ]
         )

@@ -17,6 +17,7 @@ from lopt.features.per_scalar import (
     per_scalar_features,
     reciprocal,
     squash,
+    squashed_square,
 )
 from tests.helpers import seeded
 
@@ -84,3 +85,9 @@ def test_log_ratio_near_one_and_its_limits() -> None:
     other = torch.tensor([1.1, 1e14, 0.0], dtype=torch.float64)
     expected = torch.tensor([-math.log(1.1), -4.0, 4.0], dtype=torch.float64)
     torch.testing.assert_close(log_ratio(one, other.sqrt()), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_squashed_square_is_that_of_squash() -> None:
+    x = torch.cat([torch.linspace(-40, 40, 81, dtype=torch.float64), torch.tensor([1e-9, 1e4, -1e4])])
+    torch.testing.assert_close(squash(x), x / torch.sqrt(1 + (x / 4) ** 2))
+    torch.testing.assert_close(squashed_square(x), squash(x) ** 2)

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from lopt.errors import ConfigError
+from lopt.features import segments
 from lopt.graph import ParameterGraph
-from lopt.rules import LearnedRule, LearnedRuleConfig, make_rule
+from lopt.loss_guard import base_of
+from lopt.rules import LearnedRule, LearnedRuleConfig, learned, make_rule
 from lopt.rules.base import BoundRule, State
 from lopt.rules.directions import DIRECTIONS
+from lopt.rules.forms import FORMS
 from lopt.rules.learned import annealing, decay_share
 from tests.helpers import (
     NETWORKS,
@@ -664,3 +667,27 @@ def test_a_metanet_that_sees_no_scalars_is_given_the_same_context(monkeypatch: p
     monkeypatch.setattr(rule.metanet, "sees_scalars", True)
     assert relative_error(without, run(bound, params, 5, 20.0)) < 1e-12
     assert relative_error(without, params) > 1e-3, "the run moved the parameters"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("metanet", ["tensor_mlp", "axisnet"])
+def test_large_networks_take_the_same_steps(form: str, metanet: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows taken one at a time, and raw outputs repeated late, as from `LONG` scalars on."""
+    params = tensors(0, torch.float64)
+    options = {"width": 4} if metanet == "tensor_mlp" else {"width": 4, "neuron_width": 6, "layers": 2}
+    rule = small_rule(scale=0.3, metanet=metanet, metanet_options=options, update_form=form)
+    bound = rule.on(ParameterGraph.untied(params.items()))
+    small = run(bound, params, 5, 20.0)
+    for module in (learned, segments):
+        monkeypatch.setattr(module, "LONG", 0)
+    assert relative_error(run(bound, params, 5, 20.0), small) < 1e-12
+    assert relative_error(small, params) > 1e-4, "the run moved the parameters"
+
+
+def test_the_base_of_a_rule_takes_the_same_steps_on_large_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = tensors(0, torch.float64)
+    bound = base_of(small_rule(scale=0.3)).on(ParameterGraph.untied(params.items()))
+    small = run(bound, params, 3)
+    for module in (learned, segments):
+        monkeypatch.setattr(module, "LONG", 0)
+    assert relative_error(run(bound, params, 3), small) < 1e-12
