@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -47,7 +48,7 @@ class LearnedOptimizer(Optimizer):
             those added by a later `add_param_group` may lie outside the graph and stay untied.
         lr: multiplies every step; a number or a one-element tensor.
         weight_decay: see above.
-        total_steps: the planned number of steps, for rules that anneal.
+        total_steps: the planned number of steps, for rules that anneal; each parameter counts from its first gradient.
         maximize: ascend instead of descending.
         loss_guard: let the rule's base optimizer take over while the training loss rises. Needs the losses: pass a
             closure to `step`, or call `observe(loss)` before it. `guard` tells who is in charge, and for how long.
@@ -68,7 +69,8 @@ class LearnedOptimizer(Optimizer):
         maximize: bool = False,
         loss_guard: bool = False,
     ) -> None:
-        check(total_steps is None or total_steps > 0, "total_steps", "a number above 0 or None", total_steps)
+        fits = total_steps is None or 0 < total_steps < math.inf
+        check(fits, "total_steps", "a number above 0 or None", total_steps)
         self._naming: Naming | None = None
         self._calls: dict[_Key, list[_Call]] = {}
         self._rules: dict[tuple[torch.device, bool], Rule] = {}
@@ -79,6 +81,7 @@ class LearnedOptimizer(Optimizer):
         self.total_steps = total_steps
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
         self.rule = _frozen_copy(rule)
+        self._first_groups = len(self.param_groups)
         if not isinstance(graph, FirstForwardGraph):
             self._naming = self._find_names()
 
@@ -118,7 +121,8 @@ class LearnedOptimizer(Optimizer):
                 loss = closure()
             self.observe(loss)
         if self.guard is not None:
-            check(self._observed, "loss_guard", "a closure, or observe(loss) before each step", "neither")
+            told = self._observed or self._makes_state()
+            check(told, "loss_guard", "a closure, or observe(loss) before each step", "neither")
             self._observed = False
         with torch.no_grad():
             if torch.compiler.is_compiling() and not self._is_bound():
@@ -132,6 +136,10 @@ class LearnedOptimizer(Optimizer):
         if self.guard is not None:
             self.guard.observe(mean_over_ranks(loss))
             self._observed = True
+
+    def _makes_state(self) -> bool:
+        """Whether a step only makes state: before loading, torch.distributed.checkpoint does one with an lr of 0."""
+        return not self.state and all(float(group["lr"]) == 0 for group in self.param_groups)
 
     @_disable_dynamo
     def _uncompiled_step(self) -> None:
@@ -224,7 +232,9 @@ class LearnedOptimizer(Optimizer):
     def _plan(self) -> list[_Call]:
         """The rule bound to the parameters that have a gradient now, one call for each device."""
         if self._naming is None:
-            self._naming = self._find_names()
+            naming = self._find_names()
+            self._check_states(naming, [(p, self.state.get(p, {})) for p in self._params()])
+            self._naming = naming
         params = self._params()
         base, active = key = self._key(params)
         for i, _, _ in active:
@@ -281,10 +291,17 @@ class LearnedOptimizer(Optimizer):
                     " found none; call the model itself, or pass a ParameterGraph"
                 )
             self._given_graph = graph = graph.graph
-        return Naming.of([_entries(group) for group in self.param_groups], graph)
+        groups = [_entries(group) for group in self.param_groups]
+        naming = Naming.of(groups[: self._first_groups], graph)
+        for number, group in enumerate(groups[self._first_groups :], self._first_groups):
+            naming = naming.add(group, number)
+        return naming
 
     def state_dict(self) -> dict[str, Any]:
-        """As for every torch optimizer, and the count of skipped steps and what the loss guard has seen."""
+        """As for every torch optimizer, and the count of skipped steps and what the loss guard has seen.
+
+        `torch.distributed.checkpoint.state_dict` takes over what every torch optimizer has, and these two begin anew.
+        """
         guard = {} if self.guard is None else {"loss_guard": asdict(self.guard)}
         return {**super().state_dict(), "skipped_steps": self.skipped_steps, **guard}
 
@@ -305,24 +322,31 @@ class LearnedOptimizer(Optimizer):
                 hook.remove()
 
     def _check_loaded(self, final: dict[str, Any], loaded: dict[str, Any]) -> None:
-        """Keep what is loaded after all hooks of the user, if it fits the rule: asked of the smallest parameter."""
+        """Keep what is loaded after all hooks of the user, if it fits the rule."""
         final.update(loaded)
-        pairs = [(p, saved) for p, saved in self._loaded_states(loaded) if saved]
-        if pairs:
-            p, saved = min(pairs, key=lambda pair: pair[0].numel())
-            expected = {key: tuple(value.shape) for key, value in self._fresh_state(p).items()}
-            found = {key: tuple(value.shape) for key, value in saved.items()}
-            check(found == expected, "state_dict", f"this rule's {expected} for {tuple(p.shape)}", found)
+        sizes = [
+            [len(group["params"]) for group in groups]
+            for groups in (loaded["param_groups"], self.param_groups)
+        ]
+        # Torch refuses other groups itself; without names yet, the first step checks what was loaded.
+        if self._naming is not None and sizes[0] == sizes[1]:
+            self._check_states(self._naming, self._loaded_states(loaded))
 
-    def _fresh_state(self, p: Tensor) -> dict[str, Tensor]:
-        like, name = torch.empty(p.shape, dtype=p.dtype, device=p.device), "p"
-        graph = ParameterGraph.untied([(name, like)])
-        if self._naming is not None:
-            name = next(n for n, q in zip(self._naming.names, self._params(), strict=True) if q is p)
-            graph = self._naming.graph.subset([name])
-        return self._rule_on(p.device).init(graph, {name: like}, self.total_steps)[name]
+    def _check_states(self, naming: Naming, states: list[tuple[Tensor, dict[str, Any]]]) -> None:
+        """Raise a `ConfigError` unless all that are not empty have the keys and shapes that the rule starts with."""
+        saved = {name: state for name, (_, state) in zip(naming.names, states, strict=False) if state}
+        shapes = {name: naming.graph.parameters[name].shape for name in saved}
+        meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        if not meta:
+            return
+        fresh = self.rule.init(naming.graph.subset(meta), meta, self.total_steps)
+        for name, state in saved.items():
+            expected, found = _shapes(fresh[name]), _shapes(state)
+            # A rule that starts with nothing, such as `TorchOptim`, makes its state in the first step.
+            fits = not expected or found == expected
+            check(fits, "state_dict", f"this rule's {expected} for {shapes[name]}", found)
 
-    def _loaded_states(self, state_dict: Mapping[str, Any]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    def _loaded_states(self, state_dict: Mapping[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         return [(p, state_dict["state"].get(key, {})) for key, p in zip(keys, self._params(), strict=False)]
 
@@ -330,13 +354,25 @@ class LearnedOptimizer(Optimizer):
         """torch casts loaded state to the dtype of its parameter; put in what was saved instead."""
         for p, saved in self._loaded_states(state_dict):
             if saved:
-                self.state[p] = {key: value.to(p.device, copy=True) for key, value in saved.items()}
+                self.state[p] = {
+                    key: value.to(p.device, copy=True) if isinstance(value, Tensor) else value
+                    for key, value in saved.items()
+                }
         self._skipped = torch.tensor(state_dict.get("skipped_steps", 0), dtype=torch.int64)
         if self.guard is not None and "loss_guard" in state_dict:
             self.guard = LossGuard(**state_dict["loss_guard"])
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("rule", "total_steps", "_given_graph", "_naming", "_skipped", "guard", "_observed")
+        own = (
+            "rule",
+            "total_steps",
+            "_given_graph",
+            "_first_groups",
+            "_naming",
+            "_skipped",
+            "guard",
+            "_observed",
+        )
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -374,6 +410,13 @@ def _parts(groups: Sequence[int]) -> list[_Part]:
 def _entries(group: Mapping[str, Any]) -> list[Entry]:
     names = group.get("param_names", [None] * len(group["params"]))
     return list(zip(names, group["params"], strict=True))
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        for key, value in state.items()
+    }
 
 
 def _frozen_copy(rule: Rule | str | os.PathLike[str]) -> Rule:

@@ -50,7 +50,7 @@ class Naming:
             return Naming(self.graph, self.names + match([group], free))
         except GraphError:
             added = untied_names([group], number)
-            if not self.graph.parameters.keys().isdisjoint(added):
+            while not self.graph.parameters.keys().isdisjoint(added):
                 added = [f"{number}.{name}" for name in added]
             tensors = [tensor for _, tensor in group]
             return Naming(extended(self.graph, zip(added, tensors, strict=True)), self.names + added)
@@ -81,15 +81,22 @@ def match(groups: Sequence[Sequence[Entry]], graph: ParameterGraph) -> list[str]
 
 
 def untied_names(groups: Sequence[Sequence[Entry]], first_group: int = 0) -> list[str]:
-    """Names for parameters without a graph: the user's where they are distinct, else group and position."""
+    """Names for parameters without a graph: the user's where they are distinct, with the group's number where that
+    makes them so, else group and position."""
     given = [name for group in groups for name, _ in group]
-    if None not in given and len(set(given)) == len(given):
+    if None not in given and _distinct(given):
         return [str(name) for name in given]
-    return [
-        f"{number}.{position}" if name is None else f"{number}.{name}"
+    entries = [
+        (number, position, name)
         for number, group in enumerate(groups, first_group)
         for position, (name, _) in enumerate(group)
     ]
+    named = [f"{number}.{position if name is None else name}" for number, position, name in entries]
+    return named if _distinct(named) else [f"{number}.{position}" for number, position, _ in entries]
+
+
+def _distinct(names: Sequence[str | None]) -> bool:
+    return len(set(names)) == len(names)
 
 
 def extended(graph: ParameterGraph, named: Iterable[tuple[str, Tensor]]) -> ParameterGraph:

@@ -29,14 +29,15 @@ def all_finite(grads: list[Tensor]) -> Tensor:
 
 
 def chosen(gate: Tensor, new: State, old: State) -> State:
-    """The new state where the gate is open, else the old one."""
+    """The new state where the gate is open, else the old one, or zero where there was none."""
     return {
-        name: {
-            key: value if value is old[name][key] else torch.where(gate, value, old[name][key])
-            for key, value in state.items()
-        }
+        name: {key: _chosen(gate, value, old[name].get(key)) for key, value in state.items()}
         for name, state in new.items()
     }
+
+
+def _chosen(gate: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
+    return new if new is old else torch.where(gate, new, 0 if old is None else old)
 
 
 def owned(value: Tensor) -> Tensor:
@@ -50,6 +51,7 @@ def apply(
 ) -> None:
     """p <- (1 - lr * 1e-3 * weight_decay) p + lr * delta, in place, on this process's part of every tensor."""
     lr, decay = group["lr"], DECAY_RATE * group["weight_decay"]
+    lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
     steps = [local(sharded_like(delta, p)) for p, delta in zip(params, deltas, strict=True)]
     locals_ = [local(p) for p in params]
     if decay:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 import pickle
 from collections.abc import Callable
@@ -439,12 +440,41 @@ for dtype in (torch.bfloat16, torch.float16, torch.float64):
 
 @feature("parameters of several dtypes")
 def mixed_dtypes(make: Make) -> None:
-    params = [nn.Parameter(torch.zeros(3, dtype=dtype)) for dtype in (torch.bfloat16, torch.float32)]
-    optimizer = make(params)
-    for p in params:
-        p.grad = torch.ones_like(p)
+    for dtypes in itertools.permutations((torch.bfloat16, torch.float32, torch.float64)):
+        params = [nn.Parameter(torch.zeros(3, dtype=dtype)) for dtype in dtypes]
+        optimizer = make(params)
+        for count in (1, 2, 3):
+            for p in params[:count]:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+        assert all((p != 0).all() for p in params)
+
+
+@feature("state of another precision")
+def other_precision(make: Make) -> None:
+    for old, new in itertools.permutations((torch.bfloat16, torch.float32, torch.float64), 2):
+        model = mlp().to(old)
+        optimizer = make(model.parameters())
+        train(model, optimizer)
+        model.to(new)
+        resumed = make(model.parameters())
+        resumed.load_state_dict(optimizer.state_dict())
+        before = values(model)
+        train(model, resumed)
+        assert all(moved(model, before))
+
+
+@feature("parameters with equal names")
+def equal_names(make: Make) -> None:
+    one, two = mlp(), mlp()
+    optimizer = make([*one.named_parameters(), *two.named_parameters()])
+    optimizer.add_param_group({"params": list(mlp().named_parameters())})
+    both = nn.ModuleList([one, two])
+    before = values(both)
+    for model in both:
+        give_gradients(model)
     optimizer.step()
-    assert all((p != 0).all() for p in params)
+    assert all(moved(both, before))
 
 
 @feature("float32 state under bfloat16 parameters")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 import lopt
 from lopt.errors import ConfigError
@@ -141,6 +143,24 @@ def test_guard_is_saved_and_loaded():
     other.load_state_dict(optimizer.state_dict())
     assert other.guard == optimizer.guard
     assert other.guard.count == 1
+
+
+def test_guard_lets_a_distributed_checkpoint_make_state():
+    model = mlp()
+    optimizer = learned(model.parameters(), loss_guard=True)
+    for seed in range(3):
+        optimizer.zero_grad()
+        give_gradients(model, seed)
+        optimizer.observe(1.0)
+        optimizer.step()
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
+    resumed = learned(model.parameters(), loss_guard=True)
+    resumed.zero_grad()
+    set_optimizer_state_dict(model, resumed, saved)
+    assert same(resumed.state_dict()["state"], optimizer.state_dict()["state"])
+    give_gradients(model)
+    with pytest.raises(ConfigError, match="loss_guard"):
+        resumed.step()
 
 
 def test_guard_without_losses_says_so():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -12,7 +13,8 @@ from torch.func import functional_call, grad
 
 import lopt
 from lopt.errors import ConfigError, GradientError, GraphError
-from lopt.rules.classical import Adam
+from lopt.optim_step import chosen
+from lopt.rules.classical import Adam, TorchOptim
 from tests.optim_kit import (
     RULE,
     batches,
@@ -163,6 +165,38 @@ def test_added_groups_with_equal_names():
     assert len(optimizer.graph.parameters) == 6
 
 
+def test_an_added_group_whose_numbered_names_are_taken():
+    """The second group's "0.weight" becomes "1.0.weight", which the first has already."""
+    first = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 3)))
+    second = nn.Sequential(nn.Linear(6, 3))
+    optimizer = learned(first.named_parameters())
+    optimizer.add_param_group({"params": list(second.named_parameters())})
+    before = values(nn.ModuleList([first, second]))
+    for model in (first, second):
+        give_gradients(model)
+    optimizer.step()
+    assert len(optimizer.graph.parameters) == 6
+    after = values(nn.ModuleList([first, second]))
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_group_outside_the_graph_added_before_the_first_forward(named):
+    models = []
+    for early in (False, True):
+        model, extra = mlp(), nn.Linear(3, 3)
+        extra.load_state_dict({"weight": torch.eye(3), "bias": torch.zeros(3)})
+        params = model.named_parameters() if named else model.parameters()
+        optimizer = learned(params, graph=lopt.trace_on_first_forward(model))
+        if not early:
+            model(torch.zeros(1, 6))
+            optimizer.step()
+        optimizer.add_param_group({"params": list(extra.named_parameters() if named else extra.parameters())})
+        models.append(nn.Sequential(model, extra))
+        train(models[-1], optimizer)
+    assert same(values(models[0]), values(models[1]))
+
+
 def test_trace_on_first_forward():
     models = [mlp(), mlp()]
     x, _ = next(batches(1))
@@ -273,6 +307,7 @@ def test_sparse_gradients_are_refused():
         ({"lr": torch.ones(2)}, "lr: expected a number or a one-element tensor"),
         ({"weight_decay": -0.1}, "weight_decay: expected a number from 0"),
         ({"total_steps": 0}, "total_steps: expected a number above 0 or None, found 0"),
+        ({"total_steps": math.inf}, "total_steps: expected a number above 0 or None, found inf"),
         ({"rule": 3}, "rule: expected a Rule, or the name or path of one, found int"),
     ],
 )
@@ -328,6 +363,70 @@ def test_state_of_another_rule_is_refused(other):
     with pytest.raises(ConfigError, match=r"state_dict: expected this rule's .*, found"):
         optimizer.load_state_dict(saved.state_dict())
     assert same(optimizer.state_dict(), before)
+
+
+def muon(model, graph):
+    return learned(model.parameters(), rule=lopt.make_rule("muon"), graph=graph)
+
+
+def test_state_for_another_graph_is_refused():
+    """Muon orthogonalises matrices of hidden neurons, which only the graph tells; biases have the same state."""
+    model = mlp()
+    optimizer = muon(model, None)
+    train(model, optimizer)
+    traced = lopt.ParameterGraph.trace(model, (torch.zeros(1, 6),))
+    with pytest.raises(ConfigError, match=r"state_dict: expected this rule's"):
+        muon(model, traced).load_state_dict(optimizer.state_dict())
+    late = muon(model, lopt.trace_on_first_forward(model))
+    late.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ConfigError, match=r"state_dict: expected this rule's"):
+        train(model, late)
+
+
+def test_state_is_loaded_before_the_first_forward():
+    models = [mlp(bias=False), mlp(bias=False)]
+    optimizers = [muon(model, lopt.trace_on_first_forward(model)) for model in models]
+    train(models[0], optimizers[0])
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    for model, optimizer in zip(models, optimizers, strict=True):
+        train(model, optimizer, seed=2)
+    assert same(values(models[0]), values(models[1]))
+
+
+def test_state_that_holds_no_tensors_is_refused():
+    model = mlp()
+    saved = torch.optim.LBFGS(model.parameters())
+    x, y = next(batches(1))
+    saved.step(lambda: nn.functional.mse_loss(model(x), y))
+    with pytest.raises(ConfigError, match=r"state_dict: expected this rule's"):
+        learned(model.parameters()).load_state_dict(saved.state_dict())
+
+
+def test_torch_optim_saves_and_loads():
+    """Its state is made in the first step, so a step that is gated has no old one."""
+    models = [mlp(), mlp()]
+    optimizers = [learned(model.parameters(), rule=TorchOptim("Adam", lr=0.01)) for model in models]
+    train(models[0], optimizers[0])
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    for model, optimizer in zip(models, optimizers, strict=True):
+        train(model, optimizer, seed=2)
+    assert same(values(models[0]), values(models[1]))
+    new = {"w": {"step": torch.tensor(1.0), "exp_avg": torch.full((2,), math.nan)}}
+    kept = chosen(torch.tensor(False), new, {"w": {}})["w"]
+    assert same(kept, {"step": torch.tensor(0.0), "exp_avg": torch.zeros(2)})
+    assert same(
+        chosen(torch.tensor(True), {"w": {"step": torch.tensor(1.0)}}, {"w": {}}),
+        {"w": {"step": torch.tensor(1.0)}},
+    )
+
+
+def test_lr_of_one_element():
+    models = [mlp(), mlp()]
+    for model, lr in zip(models, (0.5, torch.tensor([0.5])), strict=True):
+        train(model, learned(model.parameters(), lr=lr, weight_decay=0.1))
+    assert same(values(models[0]), values(models[1]))
 
 
 def test_parameters_on_other_device_than_the_rule_stay_together():

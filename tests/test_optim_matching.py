@@ -122,6 +122,8 @@ def test_untied_names_are_distinct():
     assert untied_names([[("a", one)], [("b", two)]]) == ["a", "b"]
     assert untied_names([[("a", one)], [("a", two)]]) == ["0.a", "1.a"]
     assert untied_names([unnamed(one, two), unnamed(one)], first_group=3) == ["3.0", "3.1", "4.0"]
+    assert untied_names([[("a", one), ("b", one), ("a", two), ("b", two)]]) == ["0.0", "0.1", "0.2", "0.3"]
+    assert untied_names([[("1", one), (None, two)]]) == ["0.0", "0.1"]
 
 
 def test_extended_graph_holds_both_parts():

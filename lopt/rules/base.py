@@ -75,6 +75,6 @@ class BoundRule:
         return {name: (p + lr * deltas[name]).to(p.dtype) for name, p in params.items()}, state
 
 
-def working_dtype(tensor: Tensor) -> torch.dtype:
-    """float64 stays float64; everything else is computed and remembered in float32."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def working_dtype(*tensors: Tensor) -> torch.dtype:
+    """What is computed and remembered together: float64 if any of it is, else float32."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

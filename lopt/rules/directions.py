@@ -139,7 +139,7 @@ def _for_hidden(
     """`like`, but for hidden matrices direction(O, like, *others), O (rows, columns) the orthogonalised momentum."""
     momenta, parts = momentum.split(h.sizes), list(like.split(h.sizes))
     further = [other.split(h.sizes) for other in others]
-    hidden = [index for index, found in enumerate(h.hidden) if found]
+    hidden = [index for index, found in enumerate(h.hidden) if found and h.sizes[index]]
     matrices = orthogonalised([momenta[i].reshape(h.shapes[i][0], -1) for i in hidden])
     for i, matrix in zip(hidden, matrices, strict=True):
         seen = (part.reshape(matrix.shape) for part in (parts[i], *(split[i] for split in further)))

@@ -87,7 +87,11 @@ class LearnedRuleConfig:
             self.directions,
         )
         count = len(self.directions)
-        check(len(self.weights) == count, "weights", f"as many numbers as directions ({count})", self.weights)
+        check(len(set(self.directions)) == count, "directions", "distinct names", self.directions)
+        fits = len(self.weights) == count and all(
+            is_number(weight) and math.isfinite(weight) for weight in self.weights
+        )
+        check(fits, "weights", f"as many numbers as directions ({count})", self.weights)
         check(self.update_form in FORMS, "update_form", f"one of {', '.join(FORMS)}", self.update_form)
         check(is_number(self.rate) and 0 < self.rate < math.inf, "rate", "a finite number above 0", self.rate)
         check(is_number(self.max_step) and self.max_step > 0, "max_step", "a number above 0", self.max_step)
@@ -166,7 +170,7 @@ class LearnedRule(Rule):
         self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None
     ) -> State:
         like = next(iter(params.values()))
-        zeros = like.new_zeros(graph.numel, dtype=working_dtype(like))
+        zeros = like.new_zeros(graph.numel, dtype=working_dtype(*params.values()))
         counter = zeros.new_zeros(())
         total = counter + (0 if total_steps is None else total_steps)
         rows = {"momenta": len(self.config.decays), "memory": self.metanet.memory}
@@ -186,16 +190,20 @@ class LearnedRule(Rule):
         self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors
     ) -> tuple[Tensors, State]:
         names, sizes = list(graph.parameters), _sizes(graph)
-        dtype = working_dtype(next(iter(params.values())))
+        dtype = working_dtype(*params.values())
         p = graph.flatten(params).to(dtype).clamp(-LIMIT, LIMIT)
         g = graph.flatten(grads).to(dtype).clamp(-LIMIT, LIMIT)
-        steps = torch.stack([state[name]["step"] for name in names]) + 1
-        horizon = torch.stack([state[name]["total_steps"] for name in names])
-        decays, corrections = self._decays(steps)
-        momenta = moments.decayed(graph.flatten({n: state[n]["momenta"] for n in names}), g, decays[:, None])
-        second = moments.decayed(
-            graph.flatten({n: state[n]["second"] for n in names}), g * g, self.config.second_decay
+        # State may come from a file, or from steps of other parameters, of another precision.
+        steps, horizon = (
+            torch.stack([state[name][key] for name in names]).to(dtype) for key in ("step", "total_steps")
         )
+        steps = steps + 1
+        decays, corrections = self._decays(steps)
+        momenta, second = (
+            graph.flatten({n: state[n][key] for n in names}).to(dtype) for key in ("momenta", "second")
+        )
+        momenta = moments.decayed(momenta, g, decays[:, None])
+        second = moments.decayed(second, g * g, self.config.second_decay)
         m = moments.corrected(momenta, second, segment_expand(corrections, sizes))
         history, features, context, param_rms = self._observe(graph, p, g, m, steps, horizon)
         memory = graph.flatten({n: state[n]["memory"] for n in names}) if self.metanet.memory else None

@@ -14,7 +14,7 @@ from lopt.errors import ConfigError
 from lopt.features import segments
 from lopt.graph import ParameterGraph
 from lopt.loss_guard import base_of
-from lopt.rules import LearnedRule, LearnedRuleConfig, learned, make_rule
+from lopt.rules import LearnedRule, LearnedRuleConfig, learned, load_rule, make_rule
 from lopt.rules.base import BoundRule, State
 from lopt.rules.directions import DIRECTIONS
 from lopt.rules.forms import FORMS
@@ -607,6 +607,9 @@ def test_compiled_update_equals_eager(backend: str) -> None:
         {"relative": "yes"},
         {"weight_decay": -0.1},
         {"decay_horizon": float("inf")},
+        {"directions": ["adam", "adam"]},
+        {"weights": ["a"], "directions": ["adam"]},
+        {"weights": [math.nan], "directions": ["adam"]},
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any]) -> None:
@@ -655,6 +658,37 @@ def test_fresh_rule_that_knows_the_horizon_is_adam_with_cosine_decay() -> None:
         with torch.no_grad():
             params, state = bound.update({"w": params["w"] - target}, state, params)
     assert torch.allclose(params["w"], reference, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["lopt-base", "lopt-small"])
+def test_empty_matrices_do_no_harm(name: str) -> None:
+    shapes = {"hidden": (4, 3), "empty": (0, 3), "none": (3, 0, 2)}
+    params = {n: torch.ones(shape) for n, shape in shapes.items()}
+    graph = ParameterGraph.untied(params.items())
+    alone = {"hidden": params["hidden"]}
+    with torch.no_grad():
+        results = []
+        for given in (params, alone):
+            bound = load_rule(name).on(graph.subset(given))
+            results.append(bound.update(given, bound.init(given), given)[0])
+    assert results[0]["empty"].shape == (0, 3)
+    assert torch.isfinite(results[0]["hidden"]).all()
+    assert relative_error({"hidden": results[0]["hidden"]}, alone) > 0
+
+
+@pytest.mark.parametrize("double", ["one", "other"])
+def test_float64_with_float32_is_computed_in_float64(double: str) -> None:
+    dtypes = {name: torch.float64 if name == double else torch.float32 for name in ("one", "other")}
+    params = {name: torch.linspace(-1, 1, 6, dtype=dtype).reshape(3, 2) for name, dtype in dtypes.items()}
+    wide = {name: p.double() for name, p in params.items()}
+    results = []
+    for given in (params, wide):
+        bound = small_rule().on(ParameterGraph.untied(given.items()))
+        state = bound.init(given)
+        deltas, _ = bound.delta(given, state, given)
+        results.append(deltas)
+    assert all(delta.dtype == torch.float64 for delta in results[0].values())
+    assert relative_error(*results) < 1e-6
 
 
 def test_a_metanet_that_sees_no_scalars_is_given_the_same_context(monkeypatch: pytest.MonkeyPatch) -> None:

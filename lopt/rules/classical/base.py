@@ -43,7 +43,9 @@ class ClassicalRule(Rule):
         for name, param in params.items():
             dtype = working_dtype(param)
             step = self.part(graph, name).step
-            deltas[name], next_state[name] = step(grads[name].to(dtype), state[name], param.to(dtype))
+            # State may come from a file of another precision.
+            own = {key: value.to(dtype) for key, value in state[name].items()}
+            deltas[name], next_state[name] = step(grads[name].to(dtype), own, param.to(dtype))
         return deltas, next_state
 
     def part(self, graph: ParameterGraph, name: str) -> ClassicalRule:
