@@ -37,7 +37,8 @@ class Horizons:
         low, high = math.log(self.shortest), math.log(self.longest)
         steps = torch.exp(low + (high - low) * uniform[0])
         steps = steps * uniform[1] if first else steps
-        horizon = (steps / self.truncation).ceil().clamp(min=1) * self.truncation
+        # The exponential of the logarithm of a multiple may lie a rounding error above it.
+        horizon = (steps / self.truncation - 1e-4).ceil().clamp(min=1) * self.truncation
         return horizon, torch.where(uniform[2] < self.known, horizon, 0.0)
 
 

@@ -23,6 +23,13 @@ def test_horizons_are_log_uniform_in_whole_truncations() -> None:
     assert torch.equal(told[told > 0], lengths[told > 0])
 
 
+def test_a_horizon_of_whole_truncations_is_kept() -> None:
+    for truncation in (5, 10, 20, 25):
+        for steps in range(truncation, 100 * truncation, truncation):
+            lengths, _ = Horizons(steps, steps, truncation).draw(2, seeded(0), first=False)
+            assert lengths.tolist() == [steps, steps]
+
+
 def test_first_lives_are_staggered() -> None:
     """Cut at random: among lives of one length, every number of truncations is as likely to end one."""
     lengths, _ = Horizons(100, 100, 10).draw(4000, seeded(0), first=True)
