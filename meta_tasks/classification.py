@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lopt.errors import ConfigError
 from meta_tasks.data import load_images
+from meta_tasks.data.images import PUBLISHED_SIZES
 from meta_tasks.family import SpecFamily
 from meta_tasks.image_stream import ImageStream, LabelledImageSpec
 from meta_tasks.module_task import ModuleTask, Pair
@@ -101,14 +102,17 @@ class CnnFamily(SpecFamily[CnnSpec]):
     """Convolutional networks of varied widths, depths, kernels, strides, norms and heads."""
 
     spec_class = CnnSpec
+    together = ("dataset", "size", "kernel", "strides")
+
+    def check(self, spec: CnnSpec) -> None:
+        """The first convolution may be without padding."""
+        size = spec.size or PUBLISHED_SIZES[spec.dataset]
+        if spec.strides == "first" and spec.kernel > size:
+            raise ConfigError(f"cnn.kernel = {spec.kernel}: expected at most the image size, {size}")
 
     def task(self, spec: CnnSpec) -> ClassificationTask:
         """The classifier of one spec."""
         stream = image_stream(spec, self.data_root, self.device)
-        if spec.strides == "first" and spec.kernel > stream.shape[1]:
-            raise ConfigError(
-                f"cnn.kernel = {spec.kernel}: expected at most the image size, {stream.shape[1]}"
-            )
         build = partial(
             convnet,
             stream.shape,

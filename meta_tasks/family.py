@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
@@ -24,6 +25,8 @@ class SpecFamily(TaskFamily, Generic[S]):
     """
 
     spec_class: ClassVar[type[Any]]
+    together: ClassVar[tuple[str, ...]] = ()
+    """Fields whose values have to fit each other: `check` is asked about all that can be drawn."""
 
     def __init__(
         self,
@@ -40,6 +43,8 @@ class SpecFamily(TaskFamily, Generic[S]):
                 locate(name, data_root)
                 if "size" in self.distribution.defaults:
                     check_size(name, max(self.distribution.values("size")))
+        for values in itertools.product(*map(self.distribution.all_values, self.together)):
+            self.check(self.spec_class(**dict(zip(self.together, values, strict=True))))
 
     def sample_spec(self, generator: Generator) -> dict[str, Any]:
         """Draw one task as JSON-able values."""
@@ -47,7 +52,12 @@ class SpecFamily(TaskFamily, Generic[S]):
 
     def build(self, spec: Mapping[str, Any]) -> Task:
         """The task that a spec describes; fields that it leaves out have their defaults."""
-        return self.task(self.spec_class.parse(spec))
+        parsed = self.spec_class.parse(spec)
+        self.check(parsed)
+        return self.task(parsed)
+
+    def check(self, spec: S) -> None:
+        """Raise `ConfigError` if fields of a spec, each of them valid, do not fit each other."""
 
     @abstractmethod
     def task(self, spec: S) -> Task:

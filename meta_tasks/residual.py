@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from lopt.errors import ConfigError
 from meta_tasks.classification import ClassificationTask, image_stream
+from meta_tasks.data.images import PUBLISHED_SIZES
 from meta_tasks.family import SpecFamily
 from meta_tasks.image_stream import LabelledImageSpec
 from meta_tasks.resnet import ResNet
@@ -59,13 +60,18 @@ class VitFamily(SpecFamily[VitSpec]):
     """Vision transformers of varied widths, depths and patches."""
 
     spec_class = VitSpec
+    together = ("dataset", "size", "patch")
 
-    def task(self, spec: VitSpec) -> ClassificationTask:
-        """The classifier of one spec. Raises `ConfigError` if the patches do not tile the images."""
-        stream = image_stream(spec, self.data_root, self.device)
-        size = stream.shape[1]
+    def check(self, spec: VitSpec) -> None:
+        """The patches tile the images."""
+        size = spec.size or PUBLISHED_SIZES[spec.dataset]
         if size % spec.patch:
             raise ConfigError(f"vit.patch = {spec.patch}: expected a divisor of the image size, {size}")
+
+    def task(self, spec: VitSpec) -> ClassificationTask:
+        """The classifier of one spec."""
+        stream = image_stream(spec, self.data_root, self.device)
+        size = stream.shape[1]
         build = partial(
             VisionTransformer, stream.shape, spec.patch, spec.width, spec.depth, spec.heads, stream.classes
         )

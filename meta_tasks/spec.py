@@ -172,6 +172,15 @@ class SpecDistribution:
         """The values that a field can take, or the ends of their range."""
         return _extremes(self.support(name))
 
+    def all_values(self, name: str) -> tuple[Any, ...]:
+        """Every value that a field of choices or integers can take."""
+        support = self.support(name)
+        return (
+            support.values
+            if isinstance(support, OneOf)
+            else tuple(range(int(support.low), int(support.high) + 1))
+        )
+
     def support(self, name: str) -> Distribution:
         """What a field is drawn from."""
         return self.fields.get(name, OneOf((self.defaults[name],)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,6 +101,14 @@ MISTAKES = {
     "override out of range": (
         "train tiny.yaml --meta.steps 0",
         "meta.steps: expected a number at least 1, found 0",
+    ),
+    "override before the config": (
+        "train --meta.steps 3 tiny.yaml",
+        "3: expected a YAML config, found no such file; CONFIG comes before --KEY VALUE",
+    ),
+    "kernels that may not fit": (
+        "train tiny.yaml --tasks.0 {family:\\ cnn,options:\\ {kernel:\\ [3,7],size:\\ [6,8]}}",
+        "tiny.yaml: tasks.0: cnn.kernel = 7: expected at most the image size, 6",
     ),
     "stray word": ("train tiny.yaml word", "expected --KEY VALUE, found 'word'"),
     "unknown family": (
@@ -339,6 +348,47 @@ def test_a_run_names_no_place_on_the_machine(here: Path, capsys: pytest.CaptureF
     out = here / "elsewhere"
     run(capsys, "train", "tiny.yaml", "--meta.steps", "1", "--out", str(out), "--data", str(here))
     assert str(here).encode() not in (out / "rule.safetensors").read_bytes()
+
+
+def test_a_run_names_no_place_on_the_machine_after_an_equals_sign(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = here / "elsewhere"
+    words = ["train", "tiny.yaml", "--meta.steps", "1", f"--out={out}", f"--data={here}"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/lopt", *words])
+    assert run(capsys, *words)[0] == 0
+    assert str(here).encode() not in (out / "rule.safetensors").read_bytes()
+    assert b"lopt train tiny.yaml --meta.steps 1 --out=elsewhere" in (out / "rule.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("cohorts: {}", "cohorts: {more}", "expected a checkpoint of meta.cohorts = {more}"),
+        ("networks: {}", "networks: {more}", "expected a checkpoint of meta.networks = {more}"),
+        ("width: {}", "width: {more}", "expected the rule that the run's config describes, found another"),
+    ],
+)
+def test_a_run_whose_config_was_changed_does_not_resume(
+    here: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+) -> None:
+    assert run(capsys, "train", "tiny.yaml", "--meta.steps", "2", "--meta.checkpoint_every", "1")[0] == 0
+    path = here / "runs/tiny/config.yaml"
+    pattern = old.replace("{}", r"(\d+)")
+    (found,) = {int(number) for number in re.findall(rf"\b{pattern}", path.read_text())}
+    text = re.sub(rf"\b{pattern}", new.format(more=found + 1), path.read_text())
+    path.write_text(text.replace("steps: 2", "steps: 3"))
+    code, _, error = run(capsys, "resume", "runs/tiny")
+    assert code == 2
+    assert message.format(more=found + 1) in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_horizons_longer_than_lives_are_told_of(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--meta.steps", "2", "--meta.truncation", "5", "--meta.longest_horizon", "1000"]
+    code, _, error = run(capsys, "train", "tiny.yaml", *words, "--meta.cohorts", "1")
+    assert code == 0
+    assert "note: rules are told of horizons of up to 1000 steps, and networks live 10 at most" in error
 
 
 def test_a_terminated_run_resumes_to_the_same_rule(

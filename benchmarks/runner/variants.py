@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import yaml
 
-from benchmarks.runner.benchmark import View
+from benchmarks.runner.benchmark import View, fingerprint
 from benchmarks.runner.recipe import Recipe
 from benchmarks.runner.speedup import geometric_mean
 from lopt.meta.report import aligned
+from lopt.rules import LearnedRule
+from lopt.rules.io import load_rule, provenance_of
+
+RULES = Path(__file__).parents[1] / "rules"
+"""In the folder of a benchmark's name, NAME.SEED.safetensors."""
 
 FRESH = "fresh"
 """The first variant before meta-training; its random weights are multiplied by zero, so that one seed says all."""
@@ -66,8 +71,10 @@ def overview_of(variants: Mapping[str, Variant], pairs: tuple[tuple[str, str], .
             }
             for pair in pairs
         }
-        text = "### Variants\n\n" + _variants(figures, words) + "\n\n" + _against(against)
-        return {"variants": figures, "loss_ratio": against}, text
+        entries = {key: entry for found in tasks.values() for key, entry in found["entries"].items()}
+        unmoved = _unmoved(summary["benchmark"], entries, variants)
+        text = "### Variants\n\n" + _variants(figures, words, unmoved) + "\n\n" + _against(against)
+        return {"variants": figures, "loss_ratio": against, "unmoved": unmoved}, text
 
     return overview
 
@@ -79,6 +86,23 @@ def _of_variant(name: str, entries: Mapping[str, Any]) -> dict[str, list[float |
         "loss": [entry["mean_train_loss"]["mean"] for entry in own],
         "accuracy": [None if found is None else 100 * found for found in accuracies],
     }
+
+
+def _unmoved(benchmark: str, entries: Mapping[str, Any], names: Iterable[str]) -> dict[str, int]:
+    """For each variant with how many meta-seeds no validation was better than that of the fresh rule, which is kept."""
+    folder = RULES / benchmark
+    kept = [
+        key for key, entry in entries.items() if _is_fresh(folder / f"{key}.safetensors", entry["digest"])
+    ]
+    return {name: sum(key.partition(".")[0] == name for key in kept) for name in names}
+
+
+def _is_fresh(path: Path, digest: str | None) -> bool:
+    """Whether a rule file, if it is the one that was tested, comes from a run that kept what it began with."""
+    if not path.exists() or provenance_of(path).get("outer_steps") != 0:
+        return False
+    rule = load_rule(path)
+    return isinstance(rule, LearnedRule) and fingerprint(rule) == digest
 
 
 def _losses(name: str, entries: Mapping[str, Any]) -> dict[str, float | None]:
@@ -103,7 +127,7 @@ def _ratio(own: Mapping[str, float | None], other: Mapping[str, float | None]) -
     return {**geometric_mean(values), "values": values, "diverged": diverged} if values else None
 
 
-def _variants(figures: Mapping[str, Any], words: Mapping[str, str]) -> str:
+def _variants(figures: Mapping[str, Any], words: Mapping[str, str], unmoved: Mapping[str, int]) -> str:
     shown = {
         name: by_task for name, by_task in figures.items() if any(found["loss"] for found in by_task.values())
     }
@@ -113,14 +137,20 @@ def _variants(figures: Mapping[str, Any], words: Mapping[str, str]) -> str:
         for key, title in (("loss", "loss"), ("accuracy", "accuracy, %"))
         if any(value is not None for by_task in shown.values() for value in by_task[task][key])
     ]
-    header = ["variant", "what is different", *(f"{task}: {title}" for task, _, title in columns)]
+    header = ["variant", "what is different", "unmoved", *(f"{task}: {title}" for task, _, title in columns)]
     rows = [
-        [name, words[name], *(_cell(by_task[task][key]) for task, key, _ in columns)]
+        [
+            name,
+            words[name],
+            str(unmoved.get(name) or "-"),
+            *(_cell(by_task[task][key]) for task, key, _ in columns),
+        ]
         for name, by_task in shown.items()
     ]
     return (
         "Mean training loss and test accuracy, mean ± deviation over the meta-seeds (each the mean of the test seeds)."
-        " The deviation is what luck in meta-training makes: smaller differences say nothing.\n\n"
+        " The deviation is what luck in meta-training makes: smaller differences say nothing. Unmoved: with how many"
+        " meta-seeds nothing was better in validation than the fresh rule, which then is what was tested.\n\n"
         + aligned(header, rows)
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from lopt.meta.config import MetaConfig
     from lopt.meta.ranks import Ranks
     from lopt.meta.task import Task
     from lopt.meta.trainer import Trainer
@@ -57,6 +59,10 @@ def run(args: argparse.Namespace) -> int:
     from lopt.meta.trainer import CHECKPOINT
     from lopt.rules.io import write_atomically
 
+    if args.overrides and not Path(args.config).exists():
+        raise ConfigError(
+            f"{args.config}: expected a YAML config, found no such file; CONFIG comes before --KEY VALUE"
+        )
     overrides = parse_overrides(args.overrides)
     overrides |= {key: value for key in ("data", "out") if (value := getattr(args, key)) is not None}
     config = configs.load(RunConfig, args.config, overrides)
@@ -69,7 +75,17 @@ def run(args: argparse.Namespace) -> int:
         trainer = build(config, out, args.config, ranks)
         if ranks.leads:
             write_atomically(out / CONFIG_FILE, configs.dump(config).encode())
+            _tell_of_horizons(config.meta)
         return finish(trainer)
+
+
+def _tell_of_horizons(meta: MetaConfig) -> None:
+    if meta.longest_horizon > meta.longest_life:
+        print(
+            f"note: rules are told of horizons of up to {meta.longest_horizon} steps, and networks live"
+            f" {meta.longest_life} at most (meta.cohort_turns, meta.steps, meta.cohorts)",
+            file=sys.stderr,
+        )
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:

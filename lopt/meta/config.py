@@ -21,13 +21,14 @@ class MetaConfig:
     networks: int = 8
     """Networks in each cohort, trained side by side."""
     cohort_turns: int = 50
-    """Truncations after which a cohort makes room for one of another architecture."""
+    """Truncations after which a cohort makes room for one of another architecture. Its networks end there, whatever
+    their horizons: none lives longer than `longest_life`."""
     truncation: int = 20
     """Inner steps that one meta-gradient looks through."""
     shortest_horizon: int = 20
     """Horizons are log-uniform from here..."""
     longest_horizon: int = 300
-    """...to here."""
+    """...to here. Above `longest_life` the rule is told of horizons whose first part alone it sees."""
     known_horizon: float = 0.5
     """Share of the networks whose horizon is told to the rule."""
     reparametrise: float = 0.0
@@ -111,6 +112,12 @@ class MetaConfig:
             raise ConfigError(
                 "meta.rematerialise: expected false beside meta.compile, which finds out itself what to keep"
             )
+
+    @property
+    def longest_life(self) -> int:
+        """Inner steps after which every network has ended: no cohort has more turns than the run gives its slot."""
+        turns = -(-self.steps * self.cohorts_per_step // self.cohorts)
+        return min(self.cohort_turns, turns) * self.truncation
 
     def _check(self, name: str, valid: bool, expected: str) -> None:
         if not valid:

@@ -50,7 +50,12 @@ def statistic(values: Tensor) -> dict[str, Any]:
 
 
 def steps_to(train_loss: Tensor, target: float) -> int | None:
-    """(N, steps) -> after how many steps the mean over networks and the last 20 steps is at most `target`."""
+    """(N, steps) -> after how many steps the mean over networks and the last 20 steps is at most `target`.
+
+    None if it never is, or if the target is that of a run that diverged.
+    """
+    if not math.isfinite(target):
+        return None
     mean = train_loss.double().mean(0)
     window = min(FINAL_STEPS, len(mean))
     reached = (mean.unfold(0, window, 1).mean(1) <= target * (1 + 1e-6)).nonzero()

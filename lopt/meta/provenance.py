@@ -18,13 +18,19 @@ from lopt.meta.runlog import environment
 def provenance() -> dict[str, Any]:
     """JSON-able account of the running process; absolute paths of the command are cut to their last part."""
     return {
-        "command": shlex.join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv),
+        "command": shlex.join(_portable(word) for word in sys.argv),
         "commit": commit(),
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
         "cpus": os.cpu_count(),
         **environment(),
     }
+
+
+def _portable(word: str) -> str:
+    """An absolute path, also in --key=path, cut to its last part."""
+    key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return key + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 @cache

@@ -220,6 +220,27 @@ def terminable(handler: Any) -> Iterator[None]:
 
 
 def resume(trainer: Trainer) -> Trainer:
-    """Load the checkpoint of the trainer's run folder into it."""
-    trainer.load_tree(checkpoint.load(trainer.out / CHECKPOINT))
+    """Load the checkpoint of the trainer's run folder into it.
+
+    Raises `RunFolderError` if it is that of another rule, or of another number of cohorts or networks.
+    """
+    tree, path = checkpoint.load(trainer.out / CHECKPOINT), trainer.out / CHECKPOINT
+    config, slots = trainer.config, tree["slots"]
+    sizes = {
+        "cohorts": (len(slots), config.cohorts),
+        "networks": (len(slots[0]["ages"]), config.networks),
+    }
+    for name, (found, wanted) in sizes.items():
+        if found != wanted:
+            raise RunFolderError(
+                f"{path}: expected a checkpoint of meta.{name} = {wanted}, as in the run's config, found one of"
+                f" {found}; set it back, or start a new run"
+            )
+    try:
+        trainer.load_tree(tree)
+    except RuntimeError as error:
+        raise RunFolderError(
+            f"{path}: expected the rule that the run's config describes, found another; undo what was changed"
+            f" under `rule`, or start a new run ({error})"
+        ) from None
     return trainer

@@ -11,13 +11,14 @@ import torch
 import lopt
 from benchmarks import ablation, families, from_adam, transfer
 from benchmarks.runner import variants
-from benchmarks.runner.benchmark import Benchmark
+from benchmarks.runner.benchmark import Benchmark, fingerprint
 from benchmarks.runner.command import NAMES, find_benchmark
 from lopt import config as configs
 from lopt.cli.train import parse_overrides
 from lopt.errors import ConfigError
 from lopt.meta.run_config import RunConfig
 from meta_tasks import FAMILIES, SUITES, make_task
+from tests.helpers import small_rule
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,6 +155,7 @@ def test_the_fresh_rule_is_not_trained(tmp_path: Path) -> None:
 def test_variants_are_gathered_over_meta_seeds() -> None:
     def entry(loss: float | None, accuracy: float | None) -> dict[str, object]:
         return {
+            "digest": None,
             "mean_train_loss": {"mean": loss},
             **({} if accuracy is None else {"test_accuracy": {"mean": accuracy}}),
         }
@@ -172,7 +174,7 @@ def test_variants_are_gathered_over_meta_seeds() -> None:
     plain = {"whole.0": entry(1.0, None), "no-graph.1": entry(1.0, None)}
     assert ablation.FULL.overview is not None
     figures, text = ablation.FULL.overview(
-        {"tasks": {"t": {"entries": entries}, "plain": {"entries": plain}}}
+        {"benchmark": "ablation", "tasks": {"t": {"entries": entries}, "plain": {"entries": plain}}}
     )
     assert figures["variants"]["whole"]["t"] == {"loss": [1.0, 3.0], "accuracy": [50.0, 70.0]}
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
@@ -192,3 +194,20 @@ def test_variants_are_gathered_over_meta_seeds() -> None:
     # The first of two has diverged, so there is no ratio for it.
     assert figures["loss_ratio"]["pes / whole"]["t"]["values"] == [1.0]
     assert "1.000 (one meta-seed; 1 diverged)" in text
+
+
+def test_runs_that_kept_the_fresh_rule_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "RULES", tmp_path)
+    entries = {}
+    for seed, (variant, steps) in enumerate([("es", 0), ("es", 20), ("pes", 0), ("whole", 0)]):
+        rule, path = small_rule(seed), tmp_path / "ablation" / f"{variant}.{seed}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        lopt.save_rule(rule, path, {"outer_steps": steps})
+        digest = fingerprint(rule) if variant != "whole" else "another"
+        entries[f"{variant}.{seed}"] = {"digest": digest, "mean_train_loss": {"mean": 1.0}}
+    assert ablation.FULL.overview is not None
+    figures, text = ablation.FULL.overview({"benchmark": "ablation", "tasks": {"t": {"entries": entries}}})
+    counts = {name: count for name, count in figures["unmoved"].items() if count}
+    assert counts == {"es": 1, "pes": 1}, "of a rule that has been trained anew since nothing is known"
+    rows = {line.split("|")[1].strip(): line.split("|") for line in text.splitlines() if line.startswith("|")}
+    assert [rows[name][3].strip() for name in ("variant", "es", "whole")] == ["unmoved", "1", "-"]

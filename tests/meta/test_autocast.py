@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from lopt.meta.autocast import Autocast
 from lopt.meta.cohort import Cohort, Horizons
 from lopt.meta.estimators import TruncatedBackprop
 from lopt.meta.task import Task
+from lopt.rules import make_rule
+from meta_tasks import make_task
 from tests.helpers import TinyTask, flat_state, seeded, small_rule
 from tests.meta.tiny_run import CONFIG, finish, outcome, tiny_trainer
 
@@ -69,3 +72,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     first._save()
     finish(tmp_path / "halves", config=config)
     assert outcome(tmp_path / "halves")[0] == outcome(tmp_path / "whole")[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("cnn", {"widths": [4], "norm": "batch"}),
+        ("cnn", {"widths": [4], "norm": "group"}),
+        ("mlp", {"widths": [4], "norm": "layer"}),
+        ("resnet", {"widths": [4]}),
+        ("vit", {"width": 8, "heads": 2, "patch": 4}),
+    ],
+)
+def test_norms_of_every_kind(family: str, options: dict[str, Any]) -> None:
+    task, rule = make_task(family, {**options, "batch_size": 8}), make_rule("mlp", width=4)
+    losses = []
+    for used in (task, Autocast(task)):
+        cohort = Cohort.start(used, {}, rule.on(used.graph), 2, Horizons(2, 20, 2), seeded(0))
+        losses.append(TruncatedBackprop(2)(rule, cohort, seeded(1)).losses)
+    torch.testing.assert_close(*losses, rtol=0.05, atol=0.02)

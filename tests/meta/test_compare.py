@@ -128,6 +128,8 @@ def test_steps_to() -> None:
     mean_of_window = loss[0].unfold(0, 20, 1).mean(1)
     assert steps_to(loss, mean_of_window[30].item()) == 50
     assert steps_to(loss, 0.5) is None
+    assert steps_to(loss, math.inf) is None, "a run that diverged has no loss to come down to"
+    assert steps_to(loss, math.nan) is None
     assert steps_to(loss.index_fill(0, torch.tensor([1]), math.inf), 5.0) is None
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lopt.meta.cohort import Cohort, Horizons
 from lopt.meta.estimators import TruncatedBackprop
 from lopt.meta.estimators.per_network import combined
+from lopt.meta.outer import LIMIT
 from lopt.meta.unroll import Networks, unroll
 from lopt.rules import LearnedRule
 from tests.helpers import TinyTask, flat_state, relative_error, seeded, small_rule
@@ -171,6 +172,7 @@ def test_when_all_diverge_there_is_no_gradient(factor: float) -> None:
     assert estimate.skipped
     assert all((value == 0).all() for value in estimate.gradient.values())
     assert math.isfinite(estimate.outer_loss)
+    assert estimate.outer_loss == pytest.approx(LIMIT), "no better than a network at the limit"
 
 
 def test_a_meta_gradient_that_is_not_finite_is_skipped() -> None:

@@ -253,6 +253,22 @@ def test_bad_options(name: str, options: dict[str, Any], error: type[Exception],
 
 
 @pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cnn", {"size": [8, 4], "kernel": [3, 5]}, "cnn.kernel = 5: expected at most the image size, 4"),
+        ("vit", {"patch": [2, 3]}, "vit.patch = 3: expected a divisor of the image size, 8"),
+        ("vit", {"size": {"low": 4, "high": 6}}, "vit.patch = 2: expected a divisor of the image size, 5"),
+    ],
+)
+def test_values_that_may_be_drawn_and_do_not_fit_together(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    """Found when the family is made, not when such a task is drawn."""
+    with pytest.raises(ConfigError, match=message):
+        make_family(name, options)
+
+
+@pytest.mark.parametrize(
     ("name", "spec", "message"),
     [
         ("mlp", {"dataset": "photos"}, "mlp.dataset = 'photos': expected one of digits, mnist"),

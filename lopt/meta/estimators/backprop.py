@@ -12,7 +12,7 @@ import torch
 from torch import Generator
 
 from lopt.meta.cohort import Cohort
-from lopt.meta.estimators.base import Estimate, Estimator, has_diverged, initial_losses, mean_where
+from lopt.meta.estimators.base import Estimate, Estimator, has_diverged, initial_losses
 from lopt.meta.estimators.per_network import combined, leaves, network_gradients
 from lopt.meta.unroll import detached, each_its_own, unroll
 from lopt.rules.base import Rule
@@ -45,8 +45,9 @@ class TruncatedBackprop(Estimator):
         usable = torch.where(diverged, torch.ones_like(unrolled.measured), unrolled.measured)
         outer = self.per_network(usable, initial, cohort)
         found = combined(network_gradients(outer, own), ~diverged, self.network_clip)
+        shown = self.mean_outer(outer.detach(), ~diverged, usable.detach(), cohort)
         return Estimate(
-            found.gradient, mean_where(~diverged, outer.detach()).item(), detached(unrolled.networks), losses,
-            diverged.cpu(), bool(found.dropped.all()), unrolled.previous,
+            found.gradient, shown, detached(unrolled.networks), losses, diverged.cpu(),
+            bool(found.dropped.all()), unrolled.previous,
             clipped=found.clipped.double().mean().item(), dropped=found.dropped.double().mean().item(),
         )  # fmt: skip

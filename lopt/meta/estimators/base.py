@@ -25,7 +25,7 @@ class Estimate:
     gradient: dict[str, Tensor]
     """By meta-parameter name; all zero if it was not finite."""
     outer_loss: float
-    """Mean over the networks that did not diverge."""
+    """Mean over the networks that did not diverge; if all did, that of losses at `LIMIT`."""
     networks: Networks
     """The cohort's networks afterwards."""
     losses: Tensor
@@ -78,6 +78,13 @@ class Estimator(ABC):
             reference = reference.to(measured)
         return OUTER_LOSSES[self.outer_loss](measured, initial, reference)
 
+    def mean_outer(self, outer: Tensor, keep: Tensor, measured: Tensor, cohort: Cohort) -> float:
+        """The mean of (T,) outer losses over the networks to keep; without any, the outer loss at the limit."""
+        if not keep.any():
+            outer = self.per_network(torch.full_like(measured, LIMIT), torch.ones_like(measured[0]), cohort)
+            keep = ~keep
+        return outer[keep].mean().item()
+
 
 def initial_losses(cohort: Cohort, losses: Tensor) -> Tensor:
     """(T,) what each network's losses are measured by: its first loss, from this truncation if it is its first."""
@@ -88,11 +95,6 @@ def initial_losses(cohort: Cohort, losses: Tensor) -> Tensor:
 def has_diverged(losses: Tensor, initial: Tensor) -> Tensor:
     """(T,) True where a loss is not finite or the last ones lie above `LIMIT` times the initial."""
     return ~torch.isfinite(losses).all(0) | ~(losses[-5:].mean(0) < LIMIT * initial.clamp(min=1e-8))
-
-
-def mean_where(keep: Tensor, values: Tensor) -> Tensor:
-    """The mean of (T,) values over the networks to keep; 0 if there are none."""
-    return torch.where(keep, values, torch.zeros_like(values)).sum() / keep.sum().clamp(min=1)
 
 
 def finite_or_zero(gradient: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
