@@ -25,7 +25,7 @@ from meta_tasks import make_task
 
 CONFIG = "configs/demo.yaml"
 STEPS = 300
-"""The longest horizon that the rule is trained on; the comparison also runs three times as far."""
+"""As long as the longest life of a network in meta-training; the comparison also runs three times as far."""
 
 TASKS = (
     ("mlp", {"widths": [32, 32], "batch_size": 64}),
