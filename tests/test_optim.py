@@ -365,6 +365,16 @@ def test_state_of_another_rule_is_refused(other):
     assert same(optimizer.state_dict(), before)
 
 
+def assert_resumes(models, optimizers):
+    """The second of two, from the state of the first, goes on as the first does."""
+    train(models[0], optimizers[0])
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    for model, optimizer in zip(models, optimizers, strict=True):
+        train(model, optimizer, seed=2)
+    assert same(values(models[0]), values(models[1]))
+
+
 def muon(model, graph):
     return learned(model.parameters(), rule=lopt.make_rule("muon"), graph=graph)
 
@@ -386,12 +396,7 @@ def test_state_for_another_graph_is_refused():
 def test_state_is_loaded_before_the_first_forward():
     models = [mlp(bias=False), mlp(bias=False)]
     optimizers = [muon(model, lopt.trace_on_first_forward(model)) for model in models]
-    train(models[0], optimizers[0])
-    models[1].load_state_dict(models[0].state_dict())
-    optimizers[1].load_state_dict(optimizers[0].state_dict())
-    for model, optimizer in zip(models, optimizers, strict=True):
-        train(model, optimizer, seed=2)
-    assert same(values(models[0]), values(models[1]))
+    assert_resumes(models, optimizers)
 
 
 def test_state_that_holds_no_tensors_is_refused():
@@ -407,12 +412,7 @@ def test_torch_optim_saves_and_loads():
     """Its state is made in the first step, so a step that is gated has no old one."""
     models = [mlp(), mlp()]
     optimizers = [learned(model.parameters(), rule=TorchOptim("Adam", lr=0.01)) for model in models]
-    train(models[0], optimizers[0])
-    models[1].load_state_dict(models[0].state_dict())
-    optimizers[1].load_state_dict(optimizers[0].state_dict())
-    for model, optimizer in zip(models, optimizers, strict=True):
-        train(model, optimizer, seed=2)
-    assert same(values(models[0]), values(models[1]))
+    assert_resumes(models, optimizers)
     new = {"w": {"step": torch.tensor(1.0), "exp_avg": torch.full((2,), math.nan)}}
     kept = chosen(torch.tensor(False), new, {"w": {}})["w"]
     assert same(kept, {"step": torch.tensor(0.0), "exp_avg": torch.zeros(2)})
