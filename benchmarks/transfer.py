@@ -81,10 +81,10 @@ FULL = Benchmark(
         Plain convolutional networks on CIFAR-10 at 16 x 16 pixels, around a base of width {WIDTH}, depth {DEPTH},
         batch {BATCH} and {STEPS:,} steps: widths 8 to 128, depths 1 to 5, batches of 32 to 1,024, and 10,000 steps.
         lopt-base and lopt-small saw convolutional networks of widths 8 to 24, batches of 32 and 64, and the first 160
-        steps of horizons of up to 800, never CIFAR-10; they run as they are (lr 1) and are told the horizon. Their weight decay was sought, on
-        other tasks, after an earlier lopt-base without one had learned the data by heart here (LOG.md). Baselines
-        have the whole search on the base, and at every other point one of their own near its outcome: three learning
-        rates with the schedule found there, and up to two beyond.
+        steps of horizons of up to 800, never CIFAR-10; they run as they are (lr 1) and are told the horizon. Their
+        weight decay was sought, on other tasks, after an earlier lopt-base without one had learned the data by heart
+        here (LOG.md). Baselines have the whole search on the base, and at every other point one of their own near its
+        outcome: three learning rates with the schedule found there, and up to two beyond.
     """,
     cases={
         BASE: case(near=None),
