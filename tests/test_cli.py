@@ -61,6 +61,9 @@ def fails():
 
 def needs(argument):
     return argument
+
+def two_inputs():
+    return Net(), torch.randn(2, 3, 8, 8), torch.randn(2)
 """
 
 
@@ -142,6 +145,10 @@ MISTAKES = {
     "syntax error": ("graph broken.py:f", "SyntaxError"),
     "no such factory": ("graph models:nope", "expected a function or model named 'nope'"),
     "no model": ("graph models:nothing", "found int"),
+    "two inputs that are no tuple": (
+        "graph models:two_inputs",
+        "models:two_inputs: expected (model, example_args, example_kwargs), found (Net, Tensor, Tensor)",
+    ),
     "factory fails": (
         "graph models:fails",
         "NameError: name 'undefined_name' is not defined (models.py line 24)",

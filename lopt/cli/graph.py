@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -132,6 +133,11 @@ def _with_inputs(
             f"{name}: expected (model, example_args), found a model alone; give --input, e.g. 1,3,32,32"
         )
     args, kwargs = inputs[0], (inputs[1] if len(inputs) == 2 else {})
+    if not isinstance(kwargs, Mapping):
+        raise GraphError(
+            f"{name}: expected (model, example_args, example_kwargs), found {_describe(found)}; write"
+            " (model, (x, y)) for two inputs"
+        )
     return model, _as_tuple(args), dict(kwargs)
 
 

@@ -80,17 +80,19 @@ def settle(axes: Sequence[Axis]) -> None:
         pass
 
 
-def _settle(axis: Axis) -> bool:
+def _settle(axis: Axis, outer: Sequence[Axis] = ()) -> bool:
+    """One rewrite, if there is one to be done; `outer` are the factors that stand before the axis."""
     root = find(axis)
     if not root.children or is_fixed(root):
         return False
     if root.form == "concat":
-        return any(_settle(child) for child in root.children)
+        return any(_settle(child, outer) for child in root.children)
     for k, child in enumerate(map(find, root.children)):
-        if k and child.form == "concat" and not is_fixed(child) and not _repeatable(root.children[:k], child):
+        before = [*outer, *root.children[:k]]
+        if before and child.form == "concat" and not is_fixed(child) and not _repeatable(before, child):
             _same_or_fixed(child)
             return True
-    return any(_settle(child) for child in root.children)
+    return any(_settle(child, [*outer, *root.children[:k]]) for k, child in enumerate(root.children))
 
 
 def _repeatable(outer: Sequence[Axis], concat: Axis) -> bool:

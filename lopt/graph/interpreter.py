@@ -122,6 +122,8 @@ class Interpreter:
         except (ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError):
             return self._unknown(call.label, inputs)
         outputs = result if isinstance(result, list) else [result]
+        if not all(_fits(output, shape) for output, shape in zip(outputs, self.shapes, strict=False)):
+            return self._unknown(call.label, inputs)
         for ref in call.writes:
             self._tie_written(ref, outputs)
         return outputs if len(outputs) >= len(self.shapes) else self._unknown(call.label, inputs)
@@ -279,6 +281,12 @@ def _common_origin(dims: Sequence[Dim]) -> Origins:
 
 def _passed_on(data: list[Value]) -> Mark | None:
     return next((v.mark for v in data if v.mark is not None), None)
+
+
+def _fits(output: Any, shape: tuple[int, ...]) -> bool:
+    if output is None:
+        return True
+    return (output.shape if isinstance(output, Value) else tuple(d.size for d in output)) == shape
 
 
 def _is(x: Any) -> bool:

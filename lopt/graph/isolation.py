@@ -6,9 +6,11 @@ import functools
 import gc
 import random
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -21,10 +23,12 @@ from torch.utils._pytree import tree_leaves
 def untouched(model: nn.Module) -> Iterator[None]:
     """Restore on exit every attribute of every module (modes, hooks, caches) and all random number generators.
 
-    Parameters and buffers are restored as objects; their values are safe because they are never run on
-    themselves but on stand-ins (`torch.func.functional_call`).
+    Containers and plain objects that attributes hold are restored too, `DEPTH` deep, and tensors in containers by
+    value; what objects hold may be too large to be copied.
+    Parameters and buffers are restored as objects; their values are safe because they are never run on themselves
+    but on stand-ins (`torch.func.functional_call`).
     """
-    saved = [(module, _snapshot(module.__dict__)) for module in model.modules()]
+    saved = _Snapshot(model)
     state = random.getstate()
     numpy = sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy is not None else None
@@ -35,25 +39,64 @@ def untouched(model: nn.Module) -> Iterator[None]:
             random.setstate(state)
             if numpy is not None:
                 numpy.random.set_state(numpy_state)
-            for module, attributes in saved:
-                _restore(module.__dict__, attributes)
+            saved.restore()
 
 
-def _snapshot(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Attribute -> (object, copy of its contents if it is a container)."""
-    return {k: (v, v.copy() if isinstance(v, dict | list | set) else None) for k, v in attributes.items()}
+DEPTH = 4
+"""How far into what a module holds changes are undone: its attributes, what these hold, and so on."""
+
+Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
 
 
-def _restore(attributes: dict[str, Any], saved: dict[str, tuple[Any, Any]]) -> None:
-    for name in [name for name in attributes if name not in saved]:
-        del attributes[name]
-    for name, (value, contents) in saved.items():
-        attributes[name] = value
-        if isinstance(value, list):
-            value[:] = contents
-        elif isinstance(value, dict | set):
-            value.clear()
-            value.update(contents)
+class _Snapshot:
+    """What the modules of a model hold: containers with copies of their contents, tensors with copies of values."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.containers: dict[int, tuple[Container, Container]] = {}
+        self.tensors: dict[int, tuple[Tensor, Tensor, int]] = {}
+        state = {id(t) for t in [*model.parameters(), *model.buffers()]}
+        for module in model.modules():
+            self._take(module.__dict__, DEPTH, state)
+
+    def _take(self, value: Any, depth: int, state: set[int], inside: bool = False) -> None:
+        """Note a value and what it holds, unless it is one of the `state`; `inside` a plain object or not."""
+        if id(value) in self.containers or id(value) in state or depth == 0:
+            return
+        if isinstance(value, Tensor):
+            if not (inside or value.is_meta or value.is_inference()):
+                self.tensors[id(value)] = (value, value.detach().clone(), value._version)
+            return
+        container = value if isinstance(value, dict | list | set | deque) else _attributes(value)
+        if container is None:
+            return
+        self.containers[id(value)] = (container, container.copy())
+        for child in [*(container.values() if isinstance(container, dict) else container)]:
+            self._take(child, depth - 1, state, inside or container is not value)
+
+    def restore(self) -> None:
+        for container, contents in self.containers.values():
+            if isinstance(container, list):
+                container[:] = contents
+            elif isinstance(container, deque):
+                container.clear()
+                container.extend(contents)
+            else:
+                container.clear()
+                container.update(contents)
+        with torch.no_grad():
+            for tensor, value, version in self.tensors.values():
+                if tensor._version != version:
+                    tensor.copy_(value)
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """Those of a plain object. Modules have their own turn; classes, functions and what is torch's are no state."""
+    if isinstance(value, nn.Module | type | FunctionType | MethodType | ModuleType):
+        return None
+    if type(value).__module__.partition(".")[0] == "torch":
+        return None
+    found = getattr(value, "__dict__", None)
+    return found if isinstance(found, dict) else None
 
 
 def _devices(model: nn.Module) -> list[int]:
@@ -90,17 +133,21 @@ def plain_kernels() -> Iterator[None]:
 def output_tensors(output: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists, mappings and dataclasses.
 
-    Objects of other classes (key-value caches, distributions) are not looked into: they are state for a later
-    call rather than what a loss reads.
+    Objects of other classes are looked into only where there is nothing else (a distribution): beside tensors they
+    are state for a later call (key-value caches) rather than what a loss reads.
     """
+    return _plain_tensors(output) or input_tensors(output)
+
+
+def _plain_tensors(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
-        return [t for value in output.values() for t in output_tensors(value)]
+        return [t for value in output.values() for t in _plain_tensors(value)]
     if isinstance(output, list | tuple):
-        return [t for value in output for t in output_tensors(value)]
+        return [t for value in output for t in _plain_tensors(value)]
     if is_dataclass(output) and not isinstance(output, type):
-        return [t for field in fields(output) for t in output_tensors(getattr(output, field.name))]
+        return [t for field in fields(output) for t in _plain_tensors(getattr(output, field.name))]
     return []
 
 

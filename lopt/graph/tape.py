@@ -34,7 +34,7 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
 """Functions recorded whole, under these names."""
 
 FILLS = ("fill_", "zero_")
-"""In-place operations after which a tensor is as uniform as before."""
+"""In-place operations after which a tensor is as uniform as before, if they write to all of it."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,24 @@ class Tape:
         """`tree` with references in place of tensors."""
         return tree_map(lambda x: self.ref(x) if isinstance(x, Tensor) else x, tree)
 
-    def record(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> None:
-        """Append one call."""
-        written = _written(func, args, kwargs)
+    def forget(self, tensor: Tensor) -> None:
+        """The tensor is another view of its storage now (`t_`, `unsqueeze_`), to be numbered anew."""
+        self._numbers.pop(id(tensor), None)
+
+    def about_to(self, func: Any, args: Any, kwargs: Any) -> Call:
+        """A call that is yet to be made: in-place operations may give their arguments other shapes."""
+        tags = getattr(func, "tags", ())
+        written = [] if torch.Tag.inplace_view in tags else _written(func, args, kwargs)
         name, label = _names(func)
-        if name + "_" not in FILLS:
-            self.mutated.update(_storage(t) for t in written)
-        pointwise = torch.Tag.pointwise in getattr(func, "tags", ())
+        self.mutated.update(_storage(t) for t in written if name + "_" not in FILLS or not _is_whole(t))
         writes = tuple(self.ref(t) for t in written)
-        recorded = (self.refs(args), self.refs(kwargs), self.refs(outputs))
-        self.calls.append(Call(name, label, *recorded, writes, pointwise))
+        arguments = (self.refs(args), self.refs(kwargs))
+        return Call(name, label, *arguments, None, writes, torch.Tag.pointwise in tags)
+
+    def record(self, call: Call, outputs: Any) -> None:
+        """Append a call that has been made."""
+        call.outputs = self.refs(outputs)
+        self.calls.append(call)
 
     def release(self) -> list[weakref.ref[Tensor]]:
         """Let go of the tensors; the record stays. Tells which they were."""
@@ -119,6 +127,14 @@ def _storage(tensor: Tensor) -> int:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse tensors have none
         return id(tensor)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor is all of what its storage holds."""
+    try:
+        return tensor.numel() * tensor.element_size() >= tensor.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):
+        return True
 
 
 def _names(func: Any) -> tuple[str, str]:
@@ -158,9 +174,12 @@ class Recorder(TorchDispatchMode):
             self.before(_written(func, args, kwargs))
         if self.paused or func.namespace == "prim":
             return func(*args, **kwargs)
+        call = self.tape.about_to(func, args, kwargs)
         outputs = func(*args, **kwargs)
+        if torch.Tag.inplace_view in func.tags:
+            self.tape.forget(args[0])
         if any(isinstance(x, Tensor) for x in tree_leaves(outputs)) or func._schema.is_mutable:
-            self.tape.record(func, args, kwargs, outputs)
+            self.tape.record(call, outputs)
         return outputs
 
 
@@ -173,9 +192,10 @@ class _WholeFunctions(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.recorder.paused or not _hashable(func) or func not in FUNCTIONS:
             return func(*args, **kwargs)
+        call = self.recorder.tape.about_to(func, args, kwargs)
         with self.recorder_paused():
             outputs = func(*args, **kwargs)
-        self.recorder.tape.record(func, args, kwargs, outputs)
+        self.recorder.tape.record(call, outputs)
         return outputs
 
     @contextmanager

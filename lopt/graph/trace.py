@@ -91,6 +91,11 @@ def _needs_values(error: Exception) -> bool:
 
 
 def _graph(model: nn.Module, tape: Tape, rung: str, remark: str | None) -> ParameterGraph:
+    if not tape.outputs:
+        raise GraphError(
+            f"expected tensors in what {type(model).__name__} returns, found none: without outputs nothing is known of"
+            " what its parameters do"
+        )
     kinds = {name: "parameter" for name, _ in model.named_parameters()}
     kinds.update({name: "buffer" for name, _ in model.named_buffers()})
     interpreter = interpret(tape, kinds)
@@ -237,8 +242,20 @@ def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], r
     stand_ins = {**parameters, **{name: b.clone() for name, b in model.named_buffers()}}
     tape = Tape()
     args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs))
-    with untouched(model), plain_kernels(), _quiet(), torch.no_grad(), recording(tape, refuse, not record):
-        _call(model, tape, stand_ins, args, kwargs, input_tensors((args, kwargs)))
+    data = [(p, p.data) for p in parameters.values()]
+    try:
+        with (
+            untouched(model),
+            plain_kernels(),
+            _quiet(),
+            torch.no_grad(),
+            recording(tape, refuse, not record),
+        ):
+            _call(model, tape, stand_ins, args, kwargs, input_tensors((args, kwargs)))
+    finally:
+        for p, own in data:
+            if p.data_ptr() != own.data_ptr():  # the model has put other values in its place
+                p.data = own
     tape.release()
     return tape
 

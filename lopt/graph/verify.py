@@ -53,7 +53,10 @@ class VerificationReport:
     """What `verify` found."""
 
     ok: bool
-    """The function is unchanged by a random permutation, and every uncoupled axis was noticed."""
+    """The function is unchanged by a random permutation, and every uncoupled axis was noticed.
+
+    Never where the outputs show nothing: none is finite, or none depends on any of the axes.
+    """
     max_error: float
     """Largest |f(P theta) - f(theta)| of any output, relative to that output's largest entry."""
     tolerance: float
@@ -72,6 +75,10 @@ class VerificationReport:
             f"{verdict}: |f(P theta) - f(theta)| is {self.max_error:.1e} relative (at most {self.tolerance:.0e}), "
             f"{self.controls_detected} of {self.controls} uncoupled axes noticed"
         ]
+        if not self.ok and not self.controls:
+            lines.append(
+                "  the outputs show nothing of the parameters: none is finite, or none depends on them"
+            )
         lines += [
             f"  not noticed: axis {c.axis} of {c.tensor} alone (group {c.group})" for c in self.undetected
         ]
@@ -102,17 +109,19 @@ def verify(
     max_error, total = 0.0, len(left)
     undetected: list[Control] = []
     inert: list[Control] = []
+    shown = False
     for _ in range(ROUNDS):  # an unlucky draw (dead or saturated units) hides much: what it hid gets another
         run = _Runner(graph, model, example_args, dict(example_kwargs or {}), generator)
         permutation = {g.id: _moving(g.size, generator) for g in graph.groups if g.permutable}
         reference = run(run.tensors)
+        shown |= any(bool(output.isfinite().any()) for output in reference)
         max_error = max(max_error, _difference(reference, run(graph.permute(run.tensors, permutation))))
         undetected, inert = _unnoticed(graph, run, reference, permutation, tolerance, left)
         left = [(c.group, c.tensor, c.axis) for c in (*undetected, *inert)]
         if not left:
             break
     controls = total - len(inert)
-    ok = max_error <= tolerance and not undetected
+    ok = max_error <= tolerance and not undetected and shown and (controls > 0 or total == 0)
     detected = controls - len(undetected)
     return VerificationReport(ok, max_error, tolerance, controls, detected, tuple(undetected), tuple(inert))
 

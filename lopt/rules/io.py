@@ -63,8 +63,9 @@ def pretrained_names() -> list[str]:
 
 
 def provenance_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """How a rule was made, as its file says."""
-    return read(locate(name_or_path), FORMAT, VERSION)[1]["provenance"]
+    """How a rule was made, as its file says; nothing if it does not."""
+    found: dict[str, Any] = read(locate(name_or_path), FORMAT, VERSION)[1].get("provenance", {})
+    return found
 
 
 def read(path: Path, format_name: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:

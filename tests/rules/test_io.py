@@ -67,6 +67,12 @@ def test_a_loaded_rule_does_what_the_saved_one_did(path: Path) -> None:
     assert all(torch.equal(steps[0][name], steps[1][name]) for name in params)
 
 
+def test_a_rule_that_does_not_say_how_it_was_made(path: Path) -> None:
+    header = {"version": VERSION, "rule": odd_rule().describe()}
+    save_file(load_file(path), path, {FORMAT: json.dumps(header)})
+    assert provenance_of(path) == {}
+
+
 def test_saving_twice_gives_the_same_bytes_and_a_run_folder_is_a_name(path: Path) -> None:
     before = path.read_bytes()
     save_rule(load_rule(path.parent), path, {"made by": "a test", "seed": 3})

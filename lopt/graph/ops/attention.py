@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 @rule("scaled_dot_product_attention")
 def attention(
-    s: Interpreter, query: Value, key: Value, value: Value, attn_mask: Value | None = None, *_: Any, **__: Any
-) -> tuple[Dim, ...]:
+    s: Interpreter, query: Value, key: Value, value: Value, attn_mask: Value | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, **_: Any,
+) -> tuple[Dim, ...]:  # fmt: skip
     """softmax(q k^T + mask) v for q (*batch, heads, L, E), k (*batch, heads', S, E), v (*batch, heads', S, V).
 
     With grouped queries, heads is a multiple of heads': each key head serves a run of query heads.
@@ -28,6 +29,9 @@ def attention(
     scores = Value((*batch, query.dims[-2], key.dims[-2]), pure=False)
     if attn_mask is not None:
         pointwise(s, scores, attn_mask, op="add")
+    if is_causal:
+        s.fix(query.dims[-2])
+        s.fix(key.dims[-2])
     if not value.pure:
         name_attention(s, query.origins, key.origins, value)
     return (*batch, query.dims[-2], value.dims[-1])
@@ -60,6 +64,10 @@ FUSED = (
 
 @rule(*FUSED)
 def fused_attention(s: Interpreter, query: Value, key: Value, value: Value, *args: Any, **kwargs: Any) -> Any:
-    """A kernel called directly, with its mask (if it takes one) as the next argument."""
+    """A kernel called directly, with its mask (if it takes one) as the next argument.
+
+    Where kernels say that they are causal differs: any argument that is true is taken for it.
+    """
     mask = next((a for a in (*args[:1], kwargs.get("attn_mask")) if isinstance(a, Value)), None)
-    return [attention(s, query, key, value, mask), *[None] * (len(s.shapes) - 1)]
+    causal = any(a is True for a in (*args, *kwargs.values()))
+    return [attention(s, query, key, value, mask, is_causal=causal), *[None] * (len(s.shapes) - 1)]

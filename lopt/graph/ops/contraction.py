@@ -183,7 +183,8 @@ def einsum(s: Interpreter, equation: str, *operands: Any, **_: Any) -> tuple[Dim
     labels = [_spelled(term, v.rank) for term, v in zip(terms.split(","), values, strict=True)]
     if not arrow:
         every = "".join(labels)
-        output = "".join(sorted(name for name in set(every) if every.count(name) == 1))
+        once = sorted(name for name in set(every) if every.count(name) == 1 and ord(name) < 0x100)
+        output = "".join(sorted({name for name in every if ord(name) >= 0x100}, reverse=True)) + "".join(once)
     elif "..." in output:
         output = _spelled(output, len(s.shapes[0]))
     return contract(s, values, labels, output)

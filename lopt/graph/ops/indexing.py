@@ -93,15 +93,19 @@ def index_put(
         s.fix(x.dims[at])
         for dim in i.dims:
             s.fix(dim)
-    behind = x.dims[found[-1][0] + 1 :]
-    if [at for at, _ in found] == list(range(len(found))):  # leading dimensions only
-        for d, v in zip(reversed(behind), reversed(values.dims), strict=False):
-            if d.size == v.size:
-                s.tie(d, v)
-    else:
+    if [at for at, _ in found] != list(range(len(found))):
         for d in (*x.dims, *values.dims):
             s.fix(d)
-    return x.dims
+        return tuple(s.fixed(d.size) if d.axis is None else d for d in x.dims)
+    # Leading dimensions only: those behind are the value's last ones, in their places.
+    count = len(found)
+    behind = list(x.dims[count:])
+    for k, v in enumerate(values.dims[::-1], 1):
+        if k > len(behind):
+            s.fix(v)
+        elif behind[-k].size == v.size:
+            behind[-k] = s.tie(behind[-k], v)
+    return (*[s.fixed(d.size) if d.axis is None else d for d in x.dims[:count]], *behind)
 
 
 @rule("gather", "take_along_dim")

@@ -108,6 +108,7 @@ def _run(s: Interpreter, kind: str, args: tuple[Any, ...]) -> list[Any]:
     directions = 2 if bidirectional else 1
     out, axes = _layers(s, kind, x.dims[feature], states, flat, biased, layers, directions)
     for state, own in zip(states, axes, strict=True):
+        s.fix(state.dims[0])  # layers and directions
         for axis in own:
             s.tie(state.dims[-1], Dim(axis.size, axis))
     s.mark = None

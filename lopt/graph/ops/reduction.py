@@ -22,7 +22,19 @@ def reduce(s: Interpreter, x: Value, dims: int | Sequence[int] | None) -> tuple[
 
 
 @rule(
-    "sum", "mean", "amax", "amin", "logsumexp", "any", "all", "nansum", "nanmean", "count_nonzero", "aminmax"
+    "sum",
+    "mean",
+    "amax",
+    "amin",
+    "logsumexp",
+    "any",
+    "all",
+    "nansum",
+    "nanmean",
+    "count_nonzero",
+    "aminmax",
+    "_is_all_true",
+    "_is_any_true",
 )
 def symmetric(s: Interpreter, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Any function of the set of entries along `dim`."""
