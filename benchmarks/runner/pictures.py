@@ -24,6 +24,10 @@ BANDED = 8
 COLOURS = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
 
 
+NAMES = 20
+"""Names of the legend that fit beside a row of panels."""
+
+
 class PlainLog(LogFormatter):
     """0.6 instead of 6 x 10^-1, at the ticks of a logarithmic axis that have a label at all."""
 
@@ -44,7 +48,8 @@ def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
     )
     columns = min(COLUMNS, len(tasks))
     rows = math.ceil(len(tasks) / columns)
-    figure = Figure(figsize=(6 * columns + 1.5, 4.6 * rows), layout="constrained")
+    names = math.ceil(len(colours) / (NAMES * rows))
+    figure = Figure(figsize=(6 * columns + 2.2 * names - 0.7, 4.6 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     banded = all(len(found["entries"]) <= BANDED for found in tasks.values())
     for axes, (name, found) in zip(panels, tasks.items(), strict=False):
@@ -53,7 +58,12 @@ def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
         axes.set_visible(False)
     handles = {line.get_label(): line for axes in panels for line in axes.get_lines()}
     figure.legend(
-        handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize="small"
+        handles.values(),
+        handles.keys(),
+        loc="outside right center",
+        frameon=False,
+        fontsize="small",
+        ncols=names,
     )
     bands = ", band from the lowest to the highest" if banded else ""
     figure.suptitle(f"training loss, median of the test seeds{bands}", fontsize="medium")

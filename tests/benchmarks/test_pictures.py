@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.runner.pictures import COLOURS, plot_colours, set_log_scale
+from benchmarks.runner.pictures import COLOURS, plot_colours, plot_tasks, set_log_scale
 
 STRONG = COLOURS[::2]
 
@@ -38,3 +40,20 @@ def test_logarithmic_axes_have_plain_numbers_and_few_of_them(
         if label.get_text() and low <= float(label.get_text()) <= high
     }
     assert shown == expected
+
+
+@pytest.mark.parametrize("count", [3, 20, 45])
+def test_the_legend_is_inside_the_picture(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    curve = {"steps": [1.0, 2.0], "train_loss": [[2.0, 1.0], [2.0, 0.5]]}
+    entries = {f"metanets-of-some-kind-{k}": {"kind": "rule", "curve": curve} for k in range(count)}
+    tasks = {task: {"entries": entries, "steps": 2} for task in ("one", "two")}
+    plot_tasks({"tasks": tasks}, Path("unused.png"))
+    (figure,) = figures
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+    assert whole.y0 <= box.y0 < box.y1 <= whole.y1
+    assert box.x0 >= max(axes.get_window_extent().x1 for axes in figure.get_axes())
