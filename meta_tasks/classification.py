@@ -106,7 +106,7 @@ class CnnFamily(SpecFamily[CnnSpec]):
 
     def check(self, spec: CnnSpec) -> None:
         """The first convolution may be without padding."""
-        size = spec.size or PUBLISHED_SIZES[spec.dataset]
+        size = image_size(spec)
         if spec.strides == "first" and spec.kernel > size:
             raise ConfigError(f"cnn.kernel = {spec.kernel}: expected at most the image size, {size}")
 
@@ -127,6 +127,11 @@ class CnnFamily(SpecFamily[CnnSpec]):
         return ClassificationTask(
             _name(spec, stream, spec.widths), build, stream, spec.batch_size, spec.init_scale
         )
+
+
+def image_size(spec: LabelledImageSpec) -> int:
+    """Height and width of the images of a spec, without loading them."""
+    return spec.size or PUBLISHED_SIZES[spec.dataset]
 
 
 def image_stream(spec: LabelledImageSpec, root: str | None, device: str | torch.device) -> ImageStream:

@@ -7,8 +7,7 @@ from functools import partial
 from typing import ClassVar
 
 from lopt.errors import ConfigError
-from meta_tasks.classification import ClassificationTask, image_stream
-from meta_tasks.data.images import PUBLISHED_SIZES
+from meta_tasks.classification import ClassificationTask, image_size, image_stream
 from meta_tasks.family import SpecFamily
 from meta_tasks.image_stream import LabelledImageSpec
 from meta_tasks.resnet import ResNet
@@ -64,7 +63,7 @@ class VitFamily(SpecFamily[VitSpec]):
 
     def check(self, spec: VitSpec) -> None:
         """The patches tile the images."""
-        size = spec.size or PUBLISHED_SIZES[spec.dataset]
+        size = image_size(spec)
         if size % spec.patch:
             raise ConfigError(f"vit.patch = {spec.patch}: expected a divisor of the image size, {size}")
 

@@ -224,7 +224,8 @@ def resume(trainer: Trainer) -> Trainer:
 
     Raises `RunFolderError` if it is that of another rule, or of another number of cohorts or networks.
     """
-    tree, path = checkpoint.load(trainer.out / CHECKPOINT), trainer.out / CHECKPOINT
+    path = trainer.out / CHECKPOINT
+    tree = checkpoint.load(path)
     config, slots = trainer.config, tree["slots"]
     sizes = {
         "cohorts": (len(slots), config.cohorts),

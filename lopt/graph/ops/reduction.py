@@ -22,20 +22,9 @@ def reduce(s: Interpreter, x: Value, dims: int | Sequence[int] | None) -> tuple[
 
 
 @rule(
-    "sum",
-    "mean",
-    "amax",
-    "amin",
-    "logsumexp",
-    "any",
-    "all",
-    "nansum",
-    "nanmean",
-    "count_nonzero",
-    "aminmax",
-    "_is_all_true",
-    "_is_any_true",
-)
+    "sum", "mean", "amax", "amin", "logsumexp", "any", "all", "nansum", "nanmean", "count_nonzero", "aminmax",
+    "_is_all_true", "_is_any_true",
+)  # fmt: skip
 def symmetric(s: Interpreter, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Any function of the set of entries along `dim`."""
     dims = reduce(s, x, dim if isinstance(dim, int | list | tuple) and not isinstance(dim, bool) else None)
