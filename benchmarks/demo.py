@@ -17,10 +17,10 @@ from typing import Any
 import lopt
 from lopt import config as configs
 from lopt.cli import main as command_line
-from lopt.meta.compare import compare
-from lopt.meta.report import plot_curves, render_table, write_results
-from lopt.meta.run_config import RunConfig
-from lopt.meta.tuning import Budget
+from lopt.comparison.compare import compare
+from lopt.comparison.report import plot_curves, render_table, write_results
+from lopt.comparison.tuning import Budget
+from lopt.training.run_config import RunConfig
 from meta_tasks import make_task
 
 CONFIG = "configs/demo.yaml"

@@ -35,7 +35,7 @@ from lopt.graph import ParameterGraph
 from lopt.graph.draw import draw
 from lopt.graph.pyg import from_pyg, to_pyg
 from lopt.graph.pyg_styles import STYLES
-from lopt.meta.provenance import provenance
+from lopt.runs.provenance import provenance
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "graphs.json"

@@ -28,12 +28,12 @@ from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
 import lopt
-from lopt.meta.cohort import Cohort, Horizons
-from lopt.meta.estimators import ES, PES, Estimator, TruncatedBackprop
-from lopt.meta.gauges import peak_memory
-from lopt.meta.provenance import provenance
-from lopt.meta.report import aligned, write_results
-from lopt.meta.runtime import prepare_cpu
+from lopt.comparison.report import aligned, write_results
+from lopt.runs.provenance import provenance
+from lopt.training.cohort import Cohort, Horizons
+from lopt.training.estimators import ES, PES, Estimator, TruncatedBackprop
+from lopt.training.gauges import peak_memory
+from lopt.training.runtime import prepare_cpu
 from meta_tasks.module_task import ModuleTask
 from meta_tasks.networks import mlp
 

@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 import lopt
 from lopt.errors import GraphError
-from lopt.meta.provenance import provenance
-from lopt.meta.runtime import prepare_cpu
-from lopt.metanets.wiring import wiring_of
-from lopt.rules.io import write_atomically
+from lopt.files import write_atomically
+from lopt.metanets.published.wiring import wiring_of
+from lopt.runs.provenance import provenance
+from lopt.training.runtime import prepare_cpu
 from meta_tasks.networks import convnet, mlp
 
 RESULT = Path(__file__).parent / "results" / "metanet_cost.json"

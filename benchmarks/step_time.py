@@ -32,11 +32,11 @@ from tqdm import tqdm
 
 import lopt
 from lopt.cli.arguments import positive
-from lopt.meta.gauges import peak_memory
-from lopt.meta.provenance import provenance
-from lopt.meta.report import aligned, write_results
-from lopt.meta.runtime import prepare_cpu
+from lopt.comparison.report import aligned, write_results
 from lopt.rules import pretrained_names
+from lopt.runs.provenance import provenance
+from lopt.training.gauges import peak_memory
+from lopt.training.runtime import prepare_cpu
 from meta_tasks.networks import TransformerLanguageModel, convnet, mlp
 
 OUT = Path(__file__).parent / "results" / "step_time.json"
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument(
         "--unprepared",
         action="store_true",
-        help="without lopt.meta.runtime.prepare_cpu, as in a process that does not call it",
+        help="without lopt.training.runtime.prepare_cpu, as in a process that does not call it",
     )
     parser.add_argument(
         "--quick", action="store_true", help="networks up to a million parameters, three steps"

@@ -3,7 +3,7 @@
 from lopt import rules
 from lopt.graph import ParameterGraph
 from lopt.graph.first_forward import trace_on_first_forward
-from lopt.optim import LearnedOptimizer
+from lopt.optim.learned_optimizer import LearnedOptimizer
 from lopt.rules import load_rule, make_rule, push_rule, save_rule
 
 __version__ = "0.1.0"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lopt.errors import ConfigError
-from lopt.meta.task import Task
+from lopt.inner.task import Task
 from meta_tasks.classification import CnnFamily, MlpFamily
 from meta_tasks.family import SpecFamily
 from meta_tasks.language import CharLmFamily

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Generator
 
-from lopt.meta.task import Task, TaskFamily
+from lopt.inner.task import Task, TaskFamily
 from meta_tasks.data import locate
 from meta_tasks.data.images import check_size
 from meta_tasks.spec import Spec, SpecDistribution

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lopt.graph import ParameterGraph
-from lopt.meta.task import Task
+from lopt.inner.task import Task
 
 Pair = tuple[Tensor, Tensor]
 """Inputs and targets."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lopt.errors import ConfigError
-from lopt.meta.task import Task
+from lopt.inner.task import Task
 from meta_tasks.families import make_family, make_task
 from meta_tasks.family import SpecFamily
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lopt.graph import AxisGroup, ParameterGraph, ParameterSpec
-from lopt.meta.task import Task, TaskFamily
+from lopt.inner.task import Task, TaskFamily
 from lopt.rules import LearnedRule, LearnedRuleConfig
 from lopt.rules.base import Rule, State
 

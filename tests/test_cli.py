@@ -19,9 +19,9 @@ import lopt
 from lopt.cli import main
 from lopt.cli.compare import labels
 from lopt.cli.train import parse_overrides
+from lopt.comparison.report import spread
 from lopt.errors import ConfigError
-from lopt.meta.report import spread
-from lopt.meta.trainer import Trainer
+from lopt.training.trainer import Trainer
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",

@@ -9,7 +9,7 @@ import pytest
 
 from lopt.config import dump, from_mapping, load, parse_yaml, to_mapping
 from lopt.errors import ConfigError
-from lopt.meta.run_config import RunConfig
+from lopt.training.run_config import RunConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import lopt
 from benchmarks.at_scale.workloads import WORKLOADS
 from lopt.graph.first_forward import FirstForwardGraph
-from lopt.meta.gauges import peak_memory
+from lopt.training.gauges import peak_memory
 
 
 class Run:

@@ -18,16 +18,16 @@ from benchmarks.runner.log import Log, Record, Run
 from benchmarks.runner.pictures import plot_tasks
 from benchmarks.runner.recipe import Recipe
 from benchmarks.runner.search import Search, Setting, search_of
-from lopt.meta.evaluation import Curves, train_networks
-from lopt.meta.figures import figures
-from lopt.meta.provenance import provenance
-from lopt.meta.report import spread
-from lopt.meta.task import Task
-from lopt.meta.timing import time_step
-from lopt.meta.tuning import Trial, find_baseline
+from lopt.comparison.figures import figures
+from lopt.comparison.report import spread
+from lopt.comparison.timing import time_step
+from lopt.comparison.tuning import Trial, find_baseline
+from lopt.files import digest
+from lopt.inner.evaluation import Curves, train_networks
+from lopt.inner.task import Task
 from lopt.rules import LearnedRule, pretrained_names
 from lopt.rules.base import Rule
-from lopt.rules.io import digest
+from lopt.runs.provenance import provenance
 from meta_tasks import make_task
 
 CURVE_POINTS = 50

@@ -14,11 +14,11 @@ from benchmarks.runner.log import Log
 from benchmarks.runner.report import section, task_table, write_section
 from benchmarks.runner.summary import summarise
 from lopt.cli.compare import labels
+from lopt.comparison.report import write_results
 from lopt.errors import ConfigError
-from lopt.meta.provenance import commit
-from lopt.meta.report import write_results
-from lopt.meta.runtime import prepare_cpu
 from lopt.rules import LearnedRule
+from lopt.runs.provenance import commit
+from lopt.training.runtime import prepare_cpu
 
 NAMES = ("neural_graphs", "families", "transfer", "ablation", "from_adam")
 """Each is a module of this package with two benchmarks, FULL and QUICK."""

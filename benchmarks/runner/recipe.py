@@ -14,10 +14,10 @@ import lopt
 from lopt import config as configs
 from lopt.cli import resume, train
 from lopt.errors import ConfigError
-from lopt.meta.provenance import provenance
-from lopt.meta.run_config import RunConfig
-from lopt.meta.trainer import CHECKPOINT, RULE
 from lopt.rules import LearnedRule, save_rule
+from lopt.runs.provenance import provenance
+from lopt.training.run_config import RunConfig
+from lopt.training.trainer import CHECKPOINT, RULE
 
 
 @dataclass(frozen=True)

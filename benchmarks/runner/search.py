@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lopt.meta.tuning import Baseline, Trial, beyond, find_baseline, grid
+from lopt.comparison.tuning import Baseline, Trial, beyond, find_baseline, grid
 
 Setting = tuple[float, str]
 """A learning rate and a schedule."""

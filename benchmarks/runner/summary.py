@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.runner.benchmark import Benchmark, Case, score
 from benchmarks.runner.log import Record, canonical, key_of
-from lopt.meta.figures import finite
+from lopt.comparison.figures import finite
 
 TARGET = "adamw"
 """Steps and time are counted to the final loss of this baseline, tuned."""

@@ -13,7 +13,7 @@ import yaml
 from benchmarks.runner.benchmark import View, fingerprint
 from benchmarks.runner.recipe import Recipe
 from benchmarks.runner.speedup import geometric_mean
-from lopt.meta.report import aligned
+from lopt.comparison.report import aligned
 from lopt.rules import LearnedRule
 from lopt.rules.io import load_rule, provenance_of
 

@@ -22,7 +22,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from lopt.meta.schedules import SCHEDULES
+    from lopt.numerics.schedules import SCHEDULES
 
     parser.add_argument(
         "rules", metavar="RULE", nargs="+", help="run folders, rule files or rules shipped with lopt"
@@ -55,10 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import lopt
-    from lopt.meta.compare import compare
-    from lopt.meta.report import plot_curves, render_table, write_results
-    from lopt.meta.runtime import prepare_cpu
-    from lopt.meta.tuning import Budget, find_baseline
+    from lopt.comparison.compare import compare
+    from lopt.comparison.report import plot_curves, render_table, write_results
+    from lopt.comparison.tuning import Budget, find_baseline
+    from lopt.training.runtime import prepare_cpu
 
     prepare_cpu()
     for name in args.baselines:  # before any long work

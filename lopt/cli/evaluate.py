@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import lopt
-    from lopt.meta.compare import evaluate
-    from lopt.meta.provenance import provenance
-    from lopt.meta.report import aligned, write_results
-    from lopt.meta.runtime import prepare_cpu
+    from lopt.comparison.compare import evaluate
+    from lopt.comparison.report import aligned, write_results
+    from lopt.runs.provenance import provenance
+    from lopt.training.runtime import prepare_cpu
 
     prepare_cpu()
     rule = lopt.load_rule(args.rule)
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _row(name: str, found: dict[str, Any]) -> list[str]:
-    from lopt.meta.report import spread
+    from lopt.comparison.report import spread
 
     cells = [spread(found.get(column)) for column in COLUMNS]
     return [name, *cells, f"{found['ms_per_step']:.2f}", str(found["diverged"])]

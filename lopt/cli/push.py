@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lopt.rules.sharing import model_card, push_rule
+    from lopt.rules.card import model_card, push_rule
 
     card = args.card.read_text(encoding="utf-8") if args.card else model_card(args.rule, args.repo)
     if args.dry_run:

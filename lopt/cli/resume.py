@@ -8,7 +8,7 @@ from pathlib import Path
 from lopt import config as configs
 from lopt.cli.train import CONFIG_FILE, build, finish
 from lopt.errors import ConfigError
-from lopt.meta.run_config import RunConfig
+from lopt.training.run_config import RunConfig
 
 DESCRIPTION = """Continue a training run from its last checkpoint, or from its start if it was stopped before the
 first one. On the CPU the result equals that of an uninterrupted run bit for bit.
@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lopt.meta.ranks import connected
-    from lopt.meta.trainer import CHECKPOINT, resume
+    from lopt.training.ranks import connected
+    from lopt.training.trainer import CHECKPOINT, resume
 
     folder = Path(args.run)
     source = folder / CONFIG_FILE

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lopt.meta.task import Task
+    from lopt.inner.task import Task
 
 FIRST_TEST_SEED = 101
 """Seeds from here on are for testing; training and tuning use others."""

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from lopt import config as configs
 from lopt.errors import ConfigError
-from lopt.meta.run_config import RunConfig, TaskConfig
+from lopt.training.run_config import RunConfig, TaskConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
 
-    from lopt.meta.config import MetaConfig
-    from lopt.meta.ranks import Ranks
-    from lopt.meta.task import Task
-    from lopt.meta.trainer import Trainer
+    from lopt.inner.task import Task
     from lopt.rules import LearnedRule
+    from lopt.training.config import MetaConfig
+    from lopt.training.ranks import Ranks
+    from lopt.training.trainer import Trainer
 
 DESCRIPTION = """Meta-train a rule. Every value of the config can be replaced on the command line by its
 dotted key: --meta.steps 100, --seed 3, --tasks.0.weight 2, --rule.options.width 8.
@@ -55,9 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lopt.meta.ranks import connected
-    from lopt.meta.trainer import CHECKPOINT
-    from lopt.rules.io import write_atomically
+    from lopt.files import write_atomically
+    from lopt.training.ranks import connected
+    from lopt.training.trainer import CHECKPOINT
 
     if args.overrides and not Path(args.config).exists():
         raise ConfigError(
@@ -107,8 +107,8 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 def build(config: RunConfig, out: Path, source: str, ranks: Ranks | None = None) -> Trainer:
     """The trainer that a config describes; `source` names the config in errors."""
-    from lopt.meta.provenance import provenance
-    from lopt.meta.trainer import Trainer, Weighted
+    from lopt.runs.provenance import provenance
+    from lopt.training.trainer import Trainer, Weighted
     from meta_tasks import make_family
 
     device = _device(config, source)
@@ -176,8 +176,8 @@ def _named(place: str) -> Iterator[None]:
 
 def finish(trainer: Trainer) -> int:
     """Train to the end, and say what came of it."""
-    from lopt.meta.runtime import prepare_cpu
-    from lopt.meta.trainer import RULE
+    from lopt.training.runtime import prepare_cpu
+    from lopt.training.trainer import RULE
 
     prepare_cpu()
     try:

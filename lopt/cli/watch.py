@@ -13,10 +13,10 @@ from lopt import config as configs
 from lopt.cli.arguments import positive
 from lopt.cli.train import CONFIG_FILE
 from lopt.errors import ConfigError
-from lopt.meta.run_config import RunConfig
+from lopt.training.run_config import RunConfig
 
 if TYPE_CHECKING:
-    from lopt.meta.history import History
+    from lopt.runs.history import History
 
 DESCRIPTION = """Print how a training run stands: progress, outer loss of each family, validation scores, step
 sizes by kind of parameter, what went wrong so far, throughput and memory. Reads the run folder only, so
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lopt.meta.history import History
+    from lopt.runs.history import History
 
     folder = Path(args.run)
     if not (folder / CONFIG_FILE).is_file():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lopt.features.moments import Moments
+from lopt.numerics.moments import Moments
 
 FLOOR = 1e-8
 """Below this a root-mean-square counts as nothing: Adam's eps. What is left of gradients that cancel (a bias

@@ -145,15 +145,24 @@ class ParameterGraph:
         return tuple(block for spec in self.parameters.values() for block in _blocks(spec, self.groups))
 
     @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each parameter."""
+        return [spec.shape for spec in self.parameters.values()]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The number of scalars of each parameter."""
+        return [spec.numel for spec in self.parameters.values()]
+
+    @cached_property
     def offsets(self) -> dict[str, int]:
         """Where each parameter starts in the flat vector of all P scalars."""
-        sizes = [spec.numel for spec in self.parameters.values()]
-        return dict(zip(self.parameters, itertools.accumulate([0, *sizes]), strict=False))
+        return dict(zip(self.parameters, itertools.accumulate([0, *self.sizes]), strict=False))
 
     @cached_property
     def numel(self) -> int:
         """P, the number of scalars."""
-        return sum(spec.numel for spec in self.parameters.values())
+        return sum(self.sizes)
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """(*batch, *shape) of each parameter -> (*batch, P), in the order of `parameters`."""
@@ -165,7 +174,7 @@ class ParameterGraph:
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """(*batch, P) -> (*batch, *shape) of each parameter; the inverse of `flatten`."""
-        parts = flat.split([spec.numel for spec in self.parameters.values()], dim=-1)
+        parts = flat.split(self.sizes, dim=-1)
         batch = flat.shape[:-1]
         return {
             name: part.reshape((*batch, *spec.shape))

@@ -27,11 +27,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from lopt.errors import GraphError, GraphWarning
-from lopt.graph.assemble import assemble
-from lopt.graph.interpreter import Interpreter, interpret
-from lopt.graph.isolation import forget_fakes, input_tensors, output_tensors, plain_kernels, untouched
 from lopt.graph.parameter_graph import ParameterGraph
-from lopt.graph.tape import Tape, recording
+from lopt.graph.tracing.assemble import assemble
+from lopt.graph.tracing.interpreter import Interpreter, interpret
+from lopt.graph.tracing.isolation import forget_fakes, input_tensors, output_tensors, plain_kernels, untouched
+from lopt.graph.tracing.tape import Tape, recording
 from lopt.graph.untied import untied_graph
 
 

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from lopt.errors import GraphError
-from lopt.graph.isolation import input_tensors, output_tensors, plain_kernels, untouched
 from lopt.graph.parameter_graph import ParameterGraph, Permutation, axis_index
+from lopt.graph.tracing.isolation import input_tensors, output_tensors, plain_kernels, untouched
 
 WIDE = {
     torch.float16: torch.float64,

@@ -5,15 +5,15 @@ from __future__ import annotations
 from lopt.metanets.axisnet import AxisNet
 from lopt.metanets.base import Metanet
 from lopt.metanets.deepsets import DeepSets
-from lopt.metanets.dwsnet import DwsNet
-from lopt.metanets.gmn import Gmn
 from lopt.metanets.lstm import Lstm, TensorLstm
 from lopt.metanets.mlp import Mlp
-from lopt.metanets.nfn import Nfn
-from lopt.metanets.ng_gnn import NgGnn
-from lopt.metanets.ng_t import NgT
+from lopt.metanets.published.dwsnet import DwsNet
+from lopt.metanets.published.gmn import Gmn
+from lopt.metanets.published.nfn import Nfn
+from lopt.metanets.published.ng_gnn import NgGnn
+from lopt.metanets.published.ng_t import NgT
+from lopt.metanets.published.unf import Unf
 from lopt.metanets.tensor_mlp import TensorMlp
-from lopt.metanets.unf import Unf
 
 METANETS: dict[str, type[Metanet]] = {
     "axisnet": AxisNet,

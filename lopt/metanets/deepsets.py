@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from lopt.features.segments import segment_expand, segment_mean
 from lopt.graph import ParameterGraph
 from lopt.metanets.base import Metanet, check_sizes
 from lopt.metanets.layers import Pointwise, WithContext, tensor_sizes, zeroed
+from lopt.numerics.segments import segment_expand, segment_mean
 
 
 class DeepSets(Metanet):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu_
 
-from lopt.features.segments import segment_expand
 from lopt.graph import ParameterGraph
+from lopt.numerics.segments import segment_expand
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lopt.newton_schulz import orthogonalised
+from lopt.numerics.newton_schulz import orthogonalised
 
 
 class Paths(nn.Module):

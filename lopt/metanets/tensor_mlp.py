@@ -10,10 +10,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import relu_
 
-from lopt.features.segments import segment_expand
 from lopt.graph import ParameterGraph
 from lopt.metanets.base import Metanet, check_sizes
 from lopt.metanets.layers import Pointwise, tensor_sizes, zeroed
+from lopt.numerics.segments import segment_expand
 
 
 class TensorMlp(Metanet):

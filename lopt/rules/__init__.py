@@ -1,10 +1,11 @@
 """Pure update rules, learned and classical: `init(params) -> state`, `update(grads, state, params)`."""
 
 from lopt.rules.base import BoundRule, Rule, State, Tensors
+from lopt.rules.card import model_card, push_rule
+from lopt.rules.config import LearnedRuleConfig
 from lopt.rules.io import load_rule, pretrained_names, save_rule
-from lopt.rules.learned import LearnedRule, LearnedRuleConfig
+from lopt.rules.learned import LearnedRule
 from lopt.rules.registry import make_rule, names
-from lopt.rules.sharing import model_card, push_rule
 
 __all__ = [
     "BoundRule",

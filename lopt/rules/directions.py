@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lopt.features.moments import TINY, Moments
-from lopt.features.segments import segment_expand, segment_mean
-from lopt.newton_schulz import orthogonalised
+from lopt.numerics.moments import TINY, Moments
+from lopt.numerics.newton_schulz import orthogonalised
+from lopt.numerics.segments import segment_expand, segment_mean
 
 EPS = 1e-8
 """Adam's eps."""

@@ -9,7 +9,8 @@ from lopt.errors import ConfigError
 from lopt.metanets import METANETS
 from lopt.rules.base import Rule
 from lopt.rules.classical import CLASSICAL
-from lopt.rules.learned import LearnedRule, LearnedRuleConfig
+from lopt.rules.config import LearnedRuleConfig
+from lopt.rules.learned import LearnedRule
 
 
 def names() -> list[str]:

@@ -16,7 +16,7 @@ from benchmarks.runner.command import NAMES, find_benchmark
 from lopt import config as configs
 from lopt.cli.train import parse_overrides
 from lopt.errors import ConfigError
-from lopt.meta.run_config import RunConfig
+from lopt.training.run_config import RunConfig
 from meta_tasks import FAMILIES, SUITES, make_task
 from tests.helpers import small_rule
 

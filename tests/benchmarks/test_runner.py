@@ -20,8 +20,8 @@ from benchmarks.runner.search import Search, neighbourhood, search_of
 from benchmarks.runner.summary import failed, smooth, steps_to, summarise
 from lopt import make_rule
 from lopt.cli import main
-from lopt.meta.evaluation import train_networks
-from lopt.meta.tuning import Trial, find_baseline, grid
+from lopt.comparison.tuning import Trial, find_baseline, grid
+from lopt.inner.evaluation import train_networks
 from lopt.rules import LearnedRule
 from meta_tasks import make_task
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lopt.features.moments import Moments
 from lopt.features.per_scalar import (
     FLOOR,
     count,
@@ -19,6 +18,7 @@ from lopt.features.per_scalar import (
     squash,
     squashed_square,
 )
+from lopt.numerics.moments import Moments
 from tests.helpers import seeded
 
 P = 50

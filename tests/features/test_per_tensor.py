@@ -7,7 +7,7 @@ import math
 import torch
 
 from lopt.features.per_tensor import TIME_SCALES, count, noise_features, static_features, time_features
-from lopt.features.segments import segment_expand, segment_mean, segment_means
+from lopt.numerics.segments import segment_expand, segment_mean, segment_means
 from tests.helpers import hand_graph, seeded
 
 SIZES = [3, 0, 1, 4]

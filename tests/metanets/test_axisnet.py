@@ -13,7 +13,7 @@ from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.graph.parameter_graph import PARAMETER_KINDS
 from lopt.metanets.axisnet import AxisLayer, AxisNet, ScalarUpdate
-from lopt.newton_schulz import COEFFICIENTS
+from lopt.numerics.newton_schulz import COEFFICIENTS
 from tests.helpers import hand_graph, randomised, seeded
 
 FEATURES, CONTEXT, OUTPUTS, WIDTH, NEURONS = 3, 4, 2, 3, 5

@@ -13,11 +13,11 @@ from lopt import load_rule, make_rule, save_rule
 from lopt.errors import GraphError
 from lopt.graph import ParameterGraph
 from lopt.graph.parameter_graph import Permutation
-from lopt.meta.cohort import Cohort, Horizons
-from lopt.meta.estimators import TruncatedBackprop
 from lopt.metanets import METANETS
 from lopt.rules import LearnedRule
 from lopt.rules.base import State
+from lopt.training.cohort import Cohort, Horizons
+from lopt.training.estimators import TruncatedBackprop
 from tests.helpers import Network, TinyTask, flat_state, hand_graph, relative_error, seeded
 from tests.metanets.cases import CASES, PAIRS, REFUSED, network
 

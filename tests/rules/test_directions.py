@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lopt.features.moments import Moments, factored_root
+from lopt.numerics.moments import Moments, factored_root
 from lopt.rules.directions import DIRECTIONS, History
 from tests.helpers import seeded
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lopt import load_rule, make_rule, save_rule
 from lopt.errors import ConfigError
-from lopt.features.moments import Moments
 from lopt.graph import ParameterGraph
-from lopt.newton_schulz import newton_schulz
+from lopt.numerics.moments import Moments
+from lopt.numerics.newton_schulz import newton_schulz
 from lopt.rules import LearnedRule
 from lopt.rules.directions import History
 from lopt.rules.forms import FORMS

@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lopt.errors import RuleFileError
-from lopt.meta import checkpoint
+from lopt.files import write_atomically
 from lopt.rules import LearnedRule, LearnedRuleConfig, load_rule, pretrained_names, save_rule
-from lopt.rules.io import FORMAT, VERSION, provenance_of, write_atomically
+from lopt.rules.io import FORMAT, VERSION, provenance_of
+from lopt.training import checkpoint
 from tests.helpers import randomised
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from lopt.errors import ConfigError
-from lopt.features import segments
 from lopt.graph import ParameterGraph
-from lopt.loss_guard import base_of
+from lopt.numerics import segments
+from lopt.numerics.schedules import annealing, decay_share
+from lopt.optim.loss_guard import base_of
 from lopt.rules import LearnedRule, LearnedRuleConfig, learned, load_rule, make_rule
 from lopt.rules.base import BoundRule, State
 from lopt.rules.directions import DIRECTIONS
 from lopt.rules.forms import FORMS
-from lopt.rules.learned import annealing, decay_share
 from tests.helpers import (
     NETWORKS,
     Network,

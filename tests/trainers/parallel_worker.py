@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.optim_kit import learned, mlp, mlp_graph
+from tests.optim.kit import learned, mlp, mlp_graph
 
 STEPS = 6
 

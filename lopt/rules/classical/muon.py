@@ -5,12 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from lopt.graph import ParameterGraph
-from lopt.newton_schulz import newton_schulz
+from lopt.graph.tensor_classes import is_hidden_matrix
+from lopt.numerics.newton_schulz import newton_schulz
 from lopt.rules.classical.adam import AdamW
 from lopt.rules.classical.base import ClassicalRule, decay, require, zeros
-
-ADAMW_KINDS = frozenset({"embedding", "position", "depthwise"})
-"""Tensors of two axes that are tables of vectors, or filters each of its own, rather than matrices."""
 
 
 class Muon(ClassicalRule):
@@ -54,18 +52,3 @@ class Muon(ClassicalRule):
         return decay(param, self.lr * self.weight_decay) - self.lr * scale * orthogonal, {
             "momentum": momentum
         }
-
-
-def is_hidden_matrix(graph: ParameterGraph, name: str) -> bool:
-    """Whether a parameter maps neurons to hidden neurons: a matrix or convolution kernel, not the output layer."""
-    spec = graph.parameters[name]
-    if len(spec.shape) < 2 or spec.kind in ADAMW_KINDS:
-        return False
-    out = {
-        group
-        for axis, role in zip(spec.axes, spec.roles, strict=True)
-        if role == "out"
-        for s in axis
-        for group in s
-    }
-    return not any(graph.groups[group].kind == "output" for group in out)

@@ -1,0 +1,207 @@
+"""Tuning a baseline's learning rate and schedule, within a stated budget.
+
+Shapes: L learning rates, S schedules, N seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lopt.errors import ConfigError
+from lopt.inner.evaluation import Curves, train_networks
+from lopt.inner.task import Task
+from lopt.rules.base import Rule
+from lopt.rules.classical import CLASSICAL, SGD, ClassicalRule, TorchOptim
+
+Criterion = Callable[[Curves], Tensor]
+"""(T,) scores of T networks, the lower the better; inf or nan for one that diverged."""
+
+
+def mean_train_loss(curves: Curves) -> Tensor:
+    """Mean training loss over the run."""
+    return curves.mean_loss
+
+
+def final_train_loss(curves: Curves) -> Tensor:
+    """Mean training loss over the last 20 steps."""
+    return curves.final_loss
+
+
+def validation_loss(curves: Curves) -> Tensor:
+    """Loss on the validation split at the end of the run."""
+    return curves.final_metric("validation", "loss")
+
+
+CRITERIA: dict[str, Criterion] = {f.__name__: f for f in (mean_train_loss, final_train_loss, validation_loss)}
+"""What a baseline can be tuned for, by name."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the tuning of one baseline may cost: every learning rate with every schedule on every seed."""
+
+    learning_rates: int = 7
+    """How many learning rates, half a decade apart, around the baseline's usual one."""
+    schedules: tuple[str, ...] = ("constant", "cosine")
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Validation seeds; a comparison's test seeds must be others."""
+    steps: int = 300
+    criterion: str = "mean_train_loss"
+    """One of `CRITERIA`."""
+    extend: int = 2
+    """How many more learning rates may be tried beyond an end of the grid where the best one lies."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rates >= 1, "learning_rates of at least 1", self.learning_rates)
+        _require(self.steps >= 1, "steps of at least 1", self.steps)
+        _require(len(self.schedules) > 0, "at least one schedule", self.schedules)
+        _require(len(self.seeds) > 0, "at least one seed", self.seeds)
+        _require(self.criterion in CRITERIA, f"a criterion out of {', '.join(CRITERIA)}", self.criterion)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting and its score."""
+
+    lr: float
+    schedule: str
+    score: float
+    """Mean over the seeds; inf if any of them diverged."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best setting found, and all that were tried."""
+
+    lr: float
+    schedule: str
+    at_edge: bool
+    """Whether the best learning rate is the lowest or highest tried, so that a better one may lie beyond."""
+    trials: tuple[Trial, ...]
+    budget: Budget
+
+    def record(self) -> dict[str, Any]:
+        """All of it as JSON-able values, the trials as a table."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A rule as a function of its learning rate, and where to look for the best one."""
+
+    make: Callable[[float], Rule]
+    centre: float
+    """The middle of the grid of learning rates."""
+
+
+BASELINES: dict[str, Baseline] = {
+    "sgd": Baseline(lambda lr: SGD(lr, momentum=0.9), 1e-1),
+    "adam": Baseline(CLASSICAL["adam"], 3e-3),
+    "adamw": Baseline(CLASSICAL["adamw"], 3e-3),
+    "adafactor": Baseline(CLASSICAL["adafactor"], 3e-2),
+    "lion": Baseline(CLASSICAL["lion"], 3e-4),
+    "muon": Baseline(CLASSICAL["muon"], 1e-2),
+    "schedule_free_adamw": Baseline(CLASSICAL["schedule_free_adamw"], 1e-2),
+}
+"""The baselines by name; "sgd" has momentum 0.9."""
+
+
+def find_baseline(name: str) -> Baseline:
+    """One of `BASELINES`, or any class of `torch.optim` by its name; raises ConfigError for any other name."""
+    if name in BASELINES:
+        return BASELINES[name]
+    try:
+        TorchOptim(name)
+    except ConfigError as error:
+        raise ConfigError(
+            f"baseline: expected one of {', '.join(BASELINES)} or of torch.optim. {error}"
+        ) from None
+    return Baseline(lambda lr: TorchOptim(name, lr=lr), 3e-3)
+
+
+def grid(centre: float, count: int) -> list[float]:
+    """`count` learning rates half a decade apart, around `centre`, to two digits."""
+    return [_round(centre * 10 ** (0.5 * (k - (count - 1) // 2))) for k in range(count)]
+
+
+def tune(baseline: Baseline, task: Task, budget: Budget, chunk: int | None = None, label: str = "") -> Tuned:
+    """Try the whole grid on the validation seeds; extend it where the best rate lies at an end of it.
+
+    Everything of the grid is trained under one vmap (`chunk` networks at a time) if the rule's step is linear in
+    its learning rate, else learning rate by learning rate.
+    """
+    trials = run_trials(baseline, task, grid(baseline.centre, budget.learning_rates), budget, chunk, label)
+    for _ in range(budget.extend):
+        further = beyond(trials)
+        if further is None:
+            break
+        trials += run_trials(baseline, task, [further], budget, chunk, label)
+    best = min(trials, key=lambda trial: trial.score)
+    return Tuned(best.lr, best.schedule, beyond(trials) is not None, tuple(sorted(trials, key=_key)), budget)
+
+
+def run_trials(
+    baseline: Baseline, task: Task, rates: Sequence[float], budget: Budget, chunk: int | None, label: str
+) -> list[Trial]:
+    """One trial for each learning rate and schedule."""
+    unit = baseline.make(1.0)
+    if isinstance(unit, ClassicalRule) and unit.linear_in_lr:
+        return _run(unit, 1.0, task, rates, budget, chunk, label)
+    return [t for lr in rates for t in _run(baseline.make(lr), lr, task, [lr], budget, chunk, label)]
+
+
+def _run(
+    rule: Rule,
+    own_lr: float,
+    task: Task,
+    rates: Sequence[float],
+    budget: Budget,
+    chunk: int | None,
+    label: str,
+) -> list[Trial]:
+    settings = [(lr, schedule) for lr in rates for schedule in budget.schedules]
+    runs = [(lr, schedule, seed) for lr, schedule in settings for seed in budget.seeds]
+    curves = train_networks(
+        rule.on(task.graph),
+        task,
+        [seed for _, _, seed in runs],
+        budget.steps,
+        lr=torch.tensor([lr / own_lr for lr, _, _ in runs], dtype=torch.float64),
+        schedule=[schedule for _, schedule, _ in runs],
+        total_steps=budget.steps,
+        chunk=chunk,
+        label=label,
+    )
+    scores = CRITERIA[budget.criterion](curves).nan_to_num(nan=math.inf, posinf=math.inf)
+    means = scores.where(~curves.diverged, math.inf).reshape(len(settings), -1).mean(1)
+    return [
+        Trial(lr, schedule, score) for (lr, schedule), score in zip(settings, means.tolist(), strict=True)
+    ]
+
+
+def beyond(trials: Sequence[Trial]) -> float | None:
+    """The next learning rate beyond the end of the grid where the best one lies; None if it lies inside."""
+    best = min(trials, key=lambda trial: trial.score).lr
+    rates = [trial.lr for trial in trials]
+    if best == min(rates):
+        return _round(best / 10**0.5)
+    return _round(best * 10**0.5) if best == max(rates) else None
+
+
+def _round(lr: float) -> float:
+    return float(f"{lr:.2g}")
+
+
+def _key(trial: Trial) -> tuple[str, float]:
+    return trial.schedule, trial.lr
+
+
+def _require(condition: bool, expected: str, found: Any) -> None:
+    if not condition:
+        raise ConfigError(f"budget: expected {expected}, found {found!r}")

@@ -1,0 +1,80 @@
+"""Lopt's own files: tensors as safetensors, everything else as JSON in its header; written atomically.
+
+Nothing in them can run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from lopt.errors import RuleFileError
+
+DIGEST = "sha256"
+
+
+def read(path: Path, format_name: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the JSON header of one of lopt's own safetensors files, checked."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise RuleFileError(
+            f"{path}: expected a {format_name} file, found one that cannot be read: {error}"
+        ) from None
+    if format_name not in metadata:
+        raise RuleFileError(f"{path}: expected a {format_name} file, found another safetensors file")
+    try:
+        header = json.loads(metadata[format_name])
+    except json.JSONDecodeError as error:
+        raise RuleFileError(f"{path}: the header of this {format_name} file is damaged: {error}") from None
+    if not isinstance(header, dict):
+        raise RuleFileError(f"{path}: the header of this {format_name} file is damaged: no mapping")
+    if header.get("version") != version:
+        found = header.get("version")
+        raise RuleFileError(
+            f"{path}: expected {format_name} version {version}, found {found}; use a matching lopt"
+        )
+    if DIGEST in header and header[DIGEST] != digest(tensors):
+        raise RuleFileError(f"{path}: this {format_name} file is damaged: its tensors are not those written")
+    return tensors, header
+
+
+def write(path: Path, tensors: dict[str, Tensor], format_name: str, header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header with its version as one of lopt's own files, atomically."""
+    # All in one entry: safetensors writes several in any order, and equal files should be equal.
+    metadata = {format_name: json.dumps({**header, DIGEST: digest(tensors)})}
+    write_atomically(path, serialise(tensors, metadata))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors' names and bytes: safetensors notices a lost byte, but not a changed one."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(name.encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside the target and rename: at any moment the old file or the new one is there, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

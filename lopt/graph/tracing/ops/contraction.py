@@ -1,0 +1,226 @@
+"""Matrix products and their kin: a contracted axis ties the two operands."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lopt.graph.tracing.ops.pointwise import pointwise
+from lopt.graph.tracing.ops.table import rule
+from lopt.graph.tracing.values import NOWHERE, Dim, Mark, Value
+
+if TYPE_CHECKING:
+    from lopt.graph.tracing.interpreter import Interpreter
+
+
+def contract(
+    s: Interpreter, operands: Sequence[Value], labels: Sequence[str], output: str
+) -> tuple[Dim, ...]:
+    """A generalised product in Einstein notation: one label per dimension, equal labels are tied."""
+    meets: dict[str, list[Dim]] = {}
+    for value, names in zip(operands, labels, strict=True):
+        for dim, name in zip(value.dims, names, strict=True):
+            meets.setdefault(name, []).append(dim)
+        for name in names:
+            if names.count(name) > 1:  # a diagonal
+                s.fix(meets[name][-1])
+    tied = {name: _tied(s, dims) for name, dims in meets.items()}
+    data = [v for v in operands if not v.pure]
+    if data and len(data) < len(operands):
+        _name_weights(s, operands, labels, output)
+    elif len(data) == 2:
+        _name_attention(s, *data)
+    owners = [v for v in operands if v.pure] or list(operands)
+    return tuple(_result(tied[name], owners, operands, labels, name, not data) for name in output)
+
+
+def _tied(s: Interpreter, dims: Sequence[Dim]) -> Dim:
+    size = max(d.size for d in dims)
+    return s.tie(*[d for d in dims if d.size == size])
+
+
+def _result(
+    tied: Dim,
+    owners: Sequence[Value],
+    operands: Sequence[Value],
+    labels: Sequence[str],
+    name: str,
+    pure: bool,
+) -> Dim:
+    """The output of a layer is indexed by the axes of its weight, not by those of its input."""
+    if pure:
+        return tied
+    origin = NOWHERE
+    if len(owners) < len(operands):
+        for value, names in zip(operands, labels, strict=True):
+            if value.pure and name in names:
+                origin |= value.dims[names.index(name)].origin
+    return Dim(tied.size, tied.axis, origin, tied.view)
+
+
+def _name_weights(s: Interpreter, operands: Sequence[Value], labels: Sequence[str], output: str) -> None:
+    attended = any(v.mark is not None and v.mark.kind == "attended" for v in operands if not v.pure)
+    data_labels = {name for v, names in zip(operands, labels, strict=True) if not v.pure for name in names}
+    for value, names in zip(operands, labels, strict=True):
+        if value.pure:
+            s.kind(value, "output" if attended else "weight")
+            for dim, name in zip(value.dims, names, strict=True):
+                s.role(dim, "in" if name in data_labels and name not in output else "out")
+    s.mark = None
+
+
+def _name_attention(s: Interpreter, a: Value, b: Value) -> None:
+    """softmax(q k^T) v makes queries, keys and values of the layers that q, k and v came out of."""
+    for probabilities, values in ((a, b), (b, a)):
+        mark = probabilities.mark
+        if mark is not None and mark.kind == "probabilities":
+            name_attention(s, mark.queries, mark.keys, values)
+            return
+    s.mark = Mark("scores", a.origins, b.origins)
+
+
+def name_attention(s: Interpreter, queries: Any, keys: Any, values: Value) -> None:
+    """Give the layers their kinds, and mark the result as attended values."""
+    s.refine(queries, "query")
+    s.refine(keys, "key")
+    s.refine(values.origins, "value")
+    s.mark = Mark("attended")
+
+
+@rule("mm", "_sparse_mm", "_int_mm")
+def mm(s: Interpreter, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+    """(i, k) (k, j) -> (i, j)."""
+    return contract(s, [a, b], ["ik", "kj"], "ij")
+
+
+@rule("bmm")
+def bmm(s: Interpreter, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+    """(n, i, k) (n, k, j) -> (n, i, j)."""
+    return contract(s, [a, b], ["nik", "nkj"], "nij")
+
+
+@rule("mv")
+def mv(s: Interpreter, a: Value, b: Value) -> tuple[Dim, ...]:
+    """(i, k) (k) -> (i)."""
+    return contract(s, [a, b], ["ik", "k"], "i")
+
+
+@rule("dot", "vdot")
+def dot(s: Interpreter, a: Value, b: Value) -> tuple[Dim, ...]:
+    """(k) (k) -> ()."""
+    return contract(s, [a, b], ["k", "k"], "")
+
+
+@rule("_grouped_mm")
+def grouped_mm(
+    s: Interpreter, a: Value, b: Value, offsets: Any = None, *_: Any, **__: Any
+) -> tuple[Dim, ...]:
+    """Rows of a, in runs, each times its own matrix (experts): (n, k) (e, k, j) -> (n, j)."""
+    assert (a.rank, b.rank) == (2, 3)
+    for dim in (a.dims[0], b.dims[0]):
+        s.fix(dim)
+    return contract(s, [a, b], ["nk", "ekj"], "nj")
+
+
+def plus(
+    s: Interpreter, bias: Value | None, dims: tuple[Dim, ...], operands: Sequence[Value]
+) -> tuple[Dim, ...]:
+    """A product and the bias that is added to it."""
+    if bias is None:
+        return dims
+    mark = s.mark
+    summed = pointwise(s, bias, Value(dims, all(v.pure for v in operands), mark=mark), op="add")
+    s.mark = mark
+    return tuple(summed)
+
+
+@rule("addmm", "_addmm_activation")
+def addmm(s: Interpreter, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+    """bias + a b."""
+    return plus(s, bias, mm(s, a, b), [a, b])
+
+
+@rule("addmv")
+def addmv(s: Interpreter, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+    """bias + a b, for a vector b."""
+    return plus(s, bias, mv(s, a, b), [a, b])
+
+
+@rule("baddbmm")
+def baddbmm(s: Interpreter, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+    """bias + a b, batched."""
+    return plus(s, bias, bmm(s, a, b), [a, b])
+
+
+@rule("addbmm")
+def addbmm(s: Interpreter, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+    """bias + a b, summed over the batch."""
+    return plus(s, bias, contract(s, [a, b], ["nik", "nkj"], "ij"), [a, b])
+
+
+@rule("addr")
+def addr(s: Interpreter, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+    """bias + an outer product."""
+    return plus(s, bias, contract(s, [a, b], ["i", "j"], "ij"), [a, b])
+
+
+@rule("linear")
+def linear(s: Interpreter, x: Value, weight: Value, bias: Value | None = None) -> tuple[Dim, ...]:
+    """x W^T + b over the last dimension of x."""
+    batch = string.ascii_uppercase[: x.rank - 1]
+    out = batch + ("o" if weight.rank == 2 else "")
+    return plus(s, bias, contract(s, [x, weight], [batch + "i", "oi"[-weight.rank :]], out), [x, weight])
+
+
+@rule("einsum")
+def einsum(s: Interpreter, equation: str, *operands: Any, **_: Any) -> tuple[Dim, ...]:
+    """Einstein summation; an ellipsis stands for dimensions aligned from the right."""
+    values = (
+        list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
+    )
+    terms, arrow, output = equation.replace(" ", "").partition("->")
+    labels = [_spelled(term, v.rank) for term, v in zip(terms.split(","), values, strict=True)]
+    if not arrow:
+        every = "".join(labels)
+        once = sorted(name for name in set(every) if every.count(name) == 1 and ord(name) < 0x100)
+        output = "".join(sorted({name for name in every if ord(name) >= 0x100}, reverse=True)) + "".join(once)
+    elif "..." in output:
+        output = _spelled(output, len(s.shapes[0]))
+    return contract(s, values, labels, output)
+
+
+def _spelled(term: str, rank: int) -> str:
+    """An ellipsis replaced by labels that no equation uses, counted from the right."""
+    if "..." not in term:
+        return term
+    extra = rank - len(term.replace("...", ""))
+    return term.replace("...", "".join(chr(0x100 + k) for k in reversed(range(extra))))
+
+
+@rule("_trilinear")
+def trilinear(
+    s: Interpreter, a: Value, b: Value, c: Value, new_a: Any, new_b: Any, new_c: Any, summed: Any, *_: Any
+) -> tuple[Dim, ...]:
+    """sum of a * b * c after new dimensions of size 1: what `nn.Bilinear` is made of."""
+    rank = a.rank + len(new_a)
+    labels = []
+    for value, new in ((a, new_a), (b, new_b), (c, new_c)):
+        labels.append("".join(chr(0x100 + d) for d in range(rank) if d not in new))
+        assert len(labels[-1]) == value.rank
+    output = "".join(chr(0x100 + d) for d in range(rank) if d not in summed)
+    return contract(s, [a, b, c], labels, output)
+
+
+@rule("_cdist_forward", "cdist", "_euclidean_dist")
+def distances(s: Interpreter, a: Value, b: Value, *_: Any) -> tuple[Dim, ...]:
+    """(n, i, k) (n, j, k) -> (n, i, j): distances between rows."""
+    batch = string.ascii_uppercase[: a.rank - 2]
+    return contract(s, [a, b], [batch + "ik", batch + "jk"], batch + "ij")
+
+
+@rule("_pdist_forward")
+def pdist(s: Interpreter, x: Value, *_: Any) -> tuple[Dim, ...]:
+    """Distances between all rows of one matrix."""
+    s.fix(x.dims[0])
+    return (s.fixed(s.shapes[0][0]),)

@@ -1,0 +1,214 @@
+"""Look-ups and scatters: the axis that is indexed must stay in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lopt.graph.tracing.ops.pointwise import pointwise
+from lopt.graph.tracing.ops.table import rule, wrap
+from lopt.graph.tracing.values import Dim, Value
+
+if TYPE_CHECKING:
+    from lopt.graph.tracing.interpreter import Interpreter
+
+
+def look_up(s: Interpreter, table: Value, index: Value | None, at: int) -> None:
+    """Fix the indexed dimension of a table, and say what the table is to the network."""
+    by_position = index is None or index.pure
+    s.fix(table.dims[at], "position" if by_position else "vocabulary")
+    if table.pure:
+        s.kind(table, "position" if by_position else "embedding")
+        for i, dim in enumerate(table.dims):
+            s.role(dim, "in" if i == at else "out")
+
+
+@rule("embedding")
+def embedding(s: Interpreter, table: Value, index: Value, *args: Any) -> tuple[Dim, ...]:
+    """Rows of a table."""
+    look_up(s, table, index, 0)
+    return (*_indices(s, index), *table.dims[1:])
+
+
+def _indices(s: Interpreter, index: Value) -> tuple[Dim, ...]:
+    return tuple(Dim(d.size, d.axis) if d.axis is not None else s.fixed(d.size) for d in index.dims)
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only", "embedding_bag")
+def embedding_bag(s: Interpreter, table: Value, index: Value, *args: Any, **kwargs: Any) -> list[Any]:
+    """Sums or means of rows of a table."""
+    look_up(s, table, index, 0)
+    return [(s.fixed(s.shapes[0][0]), *table.dims[1:]), *[None] * (len(s.shapes) - 1)]
+
+
+@rule("embedding_renorm")
+def embedding_renorm(s: Interpreter, table: Value, *args: Any) -> tuple[Dim, ...]:
+    """Rescales rows in place."""
+    return table.dims
+
+
+@rule("index_select")
+def index_select(s: Interpreter, x: Value, dim: int, index: Value) -> tuple[Dim, ...]:
+    """Entries of one dimension, in another order."""
+    at = wrap(dim, x.rank)
+    look_up(s, x, index, at) if not index.pure else s.fix(x.dims[at])
+    return (*x.dims[:at], s.fixed(s.shapes[0][at]), *x.dims[at + 1 :])
+
+
+def indexed(s: Interpreter, x: Value, indices: Sequence[Value | None]) -> list[tuple[int, Value]]:
+    """(dimension of x, its index); a boolean mask stands for as many dimensions as it has."""
+    places: list[tuple[int, Value]] = []
+    at = 0
+    for number, i in enumerate(indices):
+        width = i.rank if i is not None and s.is_mask(1, number) else 1
+        places += [(at + k, i) for k in range(width) if i is not None]
+        at += width
+    return places
+
+
+@rule("index", "_unsafe_index")
+def index(s: Interpreter, x: Value, indices: Sequence[Value | None]) -> tuple[Dim, ...]:
+    """x[..., i, ..., j, ...]: the indexed dimensions give way to those of the indices, broadcast."""
+    found = indexed(s, x, indices)
+    for at, i in found:
+        look_up(s, x, i, at)
+        for dim in i.dims:
+            s.fix(dim)
+    places = [at for at, _ in found]
+    shape = s.shapes[0]
+    new = len(shape) - (x.rank - len(places))
+    adjacent = places == list(range(places[0], places[-1] + 1))
+    first = places[0] if adjacent else 0
+    kept = [d for at, d in enumerate(x.dims) if at not in places]
+    return (*kept[:first], *[s.fixed(n) for n in shape[first : first + new]], *kept[first:])
+
+
+@rule("index_put", "_unsafe_index_put", "_index_put_impl")
+def index_put(
+    s: Interpreter, x: Value, indices: Sequence[Value | None], values: Value, *args: Any, **kwargs: Any
+) -> tuple[Dim, ...]:
+    """x[indices] = values."""
+    found = indexed(s, x, indices)
+    for at, i in found:
+        s.fix(x.dims[at])
+        for dim in i.dims:
+            s.fix(dim)
+    if [at for at, _ in found] != list(range(len(found))):
+        for d in (*x.dims, *values.dims):
+            s.fix(d)
+        return tuple(s.fixed(d.size) if d.axis is None else d for d in x.dims)
+    # Leading dimensions only: those behind are the value's last ones, in their places.
+    count = len(found)
+    behind = list(x.dims[count:])
+    for k, v in enumerate(values.dims[::-1], 1):
+        if k > len(behind):
+            s.fix(v)
+        elif behind[-k].size == v.size:
+            behind[-k] = s.tie(behind[-k], v)
+    return (*[s.fixed(d.size) if d.axis is None else d for d in x.dims[:count]], *behind)
+
+
+@rule("gather", "take_along_dim")
+def gather(s: Interpreter, x: Value, dim: int, index: Value, **kwargs: Any) -> tuple[Dim, ...]:
+    """x[..., index, ...] along one dimension; along the others, equal places."""
+    return _along(s, x, wrap(dim, x.rank), index)
+
+
+def _along(s: Interpreter, x: Value, at: int, index: Value) -> tuple[Dim, ...]:
+    dims = []
+    for i, (d, other) in enumerate(zip(x.dims, index.dims, strict=True)):
+        if i == at:
+            s.fix(d)
+            dims.append(s.fixed(other.size))
+        elif d.size == other.size:
+            dims.append(s.tie(d, other))
+        else:
+            s.fix(d)
+            dims.append(s.fixed(other.size))
+    return tuple(dims)
+
+
+@rule("scatter", "scatter_add", "scatter_reduce")
+def scatter(
+    s: Interpreter, x: Value, dim: int, index: Value, source: Any = None, *_: Any, **kwargs: Any
+) -> Any:
+    """The inverse of `gather`, on top of x."""
+    at = wrap(dim, x.rank)
+    _along(s, x, at, index)
+    if isinstance(source, Value) and source.rank == x.rank:
+        for i, (d, other) in enumerate(zip(x.dims, source.dims, strict=True)):
+            if i != at and d.size == other.size:
+                s.tie(d, other)
+            else:
+                s.fix(other)
+                s.fix(d)
+    return _as_fixed(s, x, at)
+
+
+def _as_fixed(s: Interpreter, x: Value, at: int) -> tuple[Dim, ...]:
+    return tuple(s.fixed(d.size) if i == at and d.axis is None else d for i, d in enumerate(x.dims))
+
+
+@rule("index_add", "index_copy", "index_reduce")
+def index_add(
+    s: Interpreter, x: Value, dim: int, index: Value, source: Value, *_: Any, **kw: Any
+) -> tuple[Dim, ...]:
+    """Adds or writes entries of `source` to those of one dimension."""
+    at = wrap(dim, x.rank)
+    s.fix(x.dims[at])
+    s.fix(source.dims[at])
+    tied = [
+        s.tie(d, other) if i != at else d
+        for i, (d, other) in enumerate(zip(x.dims, source.dims, strict=True))
+    ]
+    return _as_fixed(s, Value(tuple(tied), x.pure), at)
+
+
+@rule("index_fill")
+def index_fill(s: Interpreter, x: Value, dim: int, *args: Any) -> tuple[Dim, ...]:
+    """Writes one number to some entries of a dimension."""
+    at = wrap(dim, x.rank)
+    s.fix(x.dims[at])
+    return _as_fixed(s, x, at)
+
+
+@rule("slice_scatter", "select_scatter")
+def slice_scatter(s: Interpreter, x: Value, source: Value, dim: int = 0, *args: Any) -> tuple[Dim, ...]:
+    """Writes `source` over a slice of x."""
+    at = wrap(dim, x.rank)
+    s.fix(x.dims[at])
+    others = [d for i, d in enumerate(x.dims) if i != at]
+    rest = [d for i, d in enumerate(source.dims) if i != at] if source.rank == x.rank else list(source.dims)
+    for d, other in zip(others, rest, strict=True):
+        s.tie(d, other)
+    if source.rank == x.rank:
+        s.fix(source.dims[at])
+    return _as_fixed(s, x, at)
+
+
+@rule("masked_fill")
+def masked_fill(s: Interpreter, x: Value, mask: Value, value: Any) -> Any:
+    """One number wherever the mask is set."""
+    return pointwise(s, x, mask, op="masked_fill")
+
+
+@rule("masked_scatter")
+def masked_scatter(s: Interpreter, x: Value, mask: Value, source: Value) -> tuple[Dim, ...]:
+    """Entries of `source`, in order, wherever the mask is set."""
+    for d in (*x.dims, *mask.dims, *source.dims):
+        s.fix(d)
+    return x.dims
+
+
+@rule("one_hot")
+def one_hot(s: Interpreter, x: Value, *args: Any) -> tuple[Dim, ...]:
+    """A new dimension with a one at the place that the number names."""
+    return (*x.dims, s.fixed(s.shapes[0][-1]))
+
+
+@rule("bucketize", "searchsorted")
+def searchsorted(s: Interpreter, a: Value, b: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """Places of numbers in a sorted sequence."""
+    for d in (*a.dims, *b.dims):
+        s.fix(d)
+    return tuple(s.fixed(n) for n in s.shapes[0])

@@ -1,0 +1,184 @@
+"""Recurrent layers and cells, each as one operation: gates are segments of the weights' first axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lopt.graph.tracing.axes import Axis, cut, join, unify
+from lopt.graph.tracing.ops.table import rule
+from lopt.graph.tracing.values import Dim, Origin, Value
+
+if TYPE_CHECKING:
+    from lopt.graph.tracing.interpreter import Interpreter
+
+GATES = {
+    "lstm": ("input_gate", "forget_gate", "cell_gate", "output_gate"),
+    "gru": ("reset_gate", "update_gate", "new_gate"),
+    "rnn": ("weight",),
+}
+"""The order of the gates in the weights of `torch.nn`."""
+
+ACTIVATION = {"lstm": "tanh", "gru": "tanh", "rnn": None}
+
+
+def cell(s: Interpreter, kind: str, x: Dim, weights: Sequence[Value | None]) -> tuple[Axis, Axis]:
+    """Tie one layer and direction: (output axis, hidden axis); they differ in an LSTM with a projection.
+
+    weights: w_ih (gates x H, in), w_hh (gates x H, out), b_ih, b_hh, w_hr (out, H).
+    """
+    padded: list[Value | None] = [*weights, *[None] * (5 - len(weights))]
+    w_ih, w_hh, b_ih, b_hh, w_hr = padded
+    assert w_ih is not None
+    assert w_hh is not None
+    gates = GATES[kind]
+    hidden = Axis(w_ih.dims[0].size // len(gates))
+    hidden.activation = ACTIVATION[kind]
+    out = hidden if w_hr is None else Axis(w_hr.dims[0].size)
+    for w, read in ((w_ih, x), (w_hh, Dim(out.size, out))):
+        _gates(s, w.dims[0], hidden, len(gates))
+        s.tie(w.dims[1], read)
+        _name_gates(s, w, gates)
+    for b in (b_ih, b_hh):
+        if b is not None:
+            _gates(s, b.dims[0], hidden, len(gates))
+            s.kind(b, "bias")
+            s.role(b.dims[0], "out")
+    if w_hr is not None:
+        s.tie(w_hr.dims[0], Dim(out.size, out))
+        s.tie(w_hr.dims[1], Dim(hidden.size, hidden))
+        s.kind(w_hr, "output")
+        s.role(w_hr.dims[0], "out")
+        s.role(w_hr.dims[1], "in")
+    return out, hidden
+
+
+def _gates(s: Interpreter, dim: Dim, hidden: Axis, count: int) -> None:
+    assert dim.axis is not None
+    segments = cut(dim.axis, [hidden.size] * count)
+    if segments is None:
+        s.fix(dim)
+        s.fix(Dim(hidden.size, hidden))
+        return
+    for segment in segments:
+        unify(segment, hidden)
+
+
+def _name_gates(s: Interpreter, w: Value, gates: Sequence[str]) -> None:
+    s.kind(w, "weight")
+    s.role(w.dims[0], "out")
+    s.role(w.dims[1], "in")
+    size = w.dims[0].size // len(gates)
+    for k, gate in enumerate(gates):
+        parts = frozenset(Origin(o.tensor, o.axis, k * size, (k + 1) * size) for o in w.dims[0].origin)
+        if gate != "weight":
+            s.refine(parts, gate)
+
+
+def _layers(s: Interpreter, kind: str, x: Dim, states: Sequence[Value], flat: Sequence[Value], biased: bool,
+            layers: int, directions: int) -> tuple[Dim, list[list[Axis]]]:  # fmt: skip
+    """All layers on top of each other; the last output and, for each state, its axis per layer and direction."""
+    per = len(flat) // (layers * directions)
+    axes: list[list[Axis]] = [[] for _ in states]
+    for layer in range(layers):
+        outs = []
+        for direction in range(directions):
+            start = (layer * directions + direction) * per
+            weights = list(flat[start : start + per])
+            if not biased:
+                weights[2:2] = [None, None]  # type: ignore[list-item]
+            out, hidden = cell(s, kind, x, weights)
+            outs.append(out)
+            for state, axis in zip(axes, (out, hidden), strict=False):
+                state.append(axis)
+        joined = join(outs)
+        x = Dim(joined.size, joined)
+    return x, axes
+
+
+def _run(s: Interpreter, kind: str, args: tuple[Any, ...]) -> list[Any]:
+    packed = isinstance(args[1], Value) and isinstance(args[3], list | tuple)
+    if packed:  # data, batch_sizes, states, weights, biased, layers, dropout, train, bidirectional
+        x, _, states, flat, biased, layers, _, _, bidirectional = args
+        feature = 1
+    else:  # input, states, weights, biased, layers, dropout, train, bidirectional, batch_first
+        x, states, flat, biased, layers, _, _, bidirectional, _ = args
+        feature = 2
+    states = [states] if isinstance(states, Value) else list(states)
+    directions = 2 if bidirectional else 1
+    out, axes = _layers(s, kind, x.dims[feature], states, flat, biased, layers, directions)
+    for state, own in zip(states, axes, strict=True):
+        s.fix(state.dims[0])  # layers and directions
+        for axis in own:
+            s.tie(state.dims[-1], Dim(axis.size, axis))
+    s.mark = None
+    for d in x.dims[:feature]:
+        s.fix(d)
+    finals = []
+    for own, shape in zip(axes, s.shapes[1:], strict=True):
+        parts = [Value((Dim(1, None), s.fixed(shape[1]), Dim(a.size, a)), pure=False) for a in own]
+        dims = (Dim(shape[0], None), parts[0].dims[1], parts[0].dims[2])
+        finals.append(Value(dims, False, 0, None, tuple(parts), 0) if len(parts) > 1 else parts[0])
+    return [(*x.dims[:feature], Dim(out.size, out.axis)), *finals]
+
+
+@rule("lstm")
+def lstm(s: Interpreter, *args: Any) -> list[Any]:
+    """All layers of an LSTM: output, last hidden and last cell states."""
+    return _run(s, "lstm", args)
+
+
+@rule("gru")
+def gru(s: Interpreter, *args: Any) -> list[Any]:
+    """All layers of a GRU: output and last hidden states."""
+    return _run(s, "gru", args)
+
+
+@rule("rnn")
+def rnn(s: Interpreter, *args: Any) -> list[Any]:
+    """All layers of an Elman network: output and last hidden states."""
+    return _run(s, "rnn", args)
+
+
+def _cell_step(
+    s: Interpreter, kind: str, x: Value, states: Any, weights: Sequence[Value | None]
+) -> list[Any]:
+    _, hidden = cell(s, kind, x.dims[-1], weights)
+    states = [states] if isinstance(states, Value) else list(states)
+    for state in states:
+        s.tie(state.dims[-1], Dim(hidden.size, hidden))
+    s.mark = None
+    return [(*x.dims[:-1], Dim(hidden.size, hidden))] * len(s.shapes)
+
+
+@rule("lstm_cell")
+def lstm_cell(s: Interpreter, x: Value, states: Sequence[Value], *weights: Any) -> list[Any]:
+    """One step of an LSTM."""
+    return _cell_step(s, "lstm", x, states, weights)
+
+
+@rule("gru_cell")
+def gru_cell(s: Interpreter, x: Value, state: Value, *weights: Any) -> list[Any]:
+    """One step of a GRU."""
+    return _cell_step(s, "gru", x, state, weights)
+
+
+@rule("rnn_cell")
+def rnn_cell(s: Interpreter, x: Value, state: Value, *weights: Any) -> list[Any]:
+    """One step of an Elman network."""
+    return _cell_step(s, "rnn", x, state, weights)
+
+
+@rule("_pack_padded_sequence")
+def pack(s: Interpreter, x: Value, lengths: Value, batch_first: bool) -> list[Any]:
+    """(batch, time, *features) or (time, batch, *features) -> (steps of all sequences, *features)."""
+    for d in x.dims[:2]:
+        s.fix(d)
+    return [(s.fixed(s.shapes[0][0]), *x.dims[2:]), None]
+
+
+@rule("_pad_packed_sequence")
+def unpack(s: Interpreter, x: Value, *args: Any) -> list[Any]:
+    """The inverse of `pack`."""
+    s.fix(x.dims[0])
+    return [(*[s.fixed(n) for n in s.shapes[0][:2]], *x.dims[1:]), None]

@@ -1,0 +1,134 @@
+"""Reductions and functions along an axis: symmetric ones leave it free, ordered ones fix it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lopt.graph.tracing.ops.pointwise import pointwise
+from lopt.graph.tracing.ops.table import rule, wrap, wrap_all
+from lopt.graph.tracing.values import Dim, Mark, Value
+
+if TYPE_CHECKING:
+    from lopt.graph.tracing.interpreter import Interpreter
+
+
+def reduce(s: Interpreter, x: Value, dims: int | Sequence[int] | None) -> tuple[Dim, ...]:
+    """What is left of `x`, with size-1 dimensions in place of the reduced ones where the result keeps them."""
+    gone = wrap_all(dims, x.rank)
+    if len(s.shapes[0]) == x.rank:
+        return tuple(s.fixed(1) if i in gone else d for i, d in enumerate(x.dims))
+    return tuple(d for i, d in enumerate(x.dims) if i not in gone)
+
+
+@rule(
+    "sum", "mean", "amax", "amin", "logsumexp", "any", "all", "nansum", "nanmean", "count_nonzero", "aminmax",
+    "_is_all_true", "_is_any_true",
+)  # fmt: skip
+def symmetric(s: Interpreter, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Any function of the set of entries along `dim`."""
+    dims = reduce(s, x, dim if isinstance(dim, int | list | tuple) and not isinstance(dim, bool) else None)
+    return [dims] * len(s.shapes)
+
+
+@rule("var", "std", "var_mean", "std_mean")
+def moments(s: Interpreter, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Second moments; the old overload has `unbiased` in the place of `dim`."""
+    return symmetric(s, x, None if isinstance(dim, bool) else dim)
+
+
+@rule("linalg_vector_norm", "norm")
+def norm(s: Interpreter, x: Value, ord: Any = 2, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """A norm along `dim`."""
+    return symmetric(s, x, dim)
+
+
+@rule("prod")
+def product(s: Interpreter, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """The product of the entries along `dim`."""
+    return symmetric(s, x, dim)
+
+
+@rule("argmax", "argmin")
+def position_of_extreme(s: Interpreter, x: Value, dim: int | None = None, *args: Any, **kwargs: Any) -> Any:
+    """Answers with a place, so that the entries must stay where they are."""
+    for i in wrap_all(dim, x.rank):
+        s.fix(x.dims[i])
+    return reduce(s, x, dim)
+
+
+@rule("max", "min", "median", "nanmedian", "mode")
+def extreme(s: Interpreter, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """The extreme value (symmetric) and its place (not symmetric, if anybody reads it)."""
+    if isinstance(dim, Value):
+        return pointwise(s, x, dim)
+    if len(s.shapes) > 1 and s.is_used(1):
+        s.fix(x.dims[wrap(-1 if dim is None else dim, x.rank)])
+    along = -1 if dim is None and len(s.shapes) > 1 else dim
+    return [reduce(s, x, along)] * len(s.shapes)
+
+
+@rule("kthvalue")
+def kth_value(s: Interpreter, x: Value, k: int, dim: int = -1, *args: Any) -> Any:
+    """The k-th smallest value and its place."""
+    return extreme(s, x, dim)
+
+
+@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")
+def softmax(s: Interpreter, x: Value, dim: int, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """Symmetric along its axis; turns attention scores into probabilities."""
+    if x.mark is not None and x.mark.kind == "scores" and wrap(dim, x.rank) == x.rank - 1:
+        s.mark = Mark("probabilities", x.mark.queries, x.mark.keys)
+    return x.dims
+
+
+@rule("cumsum", "cumprod", "logcumsumexp", "sort", "topk", "cummax", "cummin", "flip", "roll", "renorm")
+def ordered(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> Any:
+    """Depends on the order along the axes it names; the result there is a new axis."""
+    gone = set(_ordered_dims(s, x, args, kwargs))
+    for i in gone:
+        s.fix(x.dims[i])
+    return [
+        tuple(s.fixed(n) if i in gone else d for i, (n, d) in enumerate(zip(shape, x.dims, strict=True)))
+        for shape in s.shapes
+    ]
+
+
+def _ordered_dims(s: Interpreter, x: Value, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+    name = s.tape.calls[s.position].name
+    if name == "topk":
+        return [wrap(args[1] if len(args) > 1 else kwargs.get("dim", -1), x.rank)]
+    if name == "sort":
+        given = [a for a in args if not isinstance(a, bool)]
+        return [wrap(given[0] if given else kwargs.get("dim", -1), x.rank)]
+    if name == "roll":
+        return wrap_all(args[1] if len(args) > 1 else kwargs.get("dims"), x.rank)
+    return wrap_all(args[0] if args else kwargs.get("dim", kwargs.get("dims")), x.rank)
+
+
+@rule("tril", "triu")
+def triangle(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """Compares the two last indices."""
+    for dim in x.dims[-2:]:
+        s.fix(dim)
+    return (*x.dims[:-2], *[s.fixed(d.size) if d.axis is None else d for d in x.dims[-2:]])
+
+
+@rule("glu")
+def glu(s: Interpreter, x: Value, dim: int = -1) -> tuple[Dim, ...]:
+    """a * sigmoid(b) for the two halves a, b of an axis."""
+    from lopt.graph.tracing.ops.shape import split_dim
+
+    at = wrap(dim, x.rank)
+    half = x.dims[at].size // 2
+    a, b = split_dim(s, x, at, [half, half])
+    if not x.pure:
+        s.refine(b.dims[at].origin, "gate")
+    return tuple(s.tie(p, q) for p, q in zip(a.dims, b.dims, strict=True))
+
+
+@rule("nll_loss_forward", "nll_loss2d_forward", "nll_loss_nd")
+def nll_loss(s: Interpreter, x: Value, target: Value, *args: Any, **kwargs: Any) -> Any:
+    """Picks the entry of the right class."""
+    s.fix(x.dims[1 if x.rank > 1 else 0], "output")
+    return [tuple(s.fixed(n) for n in shape) for shape in s.shapes]

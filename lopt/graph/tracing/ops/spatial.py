@@ -1,0 +1,194 @@
+"""Convolutions, pooling and resampling: channels go along, positions stay in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lopt.graph.tracing.axes import Axis, merge, split
+from lopt.graph.tracing.ops.contraction import plus
+from lopt.graph.tracing.ops.table import rule
+from lopt.graph.tracing.values import Dim, Value
+
+if TYPE_CHECKING:
+    from lopt.graph.tracing.interpreter import Interpreter
+
+
+@rule("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution")
+def convolution(
+    s: Interpreter, x: Value, weight: Value, bias: Value | None, stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int, *_: Any,
+) -> tuple[Dim, ...]:  # fmt: skip
+    """x (N, C_in, *positions), weight (C_out, C_in / groups, *taps); transposed: (C_in, C_out / groups, *taps).
+
+    With g groups the channels are products (g, channels per group), and so is the weight's first axis.
+    """
+    first, second = (1, 0) if transposed else (0, 1)
+    source, target = weight.dims[second], weight.dims[first]
+    if groups > 1 and transposed:
+        group = _halves(s, source, groups)[0]
+        out = _product(group, target, groups)
+        s.tie(x.dims[1], source)
+    elif groups > 1:
+        group = _halves(s, target, groups)[0]
+        s.tie(x.dims[1], _product(group, source, groups))
+        out = target
+    else:
+        s.tie(x.dims[1], source)
+        out = target
+    depthwise = groups > 1 and groups == x.dims[1].size
+    if depthwise and source.size == 1:
+        s.fix(source, "tap")
+    if not x.pure:
+        _name(s, weight, first, second, depthwise)
+    s.mark = None
+    positions = _positions(s, x.dims[2:], weight.dims[2:], stride, padding)
+    dims = (x.dims[0], Dim(out.size, out.axis, weight.dims[first].origin), *positions)
+    if bias is not None:
+        s.tie(dims[1], bias.dims[0])
+        if not x.pure:
+            plus(s, bias, (dims[1],), [x])
+    return dims
+
+
+def _halves(s: Interpreter, dim: Dim, groups: int) -> tuple[Dim, Dim]:
+    assert dim.axis is not None
+    outer, inner = split(dim.axis, [groups, dim.size // groups])
+    return Dim(groups, outer), Dim(dim.size // groups, inner)
+
+
+def _product(group: Dim, inner: Dim, groups: int) -> Dim:
+    assert group.axis is not None
+    axes = [group.axis, inner.axis or Axis(inner.size)]
+    return Dim(groups * inner.size, merge(axes))
+
+
+def _name(s: Interpreter, weight: Value, out: int, into: int, depthwise: bool) -> None:
+    s.kind(weight, "depthwise" if depthwise else "weight")
+    for i, dim in enumerate(weight.dims):
+        s.role(dim, "out" if i == out else "in" if i == into else "tap")
+
+
+def _positions(
+    s: Interpreter, dims: Sequence[Dim], taps: Sequence[Dim], stride: Sequence[int], padding: Sequence[int]
+) -> list[Dim]:
+    """Positions move under a kernel; a 1x1 kernel leaves each by itself."""
+    results = []
+    for dim, tap, size in zip(dims, taps, s.shapes[0][2:], strict=True):
+        s.fix(tap, "tap")
+        if tap.size == 1 and size == dim.size and set(stride) == {1} and set(padding) == {0}:
+            results.append(Dim(dim.size, dim.axis))
+        else:
+            s.fix(dim)
+            results.append(s.fixed(size))
+    return results
+
+
+POOLING = (
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
+    "adaptive_avg_pool1d", "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d", "max_pool2d",
+    "max_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "max_unpool2d",
+    "fractional_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d",
+    "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
+    "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
+    "replication_pad2d", "replication_pad3d", "mkldnn_max_pool2d",
+)  # fmt: skip
+
+
+@rule(*POOLING)
+def resample(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> list[Any]:
+    """Positions (whatever changes size, and all between) are mixed; leading dimensions go along."""
+    spatial = {"1": 1, "2": 2, "3": 3}.get(
+        next((c for c in s.tape.calls[s.position].name if c in "123"), "2"), 2
+    )
+    lead = x.rank - spatial
+    for d in x.dims[lead:]:
+        s.fix(d)
+    return [(*x.dims[:lead], *[s.fixed(n) for n in shape[lead:]]) for shape in s.shapes]
+
+
+@rule(
+    "grid_sampler_2d",
+    "grid_sampler_3d",
+    "grid_sampler",
+    "_grid_sampler_2d_cpu_fallback",
+    "cudnn_grid_sampler",
+)
+def grid_sample(s: Interpreter, x: Value, grid: Value, *args: Any) -> tuple[Dim, ...]:
+    """Values of a feature grid (N, C, *positions) between its positions."""
+    for d in (*x.dims[2:], *grid.dims):
+        s.fix(d)
+    if x.pure:
+        s.kind(x, "embedding")
+        for i, d in enumerate(x.dims):
+            s.role(d, "out" if i == 1 else "tap")
+    return (s.tie(x.dims[0], grid.dims[0]), x.dims[1], *grid.dims[1:-1])
+
+
+@rule("affine_grid_generator")
+def affine_grid(s: Interpreter, theta: Value, *args: Any) -> tuple[Dim, ...]:
+    """Sampling positions from an affine map."""
+    for d in theta.dims:
+        s.fix(d)
+    return tuple(s.fixed(n) for n in s.shapes[0])
+
+
+@rule("im2col")
+def im2col(s: Interpreter, x: Value, kernel: Sequence[int], *args: Any) -> tuple[Dim, ...]:
+    """(N, C, H, W) -> (N, C x taps, positions)."""
+    for d in x.dims[2:]:
+        s.fix(d)
+    channel, rows, places = x.dims[1], s.shapes[0][1], s.shapes[0][2]
+    axis = merge([channel.axis or Axis(channel.size), Axis(rows // channel.size, "tap")])
+    return (x.dims[0], Dim(rows, axis), s.fixed(places))
+
+
+@rule("col2im")
+def col2im(s: Interpreter, x: Value, *args: Any) -> tuple[Dim, ...]:
+    """The inverse of `im2col`, with overlaps summed."""
+    rows, channels = x.dims[1], s.shapes[0][1]
+    assert rows.axis is not None
+    channel, taps = split(rows.axis, [channels, rows.size // channels])
+    s.fix(Dim(rows.size // channels, taps), "tap")
+    s.fix(x.dims[2])
+    return (x.dims[0], Dim(channels, channel), *[s.fixed(n) for n in s.shapes[0][2:]])
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(s: Interpreter, x: Value, factor: int) -> tuple[Dim, ...]:
+    """(N, C x r x r, H, W) -> (N, C, H x r, W x r)."""
+    rows = x.dims[-3]
+    channels = rows.size // factor**2
+    axis = rows.axis or Axis(rows.size)
+    channel, taps = split(axis, [channels, factor**2])
+    s.fix(Dim(factor**2, taps), "tap")
+    for d in x.dims[-2:]:
+        s.fix(d)
+    return (*x.dims[:-3], Dim(channels, channel), *[s.fixed(n) for n in s.shapes[0][-2:]])
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(s: Interpreter, x: Value, factor: int) -> tuple[Dim, ...]:
+    """(N, C, H x r, W x r) -> (N, C x r x r, H, W)."""
+    for d in x.dims[-2:]:
+        s.fix(d)
+    channel = x.dims[-3]
+    axis = merge([channel.axis or Axis(channel.size), Axis(factor**2, "tap")])
+    return (*x.dims[:-3], Dim(axis.size, axis), *[s.fixed(n) for n in s.shapes[0][-2:]])
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(s: Interpreter, x: Value, groups: int) -> tuple[Dim, ...]:
+    """Channels (groups, per group) -> (per group, groups)."""
+    group, inner = _halves(s, x.dims[1], groups)
+    return (x.dims[0], _product(inner, group, inner.size), *x.dims[2:])
+
+
+@rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
+def fft(s: Interpreter, x: Value, dims: Sequence[int], *args: Any) -> tuple[Dim, ...]:
+    """A Fourier transform along some dimensions."""
+    gone = {d % x.rank for d in dims}
+    for i in gone:
+        s.fix(x.dims[i])
+    return tuple(s.fixed(n) if i in gone else x.dims[i] for i, n in enumerate(s.shapes[0]))

@@ -1,0 +1,212 @@
+"""Training fresh networks with a rule, and what comes of it. Every rule meets the same networks and batches.
+
+Shapes: T networks, S different seeds, E evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lopt.inner.task import Batch, Task
+from lopt.numerics.schedules import learning_rates
+from lopt.progress import tracked
+from lopt.rules.base import BoundRule, State
+from lopt.rules.classical import TorchOptim
+
+FINAL_STEPS = 20
+"""The final loss is the mean over that many last steps."""
+
+DIVERGED = 3.0
+"""A run whose final loss is above that many times its first has diverged, even if every loss was finite."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What became of T networks."""
+
+    train_loss: Tensor
+    """(T, steps): the loss on each training batch, before the step on it; inf once a network's loss or its
+    parameters were not finite."""
+    diverged: Tensor
+    """(T,) bool: not finite, or a final loss far above the first."""
+    metrics: dict[str, dict[str, Tensor]]
+    """By split and name: (T, E), nan where the network was not finite."""
+    metric_steps: Tensor
+    """(E,): after how many steps the metrics were taken; the last is the end of the run."""
+
+    @property
+    def mean_loss(self) -> Tensor:
+        """(T,): mean training loss over the run; inf where diverged."""
+        return self.train_loss.mean(1).where(~self.diverged, torch.inf)
+
+    @property
+    def final_loss(self) -> Tensor:
+        """(T,): mean training loss over the last 20 steps; inf where diverged."""
+        return self.train_loss[:, -FINAL_STEPS:].mean(1).where(~self.diverged, torch.inf)
+
+    def final_metric(self, split: str, name: str) -> Tensor:
+        """(T,): a metric at the end of the run; nan where the network was not finite."""
+        return self.metrics[split][name][:, -1]
+
+
+@torch.no_grad()
+def train_networks(
+    rule: BoundRule,
+    task: Task,
+    seeds: Sequence[int],
+    steps: int,
+    *,
+    lr: Tensor | float = 1.0,
+    schedule: str | Sequence[str] = "constant",
+    total_steps: float | None = None,
+    splits: Sequence[str] = ("validation",),
+    eval_every: int | None = None,
+    chunk: int | None = None,
+    label: str = "",
+) -> Curves:
+    """Train one fresh network for each of T seeds, all under one vmap.
+
+    Args:
+        rule: any rule on `task.graph`. For a `TorchOptim`, the networks are trained one after the other.
+        seeds: initial weights and order of the data come from the seed alone. A seed may appear several times,
+            for example with different learning rates.
+        lr: multiplies the rule's step; a number, or (T,).
+        schedule: of the learning rate; one of `lopt.numerics.schedules.SCHEDULES`, or one for each network.
+        total_steps: what the rule is told of the horizon.
+        splits: where metrics are taken, at the end and, given `eval_every`, after every so many steps.
+        chunk: how many networks to train at a time; None: all.
+        label: of the progress on stderr; "": none is shown.
+
+    Shapes: seeds (T,) -> `Curves` of T networks
+    """
+    # Second moments decay into denormals, which are several times slower to compute with.
+    torch.set_flush_denormal(True)
+    rates = learning_rates(lr, schedule, len(seeds), steps)
+    size = chunk or len(seeds)
+    every = eval_every or steps
+    marks = sorted({*range(every, steps, every), steps})
+    parts = []
+    for start in range(0, len(seeds), size):
+        part = slice(start, start + size)
+        run = _Run(rule, task, seeds[part], rates[part], total_steps)
+        parts.append(run.train(marks, splits, label))
+    return _concatenated(parts)
+
+
+@dataclass
+class _Run:
+    """T networks in training; those that are not finite any more are dropped, so that they can harm no other."""
+
+    def __init__(
+        self, rule: BoundRule, task: Task, seeds: Sequence[int], rates: Tensor, total_steps: float | None
+    ) -> None:
+        distinct = list(dict.fromkeys(seeds))
+        self.rule, self.task = rule, task
+        self.each = one_by_one if isinstance(rule.rule, TorchOptim) else torch.vmap
+        self.seed_of = torch.tensor([distinct.index(seed) for seed in seeds])
+        # Even numbers seed the weights and odd ones the data, so that no seed's data repeats another's weights.
+        self.initial = _joined([task.init(1, Generator().manual_seed(2 * seed)) for seed in distinct])
+        self.streams = [Generator().manual_seed(2 * seed + 1) for seed in distinct]
+        self.rates = rates.to(next(iter(self.initial.values())).device)
+        self.alive = torch.arange(len(seeds))
+        self.params: dict[str, Tensor] = _pick(self.initial, self.seed_of)
+        self.state: State = self.each(lambda params: rule.init(params, total_steps))(self.params)
+
+    def train(self, marks: Sequence[int], splits: Sequence[str], label: str) -> Curves:
+        """All steps, with metrics after those in `marks`."""
+        losses = torch.full(self.rates.shape, torch.inf)
+        metrics: dict[str, list[dict[str, Tensor]]] = {split: [] for split in splits}
+        for t in tracked(range(losses.shape[1]), label):
+            if len(self.alive) > 0:
+                here = self.alive
+                losses[here, t] = self.step(t)
+            if t + 1 in marks:
+                self.drop(_all_finite(self.params))
+                for split in splits:
+                    metrics[split].append(self.evaluate(split, t))
+        found = {split: {n: torch.stack([m[n] for m in e], 1) for n in e[0]} for split, e in metrics.items()}
+        return Curves(losses, self.diverged(losses), found, torch.tensor(marks))
+
+    def step(self, t: int) -> Tensor:
+        """One step of the living networks: their losses before it, inf for those that it drops."""
+        batch = _joined([self.task.sample("train", 1, stream) for stream in self.streams])
+        batch = _pick(batch, self.seed_of[self.alive])
+        loss, self.params, self.state = self.each(self.one_step)(
+            self.params, self.state, batch, self.rates[self.alive, t]
+        )
+        self.drop(loss.isfinite())
+        return loss.float().cpu().where(loss.isfinite().cpu(), torch.inf)
+
+    def one_step(
+        self, params: dict[str, Tensor], state: State, batch: Batch, lr: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], State]:
+        """The step of one network."""
+        grads, loss = torch.func.grad_and_value(self.task.loss)(params, batch)
+        return loss, *self.rule.update(grads, state, params, lr)
+
+    def drop(self, keep: Tensor) -> None:
+        """Go on with the living networks where `keep` holds."""
+        if not keep.all():
+            index = keep.nonzero().flatten()
+            self.alive = self.alive[index.cpu()]
+            self.params, self.state = _pick(self.params, index), _pick(self.state, index)
+
+    def evaluate(self, split: str, t: int) -> dict[str, Tensor]:
+        """(T,) of every metric; nan for the networks that were dropped."""
+
+        def metrics(params: dict[str, Tensor], state: State, lr: Tensor) -> dict[str, Tensor]:
+            return self.task.metrics(self.rule.rule.evaluation_params(params, state, lr), split)
+
+        if len(self.alive) > 0:
+            figures = torch.vmap(metrics)(self.params, self.state, self.rates[self.alive, t])
+        else:  # the names of the metrics are still wanted
+            figures = torch.vmap(lambda params: self.task.metrics(params, split))(self.initial)
+        full = {name: torch.full((len(self.seed_of),), torch.nan) for name in figures}
+        for name, figure in full.items():
+            figure[self.alive] = figures[name][: len(self.alive)].float().cpu()
+        return full
+
+    def diverged(self, losses: Tensor) -> Tensor:
+        """(T,): dropped, or far above the first loss at the end."""
+        first, last = losses[:, 0], losses[:, -FINAL_STEPS:].mean(1)
+        dropped = torch.ones(len(losses), dtype=torch.bool).index_fill(0, self.alive, False)
+        return dropped | (last > first + (DIVERGED - 1) * first.abs())
+
+
+def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `torch.vmap`, for functions that it cannot map."""
+
+    def mapped(*args: Any) -> Any:
+        count = len(tree_leaves(args)[0])
+        results = [function(*tree_map(lambda x, i=i: x[i], args)) for i in range(count)]
+        return tree_map(lambda *values: torch.stack(values), results[0], *results[1:])
+
+    return mapped
+
+
+def _joined(trees: Sequence[Any]) -> Any:
+    """Trees of (1, ...) tensors -> one tree of (S, ...) tensors."""
+    return tree_map(lambda *tensors: torch.cat(tensors), trees[0], *trees[1:])
+
+
+def _pick(tree: Any, index: Tensor) -> Any:
+    """The rows `index` of every tensor."""
+    return tree_map(lambda x: x.index_select(0, index.to(x.device)), tree)
+
+
+def _all_finite(params: dict[str, Tensor]) -> Tensor:
+    """(T,): whether every parameter of a network is finite."""
+    return torch.stack([p.flatten(1).isfinite().all(1) for p in params.values()]).all(0)
+
+
+def _concatenated(parts: Sequence[Curves]) -> Curves:
+    """The networks of all parts, one after the other."""
+    metrics = tree_map(lambda *values: torch.cat(values), *[part.metrics for part in parts])
+    loss, diverged = torch.cat([p.train_loss for p in parts]), torch.cat([p.diverged for p in parts])
+    return Curves(loss, diverged, metrics, parts[0].metric_steps)

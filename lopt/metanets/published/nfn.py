@@ -1,0 +1,131 @@
+"""NFN: permutation equivariant neural functionals (Zhou et al. 2023, arXiv 2302.14040).
+
+Shapes: n_l neurons in set l of the chain, K taps of a kernel, D width, F features, C context values, R raw outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from lopt.errors import ConfigError, GraphError
+from lopt.graph import ParameterGraph
+from lopt.metanets.base import Metanet, check_sizes
+from lopt.metanets.published.chain import EquivariantLinear, Link, SharedLinear, chain_of, chain_slots
+from lopt.metanets.published.wiring import SLOTS, WireEncoder, WireHead, wiring_of
+
+
+class Nfn(Metanet):
+    """Layers of all equivariant linear maps between the weights w_l and biases v_l of a chain, with relu between:
+
+        w_l'[j, k] = a w_l[j, k] + mean terms over j, over k and over both of w_l
+                     + terms of w_(l+1)[., j], w_(l-1)[k, .], v_l[j], v_(l-1)[k] and of every tensor's mean
+        v_l'[j]    = a v_l[j] + terms of w_l[j, .], w_(l+1)[., j] and of every tensor's mean
+
+    symmetry "np" lets inputs and outputs permute like all neurons ("neuron permutation"); "hnp" keeps them in
+    place ("hidden neuron permutation"): they become channels, so that the weights are for n_0 inputs and n_L
+    outputs alone, as many as the square of `ends` = (n_0, n_L).
+
+    depth: the number L of layers. Each has coefficients of its own then, as in the paper. Without it (np only) all
+    layers share theirs, and a chain of any depth will do. taps: the most kernel taps (or positions behind a
+    flatten); they are channels of the first and last map.
+
+    Raises `GraphError` on a network that is no chain of linear or convolution layers, or of another depth or ends.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int,
+        outputs: int,
+        width: int = 16,
+        layers: int = 2,
+        symmetry: str = "np",
+        depth: int | None = None,
+        ends: tuple[int, int] | None = None,
+        taps: int = SLOTS,
+    ) -> None:
+        super().__init__()
+        check_sizes(width=width, layers=layers, taps=taps)
+        _check_symmetry(symmetry, depth, ends)
+        self.depth, self.ends, self.taps = depth, None if ends is None else (ends[0], ends[1]), taps
+        self.encode = nn.ModuleList(WireEncoder(features, context, width, slots) for slots in (taps, 1))
+        self.layers = nn.ModuleList(self._layer(width) for _ in range(layers))
+        self.heads = nn.ModuleList(WireHead(width, outputs, slots) for slots in (taps, 1))
+
+    def _layer(self, width: int) -> nn.Module:
+        if self.depth is None:
+            return SharedLinear(width)
+        return EquivariantLinear(chain_slots(self.depth, width, width, self.ends))
+
+    def prepare(self, graph: ParameterGraph) -> None:
+        self._check(chain_of(graph, self.taps))
+
+    def forward(
+        self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        links = chain_of(graph, self.taps)
+        self._check(links)
+        wiring = wiring_of(graph, self.taps)
+        values = self._encoded(links, wiring.parts(features), context)
+        shapes = [value.shape for value in values]
+        values = values if self.ends is None else [fold(v, i, len(links)) for i, v in enumerate(values)]
+        for layer in self.layers:
+            values = [relu(value) for value in layer(values)]
+        if self.ends is not None:
+            values = [unfold(v, i, shape) for i, (v, shape) in enumerate(zip(values, shapes, strict=True))]
+        return wiring.join(self._decoded(links, values)), None
+
+    def _check(self, links: tuple[Link, ...]) -> None:
+        if self.depth is not None and len(links) != self.depth:
+            raise GraphError(f"this metanet is for chains of {self.depth} layers, found one of {len(links)}")
+        ends = (links[0].weight.grid[1], links[-1].weight.grid[0])
+        if self.ends is not None and ends != self.ends:
+            raise GraphError(f"this metanet is for {self.ends} inputs and outputs, found {ends}")
+
+    def _encoded(self, links: tuple[Link, ...], parts: Sequence[Tensor], context: Tensor) -> list[Tensor]:
+        """(D, n_(l+1), n_l) and (D, n_(l+1)) of each layer; zeros for a bias that is not there."""
+        values = []
+        for link in links:
+            targets, sources, _ = link.weight.grid
+            weight = self.encode[0]([link.weight], parts, context).reshape(-1, targets, sources)
+            bias = weight.new_zeros(weight.shape[:2])
+            values += [weight, bias if link.bias is None else self.encode[1]([link.bias], parts, context)]
+        return values
+
+    def _decoded(self, links: tuple[Link, ...], values: list[Tensor]) -> dict[int, Tensor]:
+        raw: dict[int, Tensor] = {}
+        for index, link in enumerate(links):
+            raw.update(self.heads[0]([link.weight], values[2 * index].flatten(1)))
+            if link.bias is not None:
+                raw.update(self.heads[1]([link.bias], values[2 * index + 1]))
+        return raw
+
+
+def _check_symmetry(symmetry: str, depth: int | None, ends: tuple[int, int] | None) -> None:
+    if symmetry not in ("np", "hnp"):
+        raise ConfigError(f"metanet: symmetry must be np or hnp, found {symmetry!r}")
+    if symmetry == "np" and ends is not None:
+        raise ConfigError(f"metanet: ends belong to symmetry hnp, found {ends!r} with np")
+    if symmetry == "hnp" and (depth is None or depth < 2 or ends is None):
+        found = f"depth {depth!r} and ends {ends!r}"
+        raise ConfigError(
+            f"metanet: hnp needs a depth of at least 2, and ends (inputs, outputs), found {found}"
+        )
+
+
+def fold(value: Tensor, index: int, depth: int) -> Tensor:
+    """A weight or bias of the chain with the inputs and outputs moved into the channels."""
+    if index == 0:
+        return value.permute(0, 2, 1).flatten(0, 1)
+    return value.flatten(0, 1) if index >= 2 * depth - 2 else value
+
+
+def unfold(value: Tensor, index: int, shape: torch.Size) -> Tensor:
+    """The inverse of `fold`."""
+    if index == 0:
+        return value.reshape(shape[0], shape[2], shape[1]).permute(0, 2, 1)
+    return value.reshape(shape)

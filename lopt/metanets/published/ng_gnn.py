@@ -1,0 +1,203 @@
+"""NG-GNN: the message-passing network of Neural Graphs (Kofinas et al. 2024, arXiv 2403.12143, section 3.2).
+
+PNA (Corso et al. 2020, arXiv 2004.05718) on the graph of neurons, with messages that edges modulate (FiLM, Perez
+et al. 2018) and edges that are updated. Shapes: P scalars, B tensors, N nodes, E edges, A attributes, D width,
+F features, C context values, R raw outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from lopt.graph import ParameterGraph
+from lopt.graph.pyg_styles import NODE_KINDS
+from lopt.metanets.base import Metanet, check_sizes
+from lopt.metanets.layers import ChannelNorm, Pointwise, PointwiseMlp
+from lopt.metanets.published.exchange import ENDS, End, Exchange, check_execution, exchange_of
+from lopt.metanets.published.wiring import Wire, WireEncoder, WireHead, Wiring, wiring_of
+from lopt.weight_space.probes import check_probes, probes_of_nodes
+
+MEAN_LOG_DEGREE = math.log(1 + 32)
+"""PNA's delta, the mean of log(degree + 1) over the training graphs: here that of layers 32 wide."""
+
+SPREAD_FLOOR = 1e-5
+"""Added to variances under the root, as in PNA's reference."""
+
+
+class NeuralGraph(Metanet):
+    """What the metanets of Neural Graphs share: neurons and edges encoded, rounds of messages, heads."""
+
+    execution: str
+    nodes: NodeEncoder
+    encode: WireEncoder
+    layers: nn.ModuleList
+    heads: NeuralGraphHeads
+
+    def prepare(self, graph: ParameterGraph) -> None:
+        exchange_of(wiring_of(graph), self.execution).prepare()
+
+    def forward(
+        self,
+        graph: ParameterGraph,
+        features: Tensor,
+        context: Tensor,
+        memory: Tensor | None = None,
+        probes: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As in `Metanet`, with probes (M, N) from `lopt.weight_space.probes` for one made with probes=M."""
+        wiring = wiring_of(graph)
+        exchange = exchange_of(wiring, self.execution)
+        parts = wiring.parts(features)
+        nodes, attributes = self.nodes(wiring, parts, context, probes)
+        edges = self.encode(wiring.edges, parts, context)
+        for layer in self.layers:
+            nodes, edges = layer(exchange, nodes, edges)
+        return self.heads(wiring, nodes, edges, attributes), None
+
+
+class NgGnn(NeuralGraph):
+    """Per layer, for edges e_ij from neuron j to neuron i, neurons h, and each of the two directions:
+
+        m_ij = scale(e_ij) * (W_t h_i + W_s h_j) + shift(e_ij)
+        a_i  = [mean, min, max, std of the m_ij at i] x [1, log(degree + 1) / delta]
+        h_i' = h_i + relu(norm(U [h_i, a_i forwards, a_i backwards]))
+        e_ij' = e_ij + W_2 relu(W_1e e_ij + W_1t h_i' + W_1s h_j')
+
+    Edges hold up to nine kernel taps, neurons their biases and scales. Neurons are told apart by role (input,
+    hidden, output...), never by number, so that any width will do. An edge sends its message both ways, each with
+    weights of its own; the papers' classifiers of implicit networks send forwards alone.
+
+    execution: "dense" along axes, or "edges" by gather and scatter, which is slower and gives the same.
+    probes: M, how many probe features it reads of every neuron (section 3 of the paper; `lopt.weight_space.probes`).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int,
+        outputs: int,
+        width: int = 16,
+        layers: int = 2,
+        execution: str = "dense",
+        probes: int = 0,
+    ) -> None:
+        super().__init__()
+        check_sizes(width=width, layers=layers)
+        self.execution = check_execution(execution)
+        self.nodes = NodeEncoder(features, context, width, probes)
+        self.encode = WireEncoder(features, context, width)
+        self.layers = nn.ModuleList(NgGnnLayer(width) for _ in range(layers))
+        self.heads = NeuralGraphHeads(width, width, outputs)
+
+
+class NodeEncoder(nn.Module):
+    """h = role + mean of the neuron's encoded attributes + W p: features (F, P) -> nodes (D, N), attributes (D, A).
+
+    p are the neuron's M probe features, for a metanet that reads any.
+    """
+
+    def __init__(self, features: int, context: int, width: int, probes: int = 0) -> None:
+        super().__init__()
+        if probes:
+            check_sizes(probes=probes)
+        self.count = probes
+        self.attributes = WireEncoder(features, context, width)
+        self.roles = nn.Parameter(torch.randn(len(NODE_KINDS), width) / math.sqrt(width))
+        self.probes = Pointwise(probes, width, bias=False) if probes else None
+
+    def forward(
+        self, wiring: Wiring, parts: Sequence[Tensor], context: Tensor, probes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        check_probes(wiring, self.count, probes)
+        attributes = self.attributes(wiring.attributes, parts, context)
+        at_nodes: dict[int, list[Tensor]] = {}
+        for wire, value in _of_each(wiring.attributes, attributes):
+            at_nodes.setdefault(wire.target.start, []).append(value.reshape(-1, *wire.grid).mean((2, 3)))
+        columns = [attributes.new_zeros(attributes.shape[0], 0)]
+        for nodes, kind in wiring.node_sets:
+            role = self.roles[kind][:, None].expand(-1, nodes.stop - nodes.start)
+            known = at_nodes.get(nodes.start)
+            columns.append(role if known is None else role + torch.stack(known).mean(0))
+        encoded = torch.cat(columns, -1)
+        if self.probes is not None and probes is not None:
+            encoded = encoded + self.probes(probes_of_nodes(wiring, probes.to(encoded)))
+        return encoded, attributes
+
+
+class NeuralGraphHeads(nn.Module):
+    """raw = W_2 relu(W_1 e) for edges and V_2 relu(V_1 h + V_a a) for attributes a of neurons h: -> (R, P)."""
+
+    def __init__(self, node_width: int, edge_width: int, outputs: int) -> None:
+        super().__init__()
+        self.edge, self.edge_out = Pointwise(edge_width, edge_width), WireHead(edge_width, outputs)
+        self.node, self.node_out = Pointwise(node_width, node_width), WireHead(node_width, outputs)
+        self.attribute = Pointwise(node_width, node_width, bias=False)
+
+    def forward(self, wiring: Wiring, nodes: Tensor, edges: Tensor, attributes: Tensor) -> Tensor:
+        raw = self.edge_out(wiring.edges, relu(self.edge(edges)))
+        at_nodes = self.node(nodes)
+        known = [attributes.new_zeros(attributes.shape[0], 0)]
+        for wire, value in _of_each(wiring.attributes, self.attribute(attributes)):
+            node = at_nodes[:, wire.target][:, :, None, None]
+            known.append((value.reshape(-1, *wire.grid) + node).flatten(1))
+        raw.update(self.node_out(wiring.attributes, relu(torch.cat(known, -1))))
+        return wiring.join(raw)
+
+
+class NgGnnLayer(nn.Module):
+    """One round of messages, see `NgGnn`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.messages = nn.ModuleDict({end: FilmMessage(width) for end in ENDS})
+        self.update = Pointwise(width * (1 + 2 * len(AGGREGATES) * 2), width)
+        self.norm = ChannelNorm(width)
+        self.edge = Pointwise(width, width)
+        self.ends = nn.ModuleDict({end: Pointwise(width, width, bias=False) for end in ENDS})
+        self.edge_out = Pointwise(width, width)
+
+    def forward(self, exchange: Exchange, nodes: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+        received = [aggregate(exchange, self.messages[end](exchange, nodes, edges, end), end) for end in ENDS]
+        nodes = nodes + relu(self.norm(self.update(torch.cat([nodes, *received]))))
+        hidden = self.edge(edges)
+        for end in ENDS:
+            hidden = hidden + exchange.spread(self.ends[end](nodes), end)
+        return nodes, edges + self.edge_out(relu(hidden))
+
+
+class FilmMessage(nn.Module):
+    """scale(e_ij) * (W_t h_i + W_s h_j) + shift(e_ij), to the node at the given end of each edge: (D, E)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.modulate = PointwiseMlp(width, width, 2 * width)
+        self.ends = nn.ModuleDict({end: Pointwise(width, width, bias=False) for end in ENDS})
+
+    def forward(self, exchange: Exchange, nodes: Tensor, edges: Tensor, end: End) -> Tensor:
+        scale, shift = self.modulate(edges).chunk(2)
+        content = sum(exchange.spread(self.ends[side](nodes), side) for side in ENDS)
+        return scale * content + shift
+
+
+AGGREGATES = ("mean", "min", "max", "std")
+
+
+def aggregate(exchange: Exchange, messages: Tensor, end: End) -> Tensor:
+    """PNA: (D, E) -> (8 D, N), four statistics and the same amplified by the logarithm of the degree."""
+    degree = exchange.degree(end, messages)
+    mean = exchange.mean(messages, end)
+    variance = exchange.mean(messages * messages, end) - mean * mean
+    extremes = [-exchange.largest(-messages, end), exchange.largest(messages, end)]
+    low, high = (torch.where(degree > 0, value, torch.zeros_like(value)) for value in extremes)
+    statistics = torch.cat([mean, low, high, torch.sqrt(relu(variance) + SPREAD_FLOOR)])
+    return torch.cat([statistics, statistics * (torch.log1p(degree) / MEAN_LOG_DEGREE)])
+
+
+def _of_each(wires: list[Wire], values: Tensor) -> list[tuple[Wire, Tensor]]:
+    """The columns (D, size) of each wire."""
+    return list(zip(wires, values.split([wire.size for wire in wires], -1), strict=True)) if wires else []

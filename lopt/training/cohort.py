@@ -1,0 +1,138 @@
+"""A cohort: T networks of one task in training at once, each with an age and a horizon of its own.
+
+Shapes: T networks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from lopt.inner.task import Task
+from lopt.inner.unroll import Networks
+from lopt.rules.base import BoundRule
+from lopt.training.augmentation import NO_AUGMENTATION, Augmentation, Augmented
+
+
+@dataclass(frozen=True)
+class Horizons:
+    """Log-uniform horizons in whole truncations, and how often the rule is told them."""
+
+    shortest: int
+    longest: int
+    truncation: int
+    known: float = 0.5
+    """Share of the networks whose rule is told the horizon."""
+
+    def draw(self, count: int, generator: Generator, first: bool) -> tuple[Tensor, Tensor]:
+        """(count,) horizons, and what the rule is told of each (0: nothing).
+
+        The first lives of a cohort are cut at random points, so that later restarts are staggered.
+        """
+        uniform = torch.rand(3, count, generator=generator)
+        low, high = math.log(self.shortest), math.log(self.longest)
+        steps = torch.exp(low + (high - low) * uniform[0])
+        steps = steps * uniform[1] if first else steps
+        # The exponential of the logarithm of a multiple may lie a rounding error above it.
+        horizon = (steps / self.truncation - 1e-4).ceil().clamp(min=1) * self.truncation
+        return horizon, torch.where(uniform[2] < self.known, horizon, 0.0)
+
+
+class Twins(NamedTuple):
+    """What persistent evolution strategies remember of a cohort between truncations."""
+
+    networks: Networks
+    """T networks that live under the negative perturbations; the cohort's own live under the positive ones."""
+    perturbations: dict[str, Tensor]
+    """(T, *shape) for each meta-parameter: the sum of a network's perturbations since its start."""
+
+
+@dataclass
+class Cohort:
+    """T networks of one task, all their training state, and which are due for a restart."""
+
+    task: Task
+    origin: dict[str, Any]
+    """Family index and spec: how to rebuild the task."""
+    networks: Networks
+    ages: Tensor
+    """(T,) inner steps taken."""
+    horizons: Tensor
+    """(T,) inner steps to take."""
+    initial: Tensor
+    """(T,) loss at the first step, by which later losses are measured; nan until it is known."""
+    turns: int = 0
+    """Truncations the cohort has lived through."""
+    augmentation: Augmentation = NO_AUGMENTATION
+    """What the units of fresh networks are drawn from."""
+    reference: Tensor | None = None
+    """(H,) relative losses of another optimizer before each step, if the rule is measured by them."""
+    twins: Twins | None = None
+
+    @classmethod
+    def start(
+        cls, task: Task, origin: dict[str, Any], rule: BoundRule, count: int, horizons: Horizons,
+        generator: Generator, augmentation: Augmentation = NO_AUGMENTATION, reference: Tensor | None = None,
+    ) -> Cohort:  # fmt: skip
+        """Fresh networks with staggered horizons."""
+        length, told = horizons.draw(count, generator, first=True)
+        if augmentation:
+            task = Augmented(task, augmentation.draw(task, count, generator))
+        networks = fresh_networks(task, rule, count, told, generator)
+        ages, unknown = torch.zeros(count), torch.full((count,), math.nan)
+        return cls(task, origin, networks, ages, length, unknown, 0, augmentation, reference)
+
+    def restart(self, due: Tensor, rule: BoundRule, horizons: Horizons, generator: Generator) -> None:
+        """Replace the networks where `due` (T,) by fresh ones with fresh horizons."""
+        index = due.nonzero().flatten()
+        if len(index) == 0:
+            return
+        length, told = horizons.draw(len(index), generator, first=False)
+        fresh_task = self.task
+        if isinstance(self.task, Augmented):
+            scales = self.augmentation.draw(self.task.task, len(index), generator)
+            fresh_task = Augmented(self.task.task, scales)
+            self.task = self.task.replaced(index, scales)
+        fresh = fresh_networks(fresh_task, rule, len(index), told, generator)
+        self.networks = replace_at(self.networks, index, fresh)
+        if self.twins is not None:
+            summed = {
+                n: s.index_fill(0, index.to(s.device), 0.0) for n, s in self.twins.perturbations.items()
+            }
+            self.twins = Twins(replace_at(self.twins.networks, index, fresh), summed)
+        self.ages = self.ages.index_fill(0, index, 0.0)
+        self.horizons = self.horizons.index_copy(0, index, length)
+        self.initial = self.initial.index_fill(0, index, math.nan)
+
+    def reference_after(self, steps: int) -> Tensor | None:
+        """(steps, T): the reference's relative losses after each of the next steps; None without a reference."""
+        if self.reference is None:
+            return None
+        taken = self.ages.long() + torch.arange(1, steps + 1)[:, None]
+        return self.reference[taken.clamp(max=len(self.reference) - 1)]
+
+
+def fresh_networks(task: Task, rule: BoundRule, count: int, told: Tensor, generator: Generator) -> Networks:
+    """`count` initialised networks and the rule's first state for each; `told` (count,) horizons, 0 for unknown."""
+    params = task.init(count, generator)
+    device = next(iter(params.values())).device
+    with torch.no_grad():
+        return Networks(params, torch.vmap(rule.init)(params, told.to(device)))
+
+
+def replace_at(networks: Networks, index: Tensor, fresh: Networks) -> Networks:
+    """The networks with those at `index` replaced."""
+
+    def put(old: Tensor, new: Tensor) -> Tensor:
+        return old.index_copy(0, index.to(old.device), new.to(old.dtype))
+
+    params = {name: put(p, fresh.params[name]) for name, p in networks.params.items()}
+    state = {
+        n: {key: put(value, fresh.state[n][key]) for key, value in s.items()}
+        for n, s in networks.state.items()
+    }
+    return Networks(params, state)

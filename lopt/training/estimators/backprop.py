@@ -1,0 +1,53 @@
+"""Truncated backpropagation through time.
+
+Shapes: T networks, K inner steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator
+
+from lopt.inner.unroll import detached, each_its_own, unroll
+from lopt.rules.base import Rule
+from lopt.training.cohort import Cohort
+from lopt.training.estimators.base import Estimate, Estimator, has_diverged, initial_losses
+from lopt.training.estimators.per_network import combined, leaves, network_gradients
+
+
+@dataclass(frozen=True)
+class TruncatedBackprop(Estimator):
+    """Backpropagation through K inner steps; what happened before them is taken as given.
+
+    Low variance; biased against gains that show only after the truncation (Wu et al. 2018). The meta-gradient is the
+    mean of those of the networks, each cut to a norm of at most `network_clip`.
+    """
+
+    second_order: bool = True
+    rematerialise: bool = False
+    network_clip: float = field(default=math.inf, kw_only=True)
+
+    def __call__(self, rule: Rule, cohort: Cohort, generator: Generator) -> Estimate:
+        batches, probes = self.batches(cohort, generator)
+        bound = rule.on(cohort.task.graph)
+        own = leaves(each_its_own(bound, cohort.networks))
+        unrolled = unroll(
+            bound, cohort.task, cohort.networks, batches, own=own, probes=probes,
+            second_order=self.second_order, rematerialise=self.rematerialise, compiled=self.compiled,
+        )  # fmt: skip
+        losses = unrolled.losses.detach()
+        initial = initial_losses(cohort, losses)
+        diverged = has_diverged(losses, initial)
+        # A loss that is not finite would give a derivative that is not, even where its weight is 0.
+        usable = torch.where(diverged, torch.ones_like(unrolled.measured), unrolled.measured)
+        outer = self.per_network(usable, initial, cohort)
+        found = combined(network_gradients(outer, own), ~diverged, self.network_clip)
+        shown = self.mean_outer(outer.detach(), ~diverged, usable.detach(), cohort)
+        return Estimate(
+            found.gradient, shown, detached(unrolled.networks), losses, diverged.cpu(),
+            bool(found.dropped.all()), unrolled.previous,
+            clipped=found.clipped.double().mean().item(), dropped=found.dropped.double().mean().item(),
+        )  # fmt: skip

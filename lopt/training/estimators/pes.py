@@ -1,0 +1,48 @@
+"""Persistent evolution strategies: unbiased over whole horizons, a truncation at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator
+
+from lopt.rules.base import Rule, Tensors
+from lopt.training.cohort import Cohort, Twins
+from lopt.training.estimators.base import Estimate, Estimator, finite_or_zero
+from lopt.training.estimators.perturbed import draw_perturbations, evolution_gradient, run_pair
+
+
+@dataclass(frozen=True)
+class PES(Estimator):
+    """g = mean over networks of (L+ - L-) / (2 sigma^2) xi, with xi the sum of a network's eps since its start.
+
+    Both of a pair keep their own networks from truncation to truncation, so that what a perturbation does later is
+    credited to it; summed over the truncations of a life, the expectation is the derivative of the smoothed sum of
+    outer losses (Vicol, Metz and Sohl-Dickstein 2021). The variance grows with the number of truncations.
+    """
+
+    sigma: float = 0.01
+
+    def __call__(self, rule: Rule, cohort: Cohort, generator: Generator) -> Estimate:
+        twins = cohort.twins or first_twins(rule, cohort)
+        epsilon = draw_perturbations(rule, len(cohort.ages), self.sigma, generator)
+        sums = added(twins.perturbations, epsilon)
+        with torch.no_grad():
+            pair = run_pair(self, rule, cohort, twins.networks, epsilon, generator)
+        gradient, skipped = finite_or_zero(evolution_gradient(pair.outer, epsilon, sums, self.sigma))
+        return Estimate(
+            gradient, pair.outer.mean().item(), pair.positive, pair.losses, pair.diverged, skipped, pair.previous,
+            Twins(pair.negative, sums),
+        )  # fmt: skip
+
+
+def first_twins(rule: Rule, cohort: Cohort) -> Twins:
+    """Twins of networks that no perturbation has touched yet."""
+    count = len(cohort.ages)
+    return Twins(cohort.networks, {name: p.new_zeros(count, *p.shape) for name, p in rule.named_parameters()})
+
+
+def added(sums: Tensors, epsilon: Tensors) -> dict[str, torch.Tensor]:
+    """The summed perturbations after another truncation."""
+    return {name: sums[name].to(value) + value for name, value in epsilon.items()}

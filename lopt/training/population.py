@@ -1,0 +1,144 @@
+"""All networks of a run: one cohort in each slot. Every slot has a random stream of its own, so that what happens in
+it does not depend on who computes the others.
+
+Shapes: T networks of a cohort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator
+from torch.utils._pytree import tree_map
+
+from lopt.inner.autocast import Autocast
+from lopt.inner.task import Task, TaskFamily
+from lopt.inner.unroll import Networks
+from lopt.rules.base import Rule
+from lopt.training.augmentation import Augmentation, Augmented, Scales
+from lopt.training.cohort import Cohort, Horizons, Twins
+from lopt.training.config import MetaConfig
+from lopt.training.estimators import Estimate
+from lopt.training.ranks import Ranks
+from lopt.training.reference import reference_curve
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A task family and how often it is drawn, relative to the others."""
+
+    family: TaskFamily
+    weight: float = 1.0
+
+
+class Population:
+    """The cohorts in the slots that this process owns."""
+
+    def __init__(
+        self, rule: Rule, families: Sequence[Weighted], config: MetaConfig, seed: int, ranks: Ranks
+    ) -> None:
+        self.rule, self.families, self.config, self.ranks = rule, list(families), config, ranks
+        self.horizons = Horizons(
+            config.shortest_horizon, config.longest_horizon, config.truncation, config.known_horizon
+        )
+        self.augmentation = Augmentation(config.reparametrise, config.rescale_loss)
+        seeds = torch.randint(2**31, (config.cohorts,), generator=Generator().manual_seed(seed)).tolist()
+        self.generators = {
+            slot: Generator().manual_seed(seeds[slot]) for slot in range(config.cohorts) if ranks.owns(slot)
+        }
+        self.cohorts: dict[int, Cohort] = {}
+
+    def start(self) -> None:
+        """Fill the slots, unless they were restored."""
+        for slot in self.generators:
+            if slot not in self.cohorts:
+                self.cohorts[slot] = self.new_cohort(slot)
+
+    def new_cohort(self, slot: int) -> Cohort:
+        """A cohort of a fresh task.
+
+        Each slot draws from its own stretch of the families' total weight: any at its rate over all slots, and
+        never all slots the same by chance.
+        """
+        generator = self.generators[slot]
+        weights = torch.tensor([weighted.weight for weighted in self.families], dtype=torch.float64)
+        point = (slot + torch.rand((), generator=generator, dtype=torch.float64)) / self.config.cohorts
+        index = int((weights.cumsum(0) / weights.sum() <= point).sum().clamp(max=len(weights) - 1))
+        spec = self.families[index].family.sample_spec(generator)
+        task = self._task(index, spec)
+        reference = None
+        if self.config.relative_to == "reference":
+            reference = reference_curve(task, self.config.longest_horizon, generator)
+        return Cohort.start(
+            task, {"family": index, "spec": spec}, self.rule.on(task.graph), self.config.networks, self.horizons,
+            generator, self.augmentation, reference,
+        )  # fmt: skip
+
+    def advance(self, slot: int, estimate: Estimate) -> int:
+        """Take over the trained networks; restart those that diverged or reached their horizon, and count them."""
+        cohort = self.cohorts[slot]
+        cohort.networks, cohort.twins = estimate.networks, estimate.twins
+        first = torch.isnan(cohort.initial)
+        cohort.initial = torch.where(first, estimate.losses[0].cpu(), cohort.initial)
+        cohort.ages = cohort.ages + self.config.truncation
+        cohort.turns += 1
+        due = estimate.diverged | (cohort.ages >= cohort.horizons)
+        cohort.restart(due, self.rule.on(cohort.task.graph), self.horizons, self.generators[slot])
+        if cohort.turns >= self.config.cohort_turns:
+            self.cohorts[slot] = self.new_cohort(slot)
+        return int(due.sum())
+
+    def family_of(self, slot: int) -> int:
+        """The index of the family that the slot's task comes from."""
+        return int(self.cohorts[slot].origin["family"])
+
+    def tree(self) -> list[Any]:
+        """On the leader the state of every slot, in order; elsewhere that of the slots it owns."""
+        mine = {
+            slot: {**_cohort_tree(cohort), "generator": self.generators[slot].get_state()}
+            for slot, cohort in self.cohorts.items()
+        }
+        return [slot for _, slot in sorted(self.ranks.merge(mine).items())]
+
+    def load_tree(self, tree: list[Any]) -> None:
+        """Continue from what the leader's `tree` returned, with any number of processes."""
+        for slot, generator in self.generators.items():
+            generator.set_state(tree[slot]["generator"])
+            self.cohorts[slot] = self._restored(tree[slot])
+
+    def _restored(self, saved: dict[str, Any]) -> Cohort:
+        origin = saved["origin"]
+        task = self._task(origin["family"], origin["spec"])
+        if saved["scales"] is not None:
+            task = Augmented(task, Scales(*saved["scales"]))
+        twins = saved["twins"] and Twins(self._placed(saved["twins"][0]), saved["twins"][1])
+        return Cohort(
+            task, origin, self._placed(saved["networks"]), saved["ages"], saved["horizons"], saved["initial"],
+            saved["turns"], self.augmentation, saved["reference"], twins,
+        )  # fmt: skip
+
+    def _task(self, family: int, spec: dict[str, Any]) -> Task:
+        task = self.families[family].family.build(spec)
+        return Autocast(task) if self.config.autocast else task
+
+    def _placed(self, saved: list[Any]) -> Networks:
+        """Networks out of a checkpoint, which is read to the CPU, where the rule is."""
+        device = next(self.rule.parameters()).device
+        return Networks(*tree_map(lambda value: value.to(device), saved))
+
+
+def _cohort_tree(cohort: Cohort) -> dict[str, Any]:
+    return {
+        "origin": cohort.origin,
+        "networks": cohort.networks,
+        "ages": cohort.ages,
+        "horizons": cohort.horizons,
+        "initial": cohort.initial,
+        "turns": cohort.turns,
+        "scales": cohort.task.scales if isinstance(cohort.task, Augmented) else None,
+        "reference": cohort.reference,
+        "twins": cohort.twins,
+    }

@@ -1,0 +1,101 @@
+"""From a metanet to one vector for a whole network: permutation-invariant pooling over scalars, neurons and tensors.
+
+With it a metanet predicts a property of a network from its weights (its accuracy, its data, its training step), as
+in Unterthiner et al. 2020 (arXiv 2002.11448) and the metanetwork papers.
+Shapes: P scalars, B tensors, D channels, F features, C context values, Y predicted values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from lopt.errors import ConfigError
+from lopt.features import per_tensor
+from lopt.features.per_scalar import squash
+from lopt.graph import ParameterGraph
+from lopt.graph.parameter_graph import PARAMETER_KINDS
+from lopt.metanets import METANETS
+from lopt.metanets.layers import PointwiseMlp
+from lopt.metanets.published.ng_gnn import NeuralGraph
+
+WEIGHT_FEATURES = 3
+WEIGHT_CONTEXT = 1 + per_tensor.STATIC
+STATISTICS = 3
+
+
+class NetworkReadout(nn.Module):
+    """y = MLP([mean, max over tensors b of MLP([pool_b, kind_b])]) of what a metanet says of every scalar.
+
+    metanet: a name in `METANETS`, made with `metanet_options`; channels: its outputs per scalar; outputs: Y;
+    width: hidden width of the two MLPs. What it reads are weights alone, and probe features where they are given.
+    """
+
+    def __init__(
+        self,
+        metanet: str,
+        outputs: int,
+        channels: int = 8,
+        width: int = 32,
+        metanet_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        net = METANETS[metanet]
+        self.metanet = net(WEIGHT_FEATURES, WEIGHT_CONTEXT, channels, **(metanet_options or {}))
+        self.kinds = nn.Parameter(0.1 * torch.randn(width, len(PARAMETER_KINDS)))
+        self.tensor = PointwiseMlp(STATISTICS * (channels + WEIGHT_FEATURES) + WEIGHT_CONTEXT, width, width)
+        self.network = PointwiseMlp(2 * width, width, outputs)
+
+    def forward(
+        self, graph: ParameterGraph, params: dict[str, Tensor], probes: Tensor | None = None
+    ) -> Tensor:
+        """The parameters of one network -> (Y,). Pure and vmap-able.
+
+        probes (M, N): how its neurons answer to M inputs, from `lopt.weight_space.probes`; for "ng_gnn" and "ng_t".
+        """
+        features, context = weight_features(graph, params)
+        if probes is not None and not isinstance(self.metanet, NeuralGraph):
+            name = type(self.metanet).__name__
+            raise ConfigError(f"readout: expected ng_gnn or ng_t with probes=M to read probes, found {name}")
+        extra = {} if probes is None else {"probes": probes}
+        said, _ = self.metanet(graph, features, context, **extra)
+        # The metanet's heads start at zero: with the features beside them the first gradient has somewhere to go.
+        pooled = pool_tensors(graph, torch.cat([said, features]))
+        kinds = [PARAMETER_KINDS.index(spec.kind) for spec in graph.parameters.values()]
+        tensors = relu(self.tensor(torch.cat([pooled, context])) + self.kinds[:, kinds])
+        both = torch.cat([tensors.mean(-1, keepdim=True), tensors.amax(-1, keepdim=True)])
+        return self.network(both)[:, 0]
+
+
+def weight_features(graph: ParameterGraph, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Weights -> features (F, P), each of order one, and context (C, B): size, depth and scale of every tensor."""
+    flat = graph.flatten(params)
+    rms = torch.stack([_rms(params[name]) for name in graph.parameters])
+    sizes = [spec.numel for spec in graph.parameters.values()]
+    scale = torch.cat([value.expand(n) for value, n in zip(rms.unbind(0), sizes, strict=True)])
+    relative = flat / (scale + 1e-6)
+    features = torch.stack([squash(relative), 0.5 * torch.log(relative * relative + 1e-4), squash(flat)])
+    static = per_tensor.static_features(graph, flat)
+    return features, torch.cat([torch.log(rms + 1e-4)[None] / 4, static])
+
+
+def pool_tensors(graph: ParameterGraph, values: Tensor) -> Tensor:
+    """(D, P) -> (3 D, B): for each tensor the mean and rms over scalars, and the rms over neurons of their means.
+
+    The neurons are those of the first axis.
+    """
+    columns = []
+    for value in graph.unflatten(values).values():
+        rows = value.reshape(value.shape[0], value.shape[1] if value.dim() > 1 else 1, -1)
+        moments = (rows.mean((1, 2)), _rms(rows, (1, 2)), _rms(rows.mean(2), (1,)))
+        columns.append(torch.cat(moments))
+    return torch.stack(columns, -1)
+
+
+def _rms(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
+    # The offset keeps the derivative of the root finite at zero.
+    return torch.sqrt(x.square().mean(axes) + 1e-12)

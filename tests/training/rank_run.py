@@ -1,0 +1,43 @@
+"""A program for torchrun: a tiny meta-training run shared by its processes. Arguments: folder, options as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lopt.errors import LoptError
+from lopt.training.ranks import connected
+from lopt.training.trainer import CHECKPOINT, resume
+from tests.training.tiny_run import CONFIG, tiny_trainer
+
+
+def main(folder: Path, options: dict[str, object], kill: int | None) -> None:
+    """Train; the last process kills itself at outer step `kill`."""
+    torch.set_num_threads(1)
+    with connected() as ranks:
+        trainer = tiny_trainer(folder, replace(CONFIG, **options), ranks=ranks)  # type: ignore[arg-type]
+        if (folder / CHECKPOINT).exists():
+            resume(trainer)
+        if kill is not None and ranks.rank == ranks.world - 1:
+            step = trainer._outer_step
+
+            def deadly() -> dict[str, float]:
+                if trainer.step == kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return step()
+
+            trainer._outer_step = deadly  # type: ignore[method-assign]
+        trainer.run()
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]))
+    except LoptError as error:
+        sys.exit(f"error: {error}")

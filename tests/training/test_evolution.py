@@ -1,0 +1,224 @@
+"""ES, PES and the mixture against the smoothed meta-gradient, by quadrature, of a rule with one meta-parameter."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from lopt.graph import ParameterGraph
+from lopt.inner.task import Task
+from lopt.rules.base import Rule, State, Tensors
+from lopt.training.cohort import Cohort, Horizons
+from lopt.training.estimators import ES, PES, Estimate, Estimator, Mixture, TruncatedBackprop
+from tests.helpers import seeded
+
+K, TRUNCATIONS, SIGMA = 2, 3, 0.15
+
+
+class Rate(Rule):
+    """Gradient descent at a learnable rate theta; its state is the number of steps, which it does not need."""
+
+    def __init__(self, theta: float) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(theta, dtype=torch.float64))
+
+    def init(
+        self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None
+    ) -> State:
+        return {name: {"step": torch.zeros_like(p)} for name, p in params.items()}
+
+    def forward(
+        self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors
+    ) -> tuple[Tensors, State]:
+        deltas = {name: -self.theta * g for name, g in grads.items()}
+        return deltas, {name: {"step": s["step"] + 1} for name, s in state.items()}
+
+
+class Valley(Task):
+    """sum c p^2 / 2 without noise, from p = 1: after steps at rates t_1, t_2... p is the product of 1 - c t_k."""
+
+    name = "valley"
+
+    def __init__(self, *curvatures: float) -> None:
+        self.curvatures = torch.tensor(curvatures, dtype=torch.float64)
+
+    def init(self, count: int, generator: Generator) -> dict[str, Tensor]:
+        return {"p": torch.ones(count, len(self.curvatures), dtype=torch.float64)}
+
+    def sample(self, split: str, count: int, generator: Generator) -> Tensor:
+        return torch.full((count,), 1.0 if split == "train" else 2.0, dtype=torch.float64)
+
+    def loss(self, params: Mapping[str, Tensor], batch: Tensor) -> Tensor:
+        return 0.5 * batch * (self.curvatures * params["p"].square()).sum()
+
+    def metrics(self, params: Mapping[str, Tensor], split: str) -> dict[str, Tensor]:
+        return {"loss": self.loss(params, torch.ones(()))}
+
+    def trace(self) -> ParameterGraph:
+        return ParameterGraph.untied([("p", torch.zeros(len(self.curvatures)))])
+
+
+def outer_losses(task: Valley, rates: np.ndarray, k: int) -> np.ndarray:
+    """(..., N) rates of N truncations of k steps -> (..., N) mean relative loss over each truncation."""
+    curvatures = task.curvatures.numpy()
+    p = np.ones((*rates.shape[:-1], len(curvatures)))
+    found = []
+    for t in range(rates.shape[-1]):
+        losses = []
+        for _ in range(k):
+            p = p * (1 - curvatures * rates[..., t, None])
+            losses.append((curvatures * p**2).sum(-1) / curvatures.sum())
+        found.append(np.minimum(np.mean(losses, 0), 3.0))
+    return np.stack(found, -1)
+
+
+def smoothed_gradient(task: Valley, theta: float, truncations: int) -> float:
+    """d/dtheta E[sum_t L_t(theta + eps_1, ..., theta + eps_t)], Gauss-Hermite: sum_t E[L_t (eps_1 + ...)] / s^2."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(16)
+    grid = np.array(list(itertools.product(nodes, repeat=truncations)))
+    weight = np.array([math.prod(w) for w in itertools.product(weights, repeat=truncations)])
+    losses = outer_losses(task, theta + SIGMA * grid, K)
+    sums = np.cumsum(SIGMA * grid, -1) / SIGMA**2
+    return float((weight[:, None] * losses * sums).sum() / weight.sum())
+
+
+def live(
+    estimator: Estimator, rule: Rule, task: Task, truncations: int, count: int, seed: int
+) -> list[Estimate]:
+    """The estimates of one life of `count` networks, truncation by truncation."""
+    horizons, generator = Horizons(10**6, 10**6, estimator.truncation), seeded(seed)
+    cohort = Cohort.start(task, {}, rule.on(task.graph), count, horizons, generator)
+    found = []
+    for _ in range(truncations):
+        estimate = estimator(rule, cohort, generator)
+        found.append(estimate)
+        initial = torch.where(cohort.initial.isnan(), estimate.losses[0], cohort.initial)
+        cohort = replace(
+            cohort,
+            networks=estimate.networks,
+            twins=estimate.twins,
+            initial=initial,
+            ages=cohort.ages + estimator.truncation,
+        )
+    return found
+
+
+def mean_and_error(draw: Callable[[int], float], repeats: int = 20) -> tuple[float, float]:
+    values = [draw(seed) for seed in range(repeats)]
+    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(repeats))
+
+
+def summed(estimates: list[Estimate]) -> float:
+    return sum(estimate.gradient["theta"].item() for estimate in estimates)
+
+
+def test_es_mean_is_the_smoothed_gradient() -> None:
+    task, theta = Valley(1.0, 0.3), 0.6
+    expected = smoothed_gradient(task, theta, 1)
+    found, error = mean_and_error(
+        lambda seed: summed(live(ES(K, sigma=SIGMA), Rate(theta), task, 1, 4000, seed))
+    )
+    assert abs(found - expected) < 3.5 * error
+    assert error < 0.02 * abs(expected)
+    # The smoothing shows: the plain derivative would have failed the test.
+    plain = summed(live(TruncatedBackprop(K), Rate(theta), task, 1, 1, 0))
+    assert abs(plain - expected) > 5 * error
+
+
+def test_pes_mean_summed_over_truncations_is_the_smoothed_gradient() -> None:
+    task, theta = Valley(1.0, 0.3), 0.6
+    expected = smoothed_gradient(task, theta, TRUNCATIONS)
+
+    def draw(estimator: Estimator) -> Callable[[int], float]:
+        return lambda seed: summed(live(estimator, Rate(theta), task, TRUNCATIONS, 1000, seed))
+
+    found, error = mean_and_error(draw(PES(K, sigma=SIGMA)))
+    assert abs(found - expected) < 3.5 * error
+    assert error < 0.02 * abs(expected)
+    # ES, which forgets the perturbations of earlier truncations, is off.
+    truncated, its_error = mean_and_error(draw(ES(K, sigma=SIGMA)))
+    assert abs(truncated - expected) > 5 * (error + its_error)
+
+
+def test_pes_is_unbiased_at_the_optimum_of_a_long_horizon_where_truncated_backprop_is_not() -> None:
+    """The best constant rate for 24 steps down a narrow valley is known; truncations of 2 would have it changed."""
+    task, truncations = Valley(1.0, 0.05), 12
+    rates = np.linspace(0.5, 1.99, 20_001)
+    whole = outer_losses(task, np.repeat(rates[:, None], truncations, 1), K).sum(-1)
+    best = float(rates[whole.argmin()])
+    assert 0.6 < best < 1.9
+    unrolled = summed(live(TruncatedBackprop(K * truncations), Rate(best), task, 1, 1, 0)) * truncations
+    truncated = summed(live(TruncatedBackprop(K), Rate(best), task, truncations, 1, 0))
+    sigma = 0.01  # so little smoothing that the optimum does not move
+    estimator = PES(K, sigma=sigma)
+    found, error = mean_and_error(lambda s: summed(live(estimator, Rate(best), task, truncations, 2000, s)))
+    assert abs(unrolled) < 1e-3
+    assert abs(found) < 3.5 * error + 2e-3
+    assert abs(truncated) > 10 * error
+    assert abs(truncated) > 10 * abs(found)
+
+
+def test_mixture_is_the_weighted_sum_of_its_parts() -> None:
+    task, theta, count = Valley(1.0, 0.3), 0.6, 6
+    pure = [live(Mixture(K, sigma=0.1, share=share), Rate(theta), task, 3, count, 0) for share in (0.0, 1.0)]
+    mixed = live(Mixture(K, sigma=0.1, share=0.25), Rate(theta), task, 3, count, 0)
+    pes = live(PES(K, sigma=0.1), Rate(theta), task, 3, count, 0)
+    for direct, indirect, both, alone in zip(*pure, mixed, pes, strict=True):
+        expected = 0.75 * direct.gradient["theta"] + 0.25 * indirect.gradient["theta"]
+        torch.testing.assert_close(both.gradient["theta"], expected)
+        torch.testing.assert_close(indirect.gradient, alone.gradient)
+        torch.testing.assert_close(both.networks.params, alone.networks.params)
+
+
+def test_share_of_backprop_in_the_mixture_is_that_of_the_pair() -> None:
+    """For a perturbation of next to nothing, that of truncated backpropagation."""
+    task = Valley(1.0, 0.3)
+    plain = live(TruncatedBackprop(K), Rate(0.6), task, 3, 2, 0)
+    mixed = live(Mixture(K, sigma=1e-9, share=0.0), Rate(0.6), task, 3, 2, 0)
+    for a, b in zip(plain, mixed, strict=True):
+        torch.testing.assert_close(a.gradient, b.gradient)
+
+
+@pytest.mark.parametrize("kind", [PES, Mixture])
+def test_a_restarted_network_forgets_its_perturbations(kind: type[Estimator]) -> None:
+    task, rule, horizons = Valley(1.0, 0.3), Rate(0.6), Horizons(4, 40, K)
+    cohort = Cohort.start(task, {}, rule.on(task.graph), 3, horizons, seeded(0))
+    estimate = kind(K)(rule, cohort, seeded(1))
+    cohort.networks, cohort.twins = estimate.networks, estimate.twins
+    assert cohort.twins is not None
+    before = cohort.twins.perturbations["theta"]
+    cohort.restart(torch.tensor([False, True, False]), rule.on(task.graph), horizons, seeded(2))
+    sums = cohort.twins.perturbations["theta"]
+    assert sums[1] == 0
+    assert torch.equal(sums[[0, 2]], before[[0, 2]])
+    assert (before != 0).all()
+    assert torch.equal(cohort.twins.networks.params["p"][1], cohort.networks.params["p"][1])
+    assert not torch.equal(cohort.twins.networks.params["p"][0], cohort.networks.params["p"][0])
+
+
+@pytest.mark.parametrize("estimator", [TruncatedBackprop(K), ES(K), PES(K), Mixture(K)])
+def test_outer_loss_can_be_measured_on_other_batches(estimator: Estimator) -> None:
+    """The toy's validation batches double the loss."""
+    task = Valley(1.0, 0.3)
+    on_training = live(estimator, Rate(0.6), task, 1, 2, 0)[0]
+    on_validation = live(replace(estimator, outer_data="validation"), Rate(0.6), task, 1, 2, 0)[0]
+    assert on_validation.outer_loss == pytest.approx(2 * on_training.outer_loss)
+    assert summed([on_validation]) == pytest.approx(2 * summed([on_training]))
+    assert torch.equal(on_validation.losses, on_training.losses)
+
+
+@pytest.mark.parametrize("kind", [ES, PES])
+def test_divergence_is_a_finite_loss_to_evolution(kind: type[Estimator]) -> None:
+    """At a rate near the edge of stability those pushed beyond it count as the limit: the slope points away."""
+    task = Valley(1.0)
+    estimate = live(kind(40, sigma=0.05), Rate(2.0), task, 1, 200, 0)[0]
+    assert estimate.diverged.sum() > 100  # most often one of the pair is well beyond the edge
+    assert math.isfinite(estimate.outer_loss)
+    assert estimate.gradient["theta"] > 1
