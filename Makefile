@@ -1,7 +1,7 @@
 # make demo        meta-train on digits, compare with tuned baselines; writes runs/demo/
 # make test        lint, then the tests
 # make test-slow   the slow tests
-# make lint        formatting, lint rules and types
+# make lint        formatting, lint rules, types, and which room may import which
 # make format      apply formatting and safe fixes
 # Every target creates .venv on its first run and reuses it afterwards. PYTHON=python3.12 chooses another Python.
 
@@ -38,6 +38,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP)
 	$(BIN)/ruff format .

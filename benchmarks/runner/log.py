@@ -1,4 +1,7 @@
-"""The log of a benchmark: one JSON line for each run, only ever added to, so that no run is done twice."""
+"""The log of a benchmark: one JSON line for each run, only ever added to, so that no run is done twice.
+
+Lines are appended in single writes, so that several processes can share out a benchmark's work.
+"""
 
 from __future__ import annotations
 
@@ -45,17 +48,16 @@ FIELDS = tuple(Run.__dataclass_fields__)
 
 
 class Log:
-    """The lines of every *.jsonl of a folder; each optimizer has a file, so that processes can share out the work."""
+    """The lines of log.jsonl in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.path = folder / "log.jsonl"
 
     def records(self) -> list[Record]:
         """All runs, oldest first. A line that a kill cut short is no run."""
-        paths = sorted(self.folder.glob("*.jsonl"))
-        records = [
-            record for path in paths for record in map(_parsed, path.read_text().splitlines()) if record
-        ]
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        records = [record for record in map(_parsed, lines) if record]
         return sorted(records, key=lambda record: str(record["provenance"]["time"]))
 
     def by_key(self) -> dict[str, Record]:
@@ -65,10 +67,9 @@ class Log:
     def add(self, record: Record) -> None:
         """Append one line, in a single write: another process may be appending to the same file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{record['optimizer'].replace('/', '_')}.jsonl"
         line = json.dumps(record, allow_nan=False) + "\n"
-        with open(path, "ab") as file:
-            file.write((("" if _ends_with_newline(path) else "\n") + line).encode())
+        with open(self.path, "ab") as file:
+            file.write((("" if _ends_with_newline(self.path) else "\n") + line).encode())
             file.flush()
             os.fsync(file.fileno())
 

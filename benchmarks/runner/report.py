@@ -20,7 +20,7 @@ at the end of those tried; "failed" counts networks that were not finite, ended 
 loss, or learned nothing (ended within 5 % of it)."""
 
 HEADER = """# Benchmarks
-Each section is made by `lopt benchmark NAME` from a log of runs (`results/NAME/*.jsonl`), in which every trained
+Each section is made by `lopt benchmark NAME` from a log of runs (`results/NAME/log.jsonl`), in which every trained
 network has a line with its seed, commit, machine and date. `lopt benchmark NAME` does only what the log does not
 hold yet, so a benchmark can be stopped, continued and shared out among processes (`--only OPTIMIZER ...`);
 `--report` makes the section anew from the log; `--quick` shows in minutes that it all runs. Losses stand in the

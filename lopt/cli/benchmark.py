@@ -10,7 +10,7 @@ from pathlib import Path
 from lopt.errors import ConfigError
 
 DESCRIPTION = """Reproduce a benchmark of the repository, or go on with it. Every finished run is a line in
-benchmarks/results/NAME/*.jsonl, and no run is done twice: stop it whenever you like, go on later, or share it
+benchmarks/results/NAME/log.jsonl, and no run is done twice: stop it whenever you like, go on later, or share it
 out among processes with --only. At the end tables, pictures and the section of benchmarks/REPORT.md are made.
 
 neural_graphs   FM-16 and C10-32, the tasks of the Neural Graphs paper: every metanet, tuned baselines

@@ -114,13 +114,18 @@ def test_a_finished_benchmark_runs_nothing(log: Log, monkeypatch: pytest.MonkeyP
     assert log.records() == before
 
 
+def _lines_of(log: Log, optimizer: str) -> list[str]:
+    lines = log.path.read_text().splitlines(keepends=True)
+    return [line for line in lines if json.loads(line)["optimizer"] == optimizer]
+
+
 def test_a_stopped_search_goes_on_where_it_was(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = (log.folder / "adamw.jsonl").read_text().splitlines(keepends=True)
+    lines = _lines_of(log, "adamw")
     short = Log(tmp_path)
     # Four whole lines, and one that a kill cut short.
-    (tmp_path / "adamw.jsonl").write_text("".join(lines[:4]) + lines[4][:50])
+    short.path.write_text("".join(lines[:4]) + lines[4][:50])
     done = []
     perform = runner.perform
     monkeypatch.setattr(runner, "perform", lambda run, *rest: done.append(run.key) or perform(run, *rest))
@@ -133,8 +138,8 @@ def test_a_stopped_search_goes_on_where_it_was(
 def test_a_compiled_step_is_timed_where_the_benchmark_asks_for_it(log: Log, tmp_path: Path) -> None:
     """In a run of its own, which a log without it gets later; it is no test."""
     asked = replace(TINY, compiled=True)
-    (tmp_path / "adamw.jsonl").write_text((log.folder / "adamw.jsonl").read_text())
     found = Log(tmp_path)
+    found.path.write_text("".join(_lines_of(log, "adamw")))
     before = summarise(asked, found.records())["tasks"]["a"]["entries"]["adamw"]
     for _ in range(2):
         Worker(asked, found, label=False).tune_and_test("adamw", "a")

@@ -15,8 +15,8 @@ from lopt.errors import ConfigError, GraphError
 from lopt.graph import ParameterGraph
 from lopt.graph.parameter_graph import Permutation
 from lopt.metanets import METANETS
-from lopt.metanets.published.wiring import wiring_of
-from lopt.weight_space.probes import probe, probes_of_nodes
+from lopt.metanets.published.wiring import probes_of_nodes, wiring_of
+from lopt.weight_space.probes import probe
 from lopt.weight_space.readout import NetworkReadout
 from tests.helpers import hand_graph, randomised, seeded
 from tests.metanets.cases import ALL, CASES, network

@@ -19,8 +19,15 @@ from lopt.graph.pyg_styles import NODE_KINDS
 from lopt.metanets.base import Metanet, check_sizes
 from lopt.metanets.layers import ChannelNorm, Pointwise, PointwiseMlp
 from lopt.metanets.published.exchange import ENDS, End, Exchange, check_execution, exchange_of
-from lopt.metanets.published.wiring import Wire, WireEncoder, WireHead, Wiring, wiring_of
-from lopt.weight_space.probes import check_probes, probes_of_nodes
+from lopt.metanets.published.wiring import (
+    Wire,
+    WireEncoder,
+    WireHead,
+    Wiring,
+    check_probes,
+    probes_of_nodes,
+    wiring_of,
+)
 
 MEAN_LOG_DEGREE = math.log(1 + 32)
 """PNA's delta, the mean of log(degree + 1) over the training graphs: here that of layers 32 wide."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from lopt.errors import GraphError
 from lopt.graph import Block, ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.parameter_graph import PARAMETER_KINDS, Segment
@@ -234,3 +235,26 @@ class WireHead(nn.Module):
             bias = self.bias[:, : wire.slots].reshape(-1, 1)
             raw[wire.number] = wire.unfold((weight @ x + bias).reshape(outputs, wire.slots, -1))
         return raw
+
+
+def probes_of_nodes(wiring: Wiring, probes: Tensor) -> Tensor:
+    """(M, N) -> (M, nodes of the wiring): a neuron of several groups (head x head size) has the sum of theirs."""
+    columns = [probes.new_zeros(probes.shape[0], 0)]
+    for groups in wiring.node_groups:
+        value = probes.new_zeros(probes.shape[0], 1)
+        for group in groups:
+            own = probes[:, wiring.plan.neurons_of(group)]
+            value = (value[:, :, None] + own[:, None, :]).flatten(1)
+        columns.append(value)
+    return torch.cat(columns, -1)
+
+
+def check_probes(wiring: Wiring, wanted: int, probes: Tensor | None) -> None:
+    """Raise a `GraphError` unless a metanet that reads `wanted` probe features was given them."""
+    found = None if probes is None else tuple(probes.shape)
+    expected = (wanted, wiring.plan.neurons) if wanted else None
+    if found != expected:
+        raise GraphError(
+            f"metanet: with probes={wanted} expected probe features of shape {expected}, found {found}: "
+            "lopt.weight_space.probes.probe makes them from as many inputs"
+        )
