@@ -1,12 +1,13 @@
 """The demo: meta-train a rule on digits, then hold it against tuned Adam and AdamW on fresh networks.
 
-    python -m benchmarks.demo        (or: make demo)
+    python -m benchmarks demo        (or: make demo)
 
 Writes runs/demo/: the run's own files, results.json and curves.png.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import time
@@ -35,6 +36,9 @@ TASKS = (
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     start = time.perf_counter()
     config = configs.load(RunConfig, CONFIG)
     out = Path(config.out or f"runs/{config.name}")

@@ -1,7 +1,7 @@
 """Trace and verify the graph of every architecture in the zoo; write the table.
 
-    python -m benchmarks.graphs [NAME ...]     trace and verify all (or those of some names or libraries)
-    python -m benchmarks.graphs --render       write docs/graphs.md and its pictures from the last results again
+    python -m benchmarks graphs [NAME ...]     trace and verify all (or those of some names or libraries)
+    python -m benchmarks graphs --render       write docs/graphs.md and its pictures from the last results again
 
 For each: the graph is traced, f(P theta) = f(theta) is checked in float64 with every parameter randomised, every
 axis is uncoupled alone to see that the check notices, and parameters go to torch_geometric data and back in every
@@ -278,7 +278,7 @@ def main() -> None:
     if not options.render:
         chosen = {*options.names} or {a.library for a in ARCHITECTURES.values()}
         run([name for name, a in ARCHITECTURES.items() if chosen & {name, a.library}])
-        origin = {**provenance(), "command": "python -m benchmarks.graphs"}
+        origin = {**provenance(), "command": "python -m benchmarks graphs"}
         summary = summarise(_stored()["rows"])
         _store(
             {**origin, "seed": 0, "versions": _versions(), "summary": summary, "gpt2_on_meta": measure_meta()}

@@ -1,6 +1,6 @@
 """Inner steps per second of meta-training (networks x steps), and the memory it takes, on one thread.
 
-    python -m benchmarks.meta_throughput [--quick]
+    python -m benchmarks meta_throughput [--quick]
 
 The setting is that of a published measurement of google/learned_optimization: a small per-parameter MLP (32 wide, 2
 layers) trains MLPs 64-32-10 on batches of 128, 16 at a time, in truncations of 20. Every row runs in a process of its

@@ -1,6 +1,6 @@
 """What one optimizer step costs with every metanet, beside Adam, on the two networks of Neural Graphs' table.
 
-    python -m benchmarks.metanet_cost [--threads 1] [--repeats 30]
+    python -m benchmarks metanet_cost [--threads 1] [--repeats 30]
 
 FM-16 and C10-32 (Kofinas et al. 2024, arXiv 2403.12143) with random weights and gradients: what is timed does not
 depend on them. All optimizers take turns, so that a busy machine slows each alike; figures are medians, and

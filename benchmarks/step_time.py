@@ -1,6 +1,6 @@
 """What one step of the shipped rules costs beside Adam, AdamW and Muon, from small networks to 30 million parameters.
 
-    python -m benchmarks.step_time [--threads 1 2] [--networks gpt-1M gpt-3M] [--rounds 4]
+    python -m benchmarks step_time [--threads 1 2] [--networks gpt-1M gpt-3M] [--rounds 4]
                                    [--compile] [--unprepared] [--quick]
 
 784-128-10, FM-16 and C10-32 (Kofinas et al. 2024, arXiv 2403.12143), and GPTs of 1, 3, 10 and 30 million parameters,

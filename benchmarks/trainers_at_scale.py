@@ -1,6 +1,6 @@
 """lopt-base at ten million parameters under every trainer: is everything finite, does it learn, what does it cost?
 
-    python -m benchmarks.trainers_at_scale [--steps 100] [--others 25] [--trainers plain ddp] [--data DIR]
+    python -m benchmarks trainers_at_scale [--steps 100] [--others 25] [--trainers plain ddp] [--data DIR]
     (pip install lightning transformers accelerate)
 
 A GPT on Tiny Shakespeare and a ResNet-18 on CIFAR-10, under a plain loop, Lightning, the Hugging Face Trainer,

@@ -1,4 +1,4 @@
-"""`lopt benchmark`, inside a checkout."""
+"""A table of trained networks: do what the log does not hold yet, then report."""
 
 from __future__ import annotations
 

@@ -30,13 +30,18 @@ def decayed(previous: Tensor, value: Tensor, decay: Tensor | float) -> Tensor:
     return previous.lerp(value, 1 - decay)
 
 
-def bias_correction(steps: Tensor, decays: Sequence[float]) -> Tensor:
-    """(B,) steps, K decays -> (K, B) factors 1 / (1 - decay^steps), as in Adam (Kingma & Ba 2015).
+def weight_seen(steps: Tensor, decays: Sequence[float]) -> Tensor:
+    """(...) steps, K decays -> (K, ...): 1 - decay^steps, the weight that a running mean gives to what it has seen.
 
     Through expm1: in float32, 1 - decay^steps loses five digits at the first step of decay 0.999.
     """
-    rates = steps.new_tensor([math.log(decay) if decay > 0 else -math.inf for decay in decays])
-    return -1 / torch.expm1(rates[:, None] * steps)
+    logs = steps.new_tensor([math.log(decay) if decay > 0 else -math.inf for decay in decays])
+    return -torch.expm1(logs.reshape(-1, *[1] * steps.dim()) * steps)
+
+
+def bias_correction(steps: Tensor, decays: Sequence[float]) -> Tensor:
+    """(B,) steps, K decays -> (K, B) factors 1 / (1 - decay^steps), as in Adam (Kingma & Ba 2015)."""
+    return 1 / weight_seen(steps, decays)
 
 
 def corrected(momenta: Tensor, second: Tensor, factors: Tensor) -> Moments:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import benchmarks.runner.benchmark as runner
+from benchmarks.__main__ import others
 from benchmarks.runner.benchmark import Benchmark, Case, Worker, fingerprint, score
 from benchmarks.runner.command import NAMES, chosen, find_benchmark
 from benchmarks.runner.command import report as make_report
@@ -334,6 +335,17 @@ def test_mistakes_are_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_every_benchmark_is_told_of_and_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark"]) == 0
+    listed = capsys.readouterr().out
+    for name in (*NAMES, *others()):
+        assert name in listed
+        with pytest.raises(SystemExit) as stop:
+            main(["benchmark", name, "--help"])
+        assert stop.value.code == 0
+        assert f"benchmarks {name}" in capsys.readouterr().out or name in NAMES
 
 
 def test_outside_a_checkout(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lopt.numerics.moments import weight_seen
 from lopt.rules.classical.base import (
     ClassicalRule,
-    bias_correction,
     counter,
     decay,
     require,
@@ -86,5 +86,6 @@ def adam_direction(
     step = state["step"] + 1
     m = state["m"].lerp(grad, 1 - beta1)
     v = beta2 * state["v"] + (1 - beta2) * grad * grad
-    denominator = safe_sqrt(v) / bias_correction(beta2, step).sqrt() + eps
-    return m / bias_correction(beta1, step) / denominator, {"m": m, "v": v, "step": step}
+    seen1, seen2 = weight_seen(step, (beta1, beta2))
+    denominator = safe_sqrt(v) / seen2.sqrt() + eps
+    return m / seen1 / denominator, {"m": m, "v": v, "step": step}

@@ -63,11 +63,6 @@ def counter(param: Tensor) -> Tensor:
     return zeros(param, torch.Size())
 
 
-def bias_correction(decay: float, step: Tensor) -> Tensor:
-    """1 - decay^step, without the cancellation that 1 - decay**step suffers in float32."""
-    return -torch.expm1(step * (math.log(decay) if decay > 0 else -math.inf))
-
-
 def decay(param: Tensor, rate: float) -> Tensor:
     """-rate * param, rounded as `param.mul_(1 - rate)` rounds it: in float32 the difference adds up."""
     return param * (1 - rate) - param

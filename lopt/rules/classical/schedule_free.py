@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lopt.numerics.moments import weight_seen
 from lopt.rules.base import State, Tensors
-from lopt.rules.classical.base import ClassicalRule, bias_correction, counter, require, safe_sqrt, zeros
+from lopt.rules.classical.base import ClassicalRule, counter, require, safe_sqrt, zeros
 
 
 class ScheduleFreeAdamW(ClassicalRule):
@@ -42,7 +43,7 @@ class ScheduleFreeAdamW(ClassicalRule):
         beta1, beta2 = self.betas
         step = state["step"] + 1
         v = beta2 * state["v"] + (1 - beta2) * grad * grad
-        rate = bias_correction(beta2, step).sqrt() * (step / self.warmup_steps).clamp_max(1.0)
+        rate = weight_seen(step, (beta2,))[0].sqrt() * (step / self.warmup_steps).clamp_max(1.0)
         weight_sum = state["weight_sum"] + rate * rate
         c = rate * rate / weight_sum
         moved = state["u"] - rate * (grad / (safe_sqrt(v) + self.eps) + self.weight_decay * param)
