@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lopt.runs.history import History
 
 DESCRIPTION = """Print how a training run stands: progress, outer loss of each family, validation scores, step
-sizes by kind of parameter, what went wrong so far, throughput and memory. Reads the run folder only, so
+sizes by class of tensor, what went wrong so far, throughput and memory. Reads the run folder only, so
 it can look at a run on a shared disk, and at one that has ended.
 
 examples:
@@ -108,11 +108,11 @@ def _validation(history: History) -> list[str]:
 def _steps(history: History) -> list[str]:
     lines = ["", f"{'steps of the rule':24}{'rms':>9}{'/ weights':>11}"]
     for name in history.names("step_rms/"):
-        kind = name.removeprefix("step_rms/")
+        of_class = name.removeprefix("step_rms/")
         size, ratio = (
-            mean([v for _, v in history.series(n)[-RECENT:]]) for n in (name, f"update_ratio/{kind}")
+            mean([v for _, v in history.series(n)[-RECENT:]]) for n in (name, f"update_ratio/{of_class}")
         )
-        lines.append(f"  {kind:22}{size:9.2g}{ratio:11.2g}")
+        lines.append(f"  {of_class:22}{size:9.2g}{ratio:11.2g}")
     return lines
 
 

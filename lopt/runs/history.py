@@ -36,14 +36,14 @@ class History:
         return cls(list(records(folder / METRICS)))
 
     def names(self, prefix: str) -> list[str]:
-        """Names of all logged scalars that start so, in order of appearance."""
+        """Names of all that was logged that start so, in order of appearance."""
         return list(dict.fromkeys(n for record in self.records for n in record if n.startswith(prefix)))
 
-    def series(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) wherever the scalar was logged."""
+    def series(self, name: str) -> list[tuple[int, Any]]:
+        """(step, value) wherever something of that name was logged, most often a number."""
         return [(record["step"], record[name]) for record in self.records if name in record]
 
-    def last(self, name: str) -> float | None:
+    def last(self, name: str) -> Any:
         """The latest value; None if there is none."""
         found = self.series(name)
         return found[-1][1] if found else None

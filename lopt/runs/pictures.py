@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from lopt.files import write_atomically
 from lopt.runs.history import History
@@ -19,8 +17,8 @@ WINDOW = 10
 """Outer losses are drawn as medians of that many turns: each is of other networks, at other ages."""
 
 
-def draw_training(folder: Path, curves: Mapping[str, Tensor]) -> None:
-    """Write RUN/training.png from the log and the validation curves (relative losses, by task)."""
+def draw_training(folder: Path) -> None:
+    """Write RUN/training.png from the log."""
     history = History.read(folder)
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -33,8 +31,9 @@ def draw_training(folder: Path, curves: Mapping[str, Tensor]) -> None:
     middle.set(
         xlabel="outer steps", ylabel="mean log relative loss", title="validation, the lower the better"
     )
-    for name, curve in curves.items():
-        right.plot(curve.numpy(), label=name)
+    if curves := history.last("curves"):
+        for name, losses in curves["losses"].items():
+            right.plot(curves["steps"], losses, label=name)
     right.set(xlabel="inner steps", ylabel="training loss / first loss", title="the rule on validation tasks")
     right.set_yscale("log")
     for axes in (left, middle, right):

@@ -6,6 +6,8 @@ import json
 import math
 import platform
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import torch
 from lopt.files import write_atomically
 from lopt.runs.board import Board
 from lopt.runs.history import METRICS
+
+CURVE_POINTS = 100
 
 
 class RunLog:
@@ -27,6 +31,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / METRICS
         self._cut(last_step)
+        self.written = time.perf_counter()
         self.board = Board(folder / "tensorboard", last_step + 1)
 
     def _cut(self, last_step: int) -> None:
@@ -34,14 +39,33 @@ class RunLog:
         kept = [line for line in lines if last_step and _step_of(line) <= last_step]
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Record named scalars of one outer step."""
+    def write(
+        self, step: int, scalars: Mapping[str, float], curves: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
+        """Record named scalars of one outer step, the seconds since the last record, and named curves.
+
+        Curves, all as long, are for pictures alone: four digits of at most `CURVE_POINTS` values, from the first to
+        the last, keep the file of a long run small.
+        """
+        now = time.perf_counter()
+        record: dict[str, Any] = {"step": step, "seconds": round(now - self.written, 4), **scalars}
+        self.written = now
+        if curves:
+            kept = spread(len(next(iter(curves.values()))), CURVE_POINTS)
+            drawn = {name: [float(f"{curve[k]:.4g}") for k in kept] for name, curve in curves.items()}
+            record["curves"] = {"steps": kept, "losses": drawn}
         with open(self.path, "a") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
+            file.write(json.dumps(record) + "\n")
         self.board.write(step, scalars)
 
     def close(self) -> None:
         self.board.close()
+
+
+def spread(length: int, count: int) -> list[int]:
+    """At most `count` of the numbers below `length`, evenly spaced, the first and the last among them."""
+    points = min(length, count)
+    return [round(k * (length - 1) / max(points - 1, 1)) for k in range(points)]
 
 
 def _step_of(line: str) -> float:

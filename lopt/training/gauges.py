@@ -1,6 +1,6 @@
-"""How large the steps of a rule are, by kind of parameter.
+"""How large the steps of a rule are, by class of tensor.
 
-Shapes: T networks, G kinds.
+Shapes: T networks, G classes.
 """
 
 from __future__ import annotations
@@ -13,35 +13,33 @@ import torch
 from torch import Tensor
 
 from lopt.graph import ParameterGraph
-from lopt.graph.parameter_graph import PARAMETER_KINDS
-
-GAUGES = 3 * len(PARAMETER_KINDS)
+from lopt.graph.tensor_classes import CLASSES, classes
 
 
 def step_gauges(graph: ParameterGraph, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
-    """(3, G): for each kind its count of parameters, and sums of log rms step and log (rms step / rms parameter).
+    """(3, G): for each class its count of tensors, and sums of log rms step and log (rms step / rms parameter).
 
     The rms of a step is what the learning rate is to Adam. Networks whose step is not finite are left out.
     """
-    table = torch.zeros(3, len(PARAMETER_KINDS), dtype=torch.float64)
-    for name, spec in graph.parameters.items():
+    table = torch.zeros(3, len(CLASSES), dtype=torch.float64)
+    for name, of_class in zip(graph.parameters, classes(graph), strict=True):
         step = _rms(after[name] - before[name])
         sizes = torch.stack([step, step / _rms(before[name]).clamp(min=1e-8)]).clamp(min=1e-12)
         finite = sizes.isfinite().all(0)
         if finite.any():
-            kind = PARAMETER_KINDS.index(spec.kind)
-            table[0, kind] += 1
-            table[1:, kind] += sizes[:, finite].log().mean(1).double().cpu()
+            column = CLASSES.index(of_class)
+            table[0, column] += 1
+            table[1:, column] += sizes[:, finite].log().mean(1).double().cpu()
     return table
 
 
 def named_gauges(table: Tensor) -> dict[str, float]:
     """Geometric means by name out of sums of `step_gauges`."""
     found = {}
-    for kind, (count, step, ratio) in zip(PARAMETER_KINDS, table.T.tolist(), strict=True):
+    for of_class, (count, step, ratio) in zip(CLASSES, table.T.tolist(), strict=True):
         if count:
             means = torch.tensor([step, ratio], dtype=torch.float64).div(count).exp().tolist()
-            found[f"step_rms/{kind}"], found[f"update_ratio/{kind}"] = means
+            found[f"step_rms/{of_class}"], found[f"update_ratio/{of_class}"] = means
     return found
 
 

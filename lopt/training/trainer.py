@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from lopt.errors import LoptError, LostProcessError, RunFolderError
-from lopt.graph.parameter_graph import PARAMETER_KINDS
 from lopt.inner.task import Task
 from lopt.progress import progress
 from lopt.rules import LearnedRule, save_rule
@@ -119,7 +118,7 @@ class Trainer:
         """One truncation of the cohorts whose turn it is, and one step of the outer optimizer."""
         start = time.perf_counter()
         count = self.config.cohorts_per_step
-        turns = Turns.blank(self.rule, count, len(PARAMETER_KINDS))
+        turns = Turns.blank(self.rule, count)
         for row in range(count):
             slot = (self.step * count + row) % self.config.cohorts
             if self.ranks.owns(slot):
@@ -141,11 +140,13 @@ class Trainer:
         }
 
     def _turn(self, slot: int, row: int, turns: Turns) -> None:
+        start = time.perf_counter()
         cohort = self.population.cohorts[slot]
         family = self.population.family_of(slot)
         estimate = self.estimator(self.rule, cohort, self.population.generators[slot])
         gauges = step_gauges(cohort.task.graph, estimate.previous, estimate.networks.params)
-        turns.fill(row, estimate, self.population.advance(slot, estimate), family, gauges)
+        restarts = self.population.advance(slot, estimate)
+        turns.fill(row, estimate, restarts, family, gauges, time.perf_counter() - start)
 
     def _validate(self, log: RunLog | None) -> None:
         """Score the averaged meta-parameters; keep them if they are the best so far, or if nothing can tell."""
@@ -162,10 +163,12 @@ class Trainer:
         if log is None:
             return
         named = zip(self.validation, scores.tolist(), strict=True)
-        log.write(self.step, {"validation": score, **{f"validation/{task.name}": s for task, s in named}})
-        draw_training(
-            self.out, {task.name: curve for task, curve in zip(self.validation, curves, strict=True)}
+        log.write(
+            self.step,
+            {"validation": score, **{f"validation/{task.name}": s for task, s in named}},
+            {task.name: curve.tolist() for task, curve in zip(self.validation, curves, strict=True)},
         )
+        draw_training(self.out)
         if better:
             provenance = {**self.provenance, "outer_steps": self.step, "validation": score}
             save_rule(rule, self.out / RULE, provenance)

@@ -1,6 +1,6 @@
 """What one outer step gathers: a row for each cohort whose turn it is, from whichever process computed it.
 
-Shapes: S cohorts in the step, M meta-parameters (scalars), G kinds of parameters.
+Shapes: S cohorts in the step, M meta-parameters (scalars), G classes of tensors.
 """
 
 from __future__ import annotations
@@ -10,37 +10,40 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lopt.graph.tensor_classes import CLASSES
 from lopt.rules.base import Rule
 from lopt.training.estimators import Estimate
 from lopt.training.gauges import named_gauges
 from lopt.training.ranks import Ranks
 
-FIGURES = ("outer_loss", "skipped", "diverged", "restarts", "family", "clipped", "dropped")
+FIGURES = ("outer_loss", "skipped", "diverged", "restarts", "family", "clipped", "dropped", "seconds")
 
 
 @dataclass
 class Turns:
-    """The meta-gradients (S, M) and figures (S, 7) of an outer step, and its step gauges (S, 3, G)."""
+    """The meta-gradients (S, M) and figures (S, 8) of an outer step, and its step gauges (S, 3, G)."""
 
     gradients: Tensor
     figures: Tensor
     gauges: Tensor
 
     @classmethod
-    def blank(cls, rule: Rule, count: int, kinds: int) -> Turns:
+    def blank(cls, rule: Rule, count: int) -> Turns:
         """Zeros, to be filled in by the processes and summed."""
         size = sum(p.numel() for p in rule.parameters())
-        shapes = ((count, size), (count, len(FIGURES)), (count, 3, kinds))
+        shapes = ((count, size), (count, len(FIGURES)), (count, 3, len(CLASSES)))
         return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
-    def fill(self, row: int, estimate: Estimate, restarts: int, family: int, gauges: Tensor) -> None:
+    def fill(
+        self, row: int, estimate: Estimate, restarts: int, family: int, gauges: Tensor, seconds: float
+    ) -> None:
         """What this process found for one of the cohorts."""
         self.gradients[row] = torch.cat(
             [value.flatten().double().cpu() for value in estimate.gradient.values()]
         )
         figures = (
             estimate.outer_loss, estimate.skipped, int(estimate.diverged.sum()), restarts, family,
-            estimate.clipped, estimate.dropped,
+            estimate.clipped, estimate.dropped, seconds,
         )  # fmt: skip
         self.figures[row] = torch.tensor(figures, dtype=torch.float64)
         self.gauges[row] = gauges
@@ -67,11 +70,17 @@ class Turns:
         }
 
     def scalars(self, families: list[str]) -> dict[str, float]:
-        """Figures to log: outer losses over all and by family, and the gauges."""
+        """Figures to log: outer losses over all and by family, what each family's turns took, and the gauges."""
         losses, owners = self.column("outer_loss"), self.column("family").long()
         by_family: dict[str, list[float]] = {}
-        for loss, owner in zip(losses.tolist(), owners.tolist(), strict=True):
-            by_family.setdefault(families[owner], []).append(loss)
+        seconds: dict[str, float] = {}
+        for loss, owner, time in zip(
+            losses.tolist(), owners.tolist(), self.column("seconds").tolist(), strict=True
+        ):
+            name = families[owner]
+            by_family.setdefault(name, []).append(loss)
+            seconds[f"seconds/{name}"] = seconds.get(f"seconds/{name}", 0.0) + time
         means = {f"outer_loss/{name}": sum(found) / len(found) for name, found in by_family.items()}
         shares = {f"{name}_share": self.column(name).mean().item() for name in ("clipped", "dropped")}
-        return {"outer_loss": losses.mean().item(), **means, **shares, **named_gauges(self.gauges.sum(0))}
+        gauges = named_gauges(self.gauges.sum(0))
+        return {"outer_loss": losses.mean().item(), **means, **seconds, **shares, **gauges}

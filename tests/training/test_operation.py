@@ -12,8 +12,9 @@ import torch
 
 from lopt.cli.watch import sparkline, summary
 from lopt.errors import RunFolderError
-from lopt.graph.parameter_graph import PARAMETER_KINDS
+from lopt.graph.tensor_classes import CLASSES, classes
 from lopt.runs.history import History
+from lopt.runs.runlog import spread
 from lopt.training import checkpoint
 from lopt.training.gauges import named_gauges, peak_memory, step_gauges
 from lopt.training.run_config import FamilyConfig, RunConfig
@@ -40,25 +41,43 @@ def test_picture_is_drawn_at_validations(finished: Path) -> None:
 
 def test_step_sizes_throughput_and_memory_are_logged(finished: Path) -> None:
     history = History.read(finished)
-    kinds = {name.partition("/")[2] for name in history.names("step_rms/")}
-    assert kinds == {spec.kind for spec in TinyTask().graph.parameters.values()}
+    found = {name.partition("/")[2] for name in history.names("step_rms/")}
+    assert found == set(classes(TinyTask().graph))
     for name in (*history.names("step_rms/"), *history.names("update_ratio/"), "inner_steps_per_second"):
         assert all(value > 0 for _, value in history.series(name)), name
     assert 50 < history.last("memory_mib") < 1e5  # type: ignore[operator]
 
 
-def test_gauges_are_geometric_means_by_kind() -> None:
+def test_every_second_is_in_the_log_and_turns_are_told_by_family(finished: Path) -> None:
+    history = History.read(finished)
+    assert all(value >= 0 for _, value in history.series("seconds"))
+    assert len(history.series("seconds")) == len(history.records)
+    turns = [v for name in history.names("seconds/") for _, v in history.series(name)]
+    assert set(history.names("seconds/")) == {"seconds/narrow", "seconds/wide"}
+    assert 0 < sum(turns) < sum(value for _, value in history.series("seconds"))
+
+
+def test_validation_curves_are_logged_in_a_few_points(finished: Path) -> None:
+    curves = History.read(finished).last("curves")
+    assert curves["steps"] == [0, 1, 2]
+    assert [len(losses) for losses in curves["losses"].values()] == [3]
+    assert spread(1000, 4) == [0, 333, 666, 999]
+    assert spread(1, 100) == [0]
+
+
+def test_gauges_are_geometric_means_by_class_of_tensor() -> None:
     task = TinyTask()
     before = task.init(4, seeded(0))
     table = step_gauges(task.graph, before, {name: p * 1.1 for name, p in before.items()})
     found = named_gauges(table)
-    for name, spec in task.graph.parameters.items():
-        others = [n for n, s in task.graph.parameters.items() if s.kind == spec.kind]
-        assert found[f"update_ratio/{spec.kind}"] == pytest.approx(0.1, rel=1e-4), name
+    of_class = dict(zip(task.graph.parameters, classes(task.graph), strict=True))
+    for name, mine in of_class.items():
+        others = [other for other in of_class if of_class[other] == mine]
+        assert found[f"update_ratio/{mine}"] == pytest.approx(0.1, rel=1e-4), name
         rms = [before[n].flatten(1).square().mean(1).sqrt().log().mean() for n in others]
         expected = 0.1 * torch.stack(rms).mean().exp().item()
-        assert found[f"step_rms/{spec.kind}"] == pytest.approx(expected, rel=1e-4)
-    assert table.shape == (3, len(PARAMETER_KINDS))
+        assert found[f"step_rms/{mine}"] == pytest.approx(expected, rel=1e-4)
+    assert table.shape == (3, len(CLASSES))
     spoilt = {name: p.clone().index_fill_(0, torch.tensor([1]), math.nan) for name, p in before.items()}
     assert all(
         math.isfinite(value) for value in named_gauges(step_gauges(task.graph, before, spoilt)).values()
