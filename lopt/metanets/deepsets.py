@@ -13,7 +13,7 @@ from torch.nn.functional import relu
 
 from lopt.graph import ParameterGraph
 from lopt.metanets.base import Metanet, check_sizes
-from lopt.metanets.layers import Pointwise, WithContext, tensor_sizes, zeroed
+from lopt.metanets.layers import Pointwise, WithContext, zeroed
 from lopt.numerics.segments import segment_expand, segment_mean
 
 
@@ -32,7 +32,7 @@ class DeepSets(Metanet):
     ) -> tuple[Tensor, Tensor | None]:
         hidden = relu(self.first(graph, features, context))
         for layer in self.layers:
-            hidden = relu(layer(hidden, tensor_sizes(graph)))
+            hidden = relu(layer(hidden, graph.sizes))
         return self.head(hidden), None
 
 

@@ -49,7 +49,7 @@ class WithContext(nn.Module):
         self.context = Pointwise(context, width)
 
     def forward(self, graph: ParameterGraph, features: Tensor, context: Tensor) -> Tensor:
-        return self.scalar(features).add_(segment_expand(self.context(context), tensor_sizes(graph)))
+        return self.scalar(features).add_(segment_expand(self.context(context), graph.sizes))
 
 
 class ChannelNorm(nn.Module):
@@ -71,8 +71,3 @@ def zeroed(module: M) -> M:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-def tensor_sizes(graph: ParameterGraph) -> list[int]:
-    """Scalars of each parameter."""
-    return [spec.numel for spec in graph.parameters.values()]

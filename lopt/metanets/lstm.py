@@ -12,7 +12,7 @@ from torch.nn.functional import relu
 
 from lopt.graph import ParameterGraph
 from lopt.metanets.base import Metanet, check_sizes
-from lopt.metanets.layers import Pointwise, WithContext, tensor_sizes, zeroed
+from lopt.metanets.layers import Pointwise, WithContext, zeroed
 from lopt.numerics.segments import segment_expand, segment_mean
 
 
@@ -65,7 +65,7 @@ class TensorLstm(Metanet):
     def forward(
         self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        sizes = tensor_sizes(graph)
+        sizes = graph.sizes
         scalars = relu(self.first(graph, features, context))
         heard = self._walk(segment_mean(scalars, sizes))
         return self.head(relu(self.scalar(scalars) + segment_expand(self.tensor(heard), sizes))), None

@@ -12,7 +12,7 @@ from torch.nn.functional import relu_
 
 from lopt.graph import ParameterGraph
 from lopt.metanets.base import Metanet, check_sizes
-from lopt.metanets.layers import Pointwise, tensor_sizes, zeroed
+from lopt.metanets.layers import Pointwise, zeroed
 from lopt.numerics.segments import segment_expand
 
 
@@ -30,7 +30,7 @@ class TensorMlp(Metanet):
     def forward(
         self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        return segment_expand(self.of_tensors(context), tensor_sizes(graph)), None
+        return segment_expand(self.of_tensors(context), graph.sizes), None
 
     def of_tensors(self, context: Tensor) -> Tensor:
         return self.head(relu_(self.first(context)))

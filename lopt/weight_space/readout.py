@@ -22,6 +22,7 @@ from lopt.graph.parameter_graph import PARAMETER_KINDS
 from lopt.metanets import METANETS
 from lopt.metanets.layers import PointwiseMlp
 from lopt.metanets.published.ng_gnn import NeuralGraph
+from lopt.numerics.segments import segment_expand
 
 WEIGHT_FEATURES = 3
 WEIGHT_CONTEXT = 1 + per_tensor.STATIC
@@ -75,8 +76,7 @@ def weight_features(graph: ParameterGraph, params: dict[str, Tensor]) -> tuple[T
     """Weights -> features (F, P), each of order one, and context (C, B): size, depth and scale of every tensor."""
     flat = graph.flatten(params)
     rms = torch.stack([_rms(params[name]) for name in graph.parameters])
-    sizes = [spec.numel for spec in graph.parameters.values()]
-    scale = torch.cat([value.expand(n) for value, n in zip(rms.unbind(0), sizes, strict=True)])
+    scale = segment_expand(rms[None], graph.sizes)[0]
     relative = flat / (scale + 1e-6)
     features = torch.stack([squash(relative), 0.5 * torch.log(relative * relative + 1e-4), squash(flat)])
     static = per_tensor.static_features(graph, flat)
