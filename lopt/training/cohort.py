@@ -27,13 +27,19 @@ class Horizons:
     truncation: int
     known: float = 0.5
     """Share of the networks whose rule is told the horizon."""
+    shared: bool = False
+    """Whether all networks drawn for at once have one horizon, from their first step on."""
 
     def draw(self, count: int, generator: Generator, first: bool) -> tuple[Tensor, Tensor]:
         """(count,) horizons, and what the rule is told of each (0: nothing).
 
-        The first lives of a cohort are cut at random points, so that later restarts are staggered.
+        The first lives of a cohort are cut at random points, so that later restarts are staggered, unless all lives are
+        of one length.
         """
         uniform = torch.rand(3, count, generator=generator)
+        if self.shared:
+            uniform[0] = uniform[0, :1]
+            first = False
         low, high = math.log(self.shortest), math.log(self.longest)
         steps = torch.exp(low + (high - low) * uniform[0])
         steps = steps * uniform[1] if first else steps

@@ -35,10 +35,15 @@ class MetaConfig:
     """Task augmentation: standard deviation of the log of the units in which the rule sees a network's tensors."""
     rescale_loss: float = 0.0
     """Task augmentation: standard deviation of the log of a network's factor on its loss."""
-    estimator: Literal["backprop", "es", "pes", "mixture"] = "backprop"
-    """Of the meta-gradient: truncated backpropagation, (persistent) evolution strategies, backprop with PES."""
+    estimator: Literal["backprop", "es", "pes", "nres", "lives", "mixture"] = "backprop"
+    """Of the meta-gradient: truncated backpropagation; evolution strategies, plain, persistent, with noise reused, or
+    on whole lives at once, where an outer step is a life of `cohorts_per_step` cohorts; backprop with PES."""
     sigma: float = 0.01
-    """Standard deviation of the perturbations of es, pes and mixture."""
+    """Standard deviation of the perturbations of es, pes, nres, lives and mixture."""
+    fitness: Literal["difference", "sign", "rank"] = "difference"
+    """What nres and lives make of the two losses of a pair: their difference, its sign, or its rank in the cohort."""
+    final_batches: int = 1
+    """Batches that the last loss of a life is measured on, for lives."""
     pes_share: float = 0.5
     """Weight of PES in the mixture."""
     second_order: bool = True
@@ -85,6 +90,7 @@ class MetaConfig:
             "networks",
             "cohort_turns",
             "truncation",
+            "final_batches",
             "shortest_horizon",
             "validate_every",
             "validation_steps",
@@ -116,6 +122,8 @@ class MetaConfig:
     @property
     def longest_life(self) -> int:
         """Inner steps after which every network has ended: no cohort has more turns than the run gives its slot."""
+        if self.estimator == "lives":
+            return self.longest_horizon
         turns = -(-self.steps * self.cohorts_per_step // self.cohorts)
         return min(self.cohort_turns, turns) * self.truncation
 

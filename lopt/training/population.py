@@ -42,8 +42,9 @@ class Population:
     ) -> None:
         self.rule, self.families, self.config, self.ranks = rule, list(families), config, ranks
         self.horizons = Horizons(
-            config.shortest_horizon, config.longest_horizon, config.truncation, config.known_horizon
-        )
+            config.shortest_horizon, config.longest_horizon, config.truncation, config.known_horizon,
+            shared=config.estimator == "lives",
+        )  # fmt: skip
         self.augmentation = Augmentation(config.reparametrise, config.rescale_loss)
         seeds = torch.randint(2**31, (config.cohorts,), generator=Generator().manual_seed(seed)).tolist()
         self.generators = {
@@ -51,11 +52,11 @@ class Population:
         }
         self.cohorts: dict[int, Cohort] = {}
 
-    def start(self) -> None:
-        """Fill the slots, unless they were restored."""
-        for slot in self.generators:
-            if slot not in self.cohorts:
-                self.cohorts[slot] = self.new_cohort(slot)
+    def cohort(self, slot: int) -> Cohort:
+        """The cohort in a slot, which stays empty until its turn: no checkpoint holds what has not begun."""
+        if slot not in self.cohorts:
+            self.cohorts[slot] = self.new_cohort(slot)
+        return self.cohorts[slot]
 
     def new_cohort(self, slot: int) -> Cohort:
         """A cohort of a fresh task.
@@ -83,12 +84,12 @@ class Population:
         cohort.networks, cohort.twins = estimate.networks, estimate.twins
         first = torch.isnan(cohort.initial)
         cohort.initial = torch.where(first, estimate.losses[0].cpu(), cohort.initial)
-        cohort.ages = cohort.ages + self.config.truncation
+        cohort.ages = cohort.ages + len(estimate.losses) - 1
         cohort.turns += 1
         due = estimate.diverged | (cohort.ages >= cohort.horizons)
         cohort.restart(due, self.rule.on(cohort.task.graph), self.horizons, self.generators[slot])
         if cohort.turns >= self.config.cohort_turns:
-            self.cohorts[slot] = self.new_cohort(slot)
+            del self.cohorts[slot]
         return int(due.sum())
 
     def family_of(self, slot: int) -> int:
@@ -98,8 +99,11 @@ class Population:
     def tree(self) -> list[Any]:
         """On the leader the state of every slot, in order; elsewhere that of the slots it owns."""
         mine = {
-            slot: {**_cohort_tree(cohort), "generator": self.generators[slot].get_state()}
-            for slot, cohort in self.cohorts.items()
+            slot: {
+                "generator": generator.get_state(),
+                "cohort": _cohort_tree(self.cohorts[slot]) if slot in self.cohorts else None,
+            }
+            for slot, generator in self.generators.items()
         }
         return [slot for _, slot in sorted(self.ranks.merge(mine).items())]
 
@@ -107,7 +111,8 @@ class Population:
         """Continue from what the leader's `tree` returned, with any number of processes."""
         for slot, generator in self.generators.items():
             generator.set_state(tree[slot]["generator"])
-            self.cohorts[slot] = self._restored(tree[slot])
+            if (saved := tree[slot]["cohort"]) is not None:
+                self.cohorts[slot] = self._restored(saved)
 
     def _restored(self, saved: dict[str, Any]) -> Cohort:
         origin = saved["origin"]

@@ -63,7 +63,8 @@ class Trainer:
         self.saved: int | None = None
         """The outer step of the last checkpoint."""
         self.best: float | None = None
-        self.counts = {"diverged": 0, "skipped": 0, "restarts": 0}
+        self.counts = {"diverged": 0, "skipped": 0, "restarts": 0, "inner_steps": 0}
+        """Over the whole run; `inner_steps` of networks, where those of an antithetic pair count once."""
         self._stop = False
 
     def run(self) -> None:
@@ -88,7 +89,6 @@ class Trainer:
         bar = progress(self.config.steps, "meta-training", initial=self.step)
         with terminable(self._request_stop):
             try:
-                self.population.start()
                 if self.step == 0:
                     self._validate(log)  # the fresh rule is a candidate too
                 while self.step < self.config.steps and not self.ranks.any(self._stop):
@@ -133,7 +133,7 @@ class Trainer:
             **turns.scalars([weighted.family.name for weighted in self.population.families]),
             "gradient_norm": norm,
             "learning_rate": self.optimizer.learning_rate,
-            "inner_steps_per_second": count * self.config.truncation * self.config.networks / seconds,
+            "inner_steps_per_second": turns.column("inner_steps").sum().item() / seconds,
             "memory_mib": peak_memory(),
             **self.counts,
             **self.rule.gauges(),
@@ -141,7 +141,7 @@ class Trainer:
 
     def _turn(self, slot: int, row: int, turns: Turns) -> None:
         start = time.perf_counter()
-        cohort = self.population.cohorts[slot]
+        cohort = self.population.cohort(slot)
         family = self.population.family_of(slot)
         estimate = self.estimator(self.rule, cohort, self.population.generators[slot])
         gauges = step_gauges(cohort.task.graph, estimate.previous, estimate.networks.params)
@@ -230,9 +230,10 @@ def resume(trainer: Trainer) -> Trainer:
     path = trainer.out / CHECKPOINT
     tree = checkpoint.load(path)
     config, slots = trainer.config, tree["slots"]
+    networks = [len(slot["cohort"]["ages"]) for slot in slots if slot["cohort"] is not None]
     sizes = {
         "cohorts": (len(slots), config.cohorts),
-        "networks": (len(slots[0]["ages"]), config.networks),
+        "networks": (networks[0] if networks else config.networks, config.networks),
     }
     for name, (found, wanted) in sizes.items():
         if found != wanted:

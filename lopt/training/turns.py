@@ -16,12 +16,14 @@ from lopt.training.estimators import Estimate
 from lopt.training.gauges import named_gauges
 from lopt.training.ranks import Ranks
 
-FIGURES = ("outer_loss", "skipped", "diverged", "restarts", "family", "clipped", "dropped", "seconds")
+FIGURES = (
+    "outer_loss", "skipped", "diverged", "restarts", "inner_steps", "family", "clipped", "dropped", "seconds",
+)  # fmt: skip
 
 
 @dataclass
 class Turns:
-    """The meta-gradients (S, M) and figures (S, 8) of an outer step, and its step gauges (S, 3, G)."""
+    """The meta-gradients (S, M) and figures (S, 9) of an outer step, and its step gauges (S, 3, G)."""
 
     gradients: Tensor
     figures: Tensor
@@ -42,8 +44,8 @@ class Turns:
             [value.flatten().double().cpu() for value in estimate.gradient.values()]
         )
         figures = (
-            estimate.outer_loss, estimate.skipped, int(estimate.diverged.sum()), restarts, family,
-            estimate.clipped, estimate.dropped, seconds,
+            estimate.outer_loss, estimate.skipped, int(estimate.diverged.sum()), restarts,
+            (len(estimate.losses) - 1) * len(estimate.diverged), family, estimate.clipped, estimate.dropped, seconds,
         )  # fmt: skip
         self.figures[row] = torch.tensor(figures, dtype=torch.float64)
         self.gauges[row] = gauges

@@ -64,7 +64,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     config = replace(CONFIG, autocast=True, steps=6)
     finish(tmp_path / "whole", config=config)
     first = tiny_trainer(tmp_path / "halves", config)
-    first.population.start()
     first._validate(None)
     while first.step < 3:
         first._outer_step()

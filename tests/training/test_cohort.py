@@ -44,6 +44,16 @@ def test_nobody_or_everybody_may_be_told() -> None:
         assert torch.equal(told, known * lengths)
 
 
+def test_a_shared_horizon_is_log_uniform_and_never_cut() -> None:
+    generator, lengths = seeded(0), []
+    for _ in range(400):
+        drawn, told = Horizons(20, 2000, 1, known=1.0, shared=True).draw(3, generator, first=True)
+        assert torch.equal(drawn, told)
+        assert (drawn == drawn[0]).all()
+        lengths.append(drawn[0])
+    assert (torch.stack(lengths) <= 200).float().mean().item() == pytest.approx(0.5, abs=0.08)
+
+
 def start(count: int = 4) -> tuple[Cohort, Horizons, object]:
     task, rule, horizons = TinyTask(), small_rule().float(), Horizons(10, 100, 5, known=1.0)
     bound = rule.on(task.graph)

@@ -1,4 +1,4 @@
-"""ES, PES and the mixture against the smoothed meta-gradient, by quadrature, of a rule with one meta-parameter."""
+"""Evolution strategies against the smoothed meta-gradient, by quadrature, of a rule with one meta-parameter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from lopt.graph import ParameterGraph
 from lopt.inner.task import Task
 from lopt.rules.base import Rule, State, Tensors
 from lopt.training.cohort import Cohort, Horizons
-from lopt.training.estimators import ES, PES, Estimate, Estimator, Mixture, TruncatedBackprop
+from lopt.training.estimators import (
+    ES,
+    NRES,
+    PES,
+    Estimate,
+    Estimator,
+    Mixture,
+    TruncatedBackprop,
+    WholeLives,
+)
+from lopt.training.estimators.perturbed import FITNESS
 from tests.helpers import seeded
 
 K, TRUNCATIONS, SIGMA = 2, 3, 0.15
@@ -89,6 +99,13 @@ def smoothed_gradient(task: Valley, theta: float, truncations: int) -> float:
     return float((weight[:, None] * losses * sums).sum() / weight.sum())
 
 
+def reused_gradient(task: Valley, theta: float, truncations: int, outer: Callable[..., np.ndarray]) -> float:
+    """d/dtheta E[L(theta + eps)] with one eps for a whole life, Gauss-Hermite: E[L eps] / s^2."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    losses = outer(task, np.repeat(theta + SIGMA * nodes[:, None], truncations, 1), K)
+    return float((weights * losses.sum(-1) * nodes).sum() / weights.sum() / SIGMA)
+
+
 def live(
     estimator: Estimator, rule: Rule, task: Task, truncations: int, count: int, seed: int
 ) -> list[Estimate]:
@@ -147,6 +164,104 @@ def test_pes_mean_summed_over_truncations_is_the_smoothed_gradient() -> None:
     assert abs(truncated - expected) > 5 * (error + its_error)
 
 
+def test_nres_mean_summed_over_truncations_is_the_smoothed_gradient() -> None:
+    task, theta = Valley(1.0, 0.3), 0.6
+    expected = reused_gradient(task, theta, TRUNCATIONS, outer_losses)
+
+    def draw(estimator: Estimator) -> Callable[[int], float]:
+        return lambda seed: summed(live(estimator, Rate(theta), task, TRUNCATIONS, 1000, seed))
+
+    found, error = mean_and_error(draw(NRES(K, sigma=SIGMA)))
+    assert abs(found - expected) < 3.5 * error
+    assert error < 0.02 * abs(expected)
+    # ES, which forgets the perturbations of earlier truncations, is off.
+    truncated, its_error = mean_and_error(draw(ES(K, sigma=SIGMA)))
+    assert abs(truncated - expected) > 5 * (error + its_error)
+
+
+def whole_life(estimator: Estimator, rule: Rule, task: Task, steps: int, count: int, seed: int) -> Estimate:
+    horizons, generator = Horizons(steps, steps, 1, known=1.0, shared=True), seeded(seed)
+    cohort = Cohort.start(task, {}, rule.on(task.graph), count, horizons, generator)
+    return estimator(rule, cohort, generator)
+
+
+@pytest.mark.parametrize("outer_loss", ["mean", "final"])
+def test_mean_over_whole_lives_is_the_smoothed_gradient(outer_loss: str) -> None:
+    task, theta, steps = Valley(1.0, 0.3), 0.6, K * TRUNCATIONS
+    curvatures = task.curvatures.numpy()
+
+    def outer(task: Valley, rates: np.ndarray, k: int) -> np.ndarray:
+        if outer_loss == "mean":
+            return outer_losses(task, rates, k) / TRUNCATIONS
+        after = (curvatures * (1 - curvatures * rates[:, :1]) ** (2 * steps)).sum(-1, keepdims=True)
+        return np.minimum(after / curvatures.sum(), 3.0)
+
+    expected = reused_gradient(task, theta, TRUNCATIONS, outer)
+    estimator = WholeLives(1, outer_loss, SIGMA)
+
+    def draw(seed: int) -> float:
+        return whole_life(estimator, Rate(theta), task, steps, 5000, seed).gradient["theta"].item()
+
+    found, error = mean_and_error(draw)
+    assert abs(found - expected) < 3.5 * error
+    assert error < 0.03 * abs(expected)
+
+
+def test_the_last_loss_of_a_life_is_a_mean_over_batches_of_another_split() -> None:
+    """Those of validation are 2, 3, 4... times the training loss, so the mean over three of them is 3 times it."""
+    task, rule = Growing(1.0, 0.3), Rate(0.6)
+    alone = whole_life(WholeLives(1, "final", 1e-9), rule, Valley(1.0, 0.3), 6, 2, 0)
+    estimator = WholeLives(1, "final", 1e-9, final_batches=3, outer_data="validation")
+    held_out = whole_life(estimator, rule, task, 6, 2, 0)
+    assert held_out.outer_loss == pytest.approx(3 * alone.outer_loss)
+    assert len(held_out.losses) == 7
+    torch.testing.assert_close(held_out.losses[:-1], alone.losses[:-1])
+    torch.testing.assert_close(held_out.losses[-1], 3 * alone.losses[-1])
+    torch.testing.assert_close(held_out.networks.params, alone.networks.params)
+
+
+class Growing(Valley):
+    calls = 1
+
+    def sample(self, split: str, count: int, generator: Generator) -> Tensor:
+        if split == "train":
+            return super().sample(split, count, generator)
+        self.calls += 1
+        return torch.full((count,), float(self.calls), dtype=torch.float64)
+
+
+def test_fitness_of_pairs() -> None:
+    """Of L+ and L- of five networks: worse by 10, better by .1, level, worse by .1 and by 2."""
+    outer = torch.tensor([[11.0, 0.4, 1.0, 0.6, 5.0], [1.0, 0.5, 1.0, 0.5, 3.0]], dtype=torch.float64)
+    expected = {
+        "difference": [10.0, -0.1, 0.0, 0.1, 2.0],
+        "sign": [1.0, -1.0, 0.0, 1.0, 1.0],
+        "rank": [1.0, -0.5, 0.0, 0.5, 0.8],
+    }
+    assert set(expected) == set(FITNESS)
+    # In steps of 1/8, so that two differences are equal to the last bit.
+    outer = (outer * 8).round() / 8
+    expected["difference"] = (outer[0] - outer[1]).tolist()
+    for name, values in expected.items():
+        found = FITNESS[name](outer)
+        torch.testing.assert_close(found, torch.tensor(values, dtype=torch.float64))
+        torch.testing.assert_close(FITNESS[name](outer.flip(0)), -found)
+        if name != "difference":  # the scale of the losses does not count
+            torch.testing.assert_close(FITNESS[name](1024 * outer), found)
+
+
+@pytest.mark.parametrize("fitness", ["sign", "rank"])
+@pytest.mark.parametrize("kind", [NRES, WholeLives])
+def test_fitness_points_downhill_whatever_the_scale_of_the_loss(kind: type[Estimator], fitness: str) -> None:
+    for theta, expected in ((0.3, -1.0), (1.9, 1.0)):  # the best rate lies between
+        estimator = kind(K, sigma=0.05, fitness=fitness)
+        found = summed([whole_life(estimator, Rate(theta), Valley(1.0), K, 200, 0)])
+        assert math.copysign(1, found) == expected
+        halved = whole_life(replace(estimator, sigma=0.025), Rate(theta), Valley(1.0), K, 200, 0)
+        # Of order E|eps| / sigma^2, however flat the valley.
+        assert 1.8 < summed([halved]) / found < 2.2
+
+
 def test_pes_is_unbiased_at_the_optimum_of_a_long_horizon_where_truncated_backprop_is_not() -> None:
     """The best constant rate for 24 steps down a narrow valley is known; truncations of 2 would have it changed."""
     task, truncations = Valley(1.0, 0.05), 12
@@ -186,6 +301,22 @@ def test_share_of_backprop_in_the_mixture_is_that_of_the_pair() -> None:
         torch.testing.assert_close(a.gradient, b.gradient)
 
 
+def test_noise_is_reused_until_a_network_is_born_anew() -> None:
+    task, rule, horizons = Valley(1.0, 0.3), Rate(0.6), Horizons(4, 40, K)
+    cohort = Cohort.start(task, {}, rule.on(task.graph), 3, horizons, seeded(0))
+    generator, noise = seeded(1), []
+    for turn in range(3):
+        estimate = NRES(K)(rule, cohort, generator)
+        assert estimate.twins is not None
+        noise.append(estimate.twins.perturbations["theta"])
+        cohort.networks, cohort.twins, cohort.ages = estimate.networks, estimate.twins, cohort.ages + K
+        if turn == 1:
+            cohort.restart(torch.tensor([False, True, False]), rule.on(task.graph), horizons, seeded(2))
+    assert torch.equal(noise[0], noise[1])
+    assert (noise[0] == noise[2]).tolist() == [True, False, True]
+    assert (noise[2] != 0).all()
+
+
 @pytest.mark.parametrize("kind", [PES, Mixture])
 def test_a_restarted_network_forgets_its_perturbations(kind: type[Estimator]) -> None:
     task, rule, horizons = Valley(1.0, 0.3), Rate(0.6), Horizons(4, 40, K)
@@ -203,7 +334,7 @@ def test_a_restarted_network_forgets_its_perturbations(kind: type[Estimator]) ->
     assert not torch.equal(cohort.twins.networks.params["p"][0], cohort.networks.params["p"][0])
 
 
-@pytest.mark.parametrize("estimator", [TruncatedBackprop(K), ES(K), PES(K), Mixture(K)])
+@pytest.mark.parametrize("estimator", [TruncatedBackprop(K), ES(K), PES(K), NRES(K), Mixture(K)])
 def test_outer_loss_can_be_measured_on_other_batches(estimator: Estimator) -> None:
     """The toy's validation batches double the loss."""
     task = Valley(1.0, 0.3)
@@ -214,7 +345,7 @@ def test_outer_loss_can_be_measured_on_other_batches(estimator: Estimator) -> No
     assert torch.equal(on_validation.losses, on_training.losses)
 
 
-@pytest.mark.parametrize("kind", [ES, PES])
+@pytest.mark.parametrize("kind", [ES, PES, NRES])
 def test_divergence_is_a_finite_loss_to_evolution(kind: type[Estimator]) -> None:
     """At a rate near the edge of stability those pushed beyond it count as the limit: the slope points away."""
     task = Valley(1.0)

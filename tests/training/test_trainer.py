@@ -22,6 +22,8 @@ from lopt.errors import LoptError
 from lopt.inner.task import Task
 from lopt.rules import load_rule
 from lopt.training import checkpoint
+from lopt.training.estimators import Estimate
+from lopt.training.population import Population
 from lopt.training.trainer import CHECKPOINT, Weighted, resume
 from tests.helpers import TinyFamily, TinyTask
 from tests.training.tiny_run import CLOCK, CONFIG, MOMENTS, finish, metrics, outcome, tiny_rule, tiny_trainer
@@ -290,3 +292,37 @@ def test_restarts_are_staggered(tmp_path: Path) -> None:
     assert sum(each) >= 16
     assert max(each) <= 5
     assert sum(count > 0 for count in each) >= 8
+
+
+@pytest.mark.parametrize("estimator", ["nres", "lives"])
+def test_a_run_over_whole_lives_resumes_bit_for_bit(tmp_path: Path, estimator: str) -> None:
+    config = replace(
+        CONFIG, estimator=estimator, fitness="rank", outer_loss="final", outer_data="validation", steps=6,
+        cohort_turns=1 if estimator == "lives" else 4,
+    )  # fmt: skip
+    whole = finish(tmp_path / "whole", config=config)
+    halves = tiny_trainer(tmp_path / "halves", config)
+    halves.config = replace(config, steps=3)
+    halves.run()
+    finish(tmp_path / "halves", config=config)
+    assert outcome(tmp_path / "halves")[0] == outcome(tmp_path / "whole")[0]
+    assert whole.counts["restarts"] > 0
+    # Nothing is left of a life that is over: a checkpoint is the rule, its optimizer and the random streams.
+    assert bool(whole.population.cohorts) == (estimator == "nres")
+
+
+def test_every_life_is_as_long_as_the_horizon_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the rule's own counts of steps at the end of lives of 2 to 8 steps."""
+    config, lived = replace(CONFIG, estimator="lives", known_horizon=1.0, steps=12), []
+    advance = Population.advance
+
+    def seen(self: Population, slot: int, estimate: Estimate) -> int:
+        state = estimate.networks.state["w"]
+        lived.append((state["step"].tolist(), state["total_steps"].tolist()))
+        return advance(self, slot, estimate)
+
+    monkeypatch.setattr(Population, "advance", seen)
+    finish(tmp_path, config=config)
+    assert len(lived) == 12
+    assert all(taken == told for taken, told in lived)
+    assert len({taken[0] for taken, _ in lived}) > 1

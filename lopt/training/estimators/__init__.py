@@ -8,16 +8,19 @@ from lopt.training.config import MetaConfig
 from lopt.training.estimators.backprop import TruncatedBackprop
 from lopt.training.estimators.base import Estimate, Estimator, has_diverged, initial_losses
 from lopt.training.estimators.es import ES
+from lopt.training.estimators.lives import WholeLives
 from lopt.training.estimators.mixture import Mixture
-from lopt.training.estimators.pes import PES
+from lopt.training.estimators.pes import NRES, PES
 
 __all__ = [
     "ES",
+    "NRES",
     "PES",
     "Estimate",
     "Estimator",
     "Mixture",
     "TruncatedBackprop",
+    "WholeLives",
     "has_diverged",
     "initial_losses",
     "make_estimator",
@@ -33,6 +36,10 @@ def make_estimator(config: MetaConfig) -> Estimator:
         return ES(*goal, config.sigma, **common)
     if config.estimator == "pes":
         return PES(*goal, config.sigma, **common)
+    if config.estimator == "nres":
+        return NRES(*goal, config.sigma, config.fitness, **common)
+    if config.estimator == "lives":
+        return WholeLives(*goal, config.sigma, config.fitness, config.final_batches, **common)
     common["network_clip"] = config.network_clip
     if config.estimator == "backprop":
         return TruncatedBackprop(*goal, *order, **common)

@@ -73,7 +73,7 @@ class Estimator(ABC):
 
     def per_network(self, measured: Tensor, initial: Tensor, cohort: Cohort) -> Tensor:
         """(K, T) losses -> (T,) outer losses."""
-        reference = cohort.reference_after(self.truncation)
+        reference = cohort.reference_after(len(measured))
         if reference is not None:
             reference = reference.to(measured)
         return OUTER_LOSSES[self.outer_loss](measured, initial, reference)

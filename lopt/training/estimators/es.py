@@ -28,6 +28,6 @@ class ES(Estimator):
         epsilon = draw_perturbations(rule, len(cohort.ages), self.sigma, generator)
         with torch.no_grad():
             pair = run_pair(self, rule, cohort, cohort.networks, epsilon, generator)
-        gradient, skipped = finite_or_zero(evolution_gradient(pair.outer, epsilon, epsilon, self.sigma))
+        gradient, skipped = finite_or_zero(evolution_gradient(pair.outer, epsilon, self.sigma))
         outer = pair.outer.mean().item()
         return Estimate(gradient, outer, pair.positive, pair.losses, pair.diverged, skipped, pair.previous)

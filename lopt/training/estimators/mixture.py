@@ -43,7 +43,7 @@ class Mixture(Estimator):
         slopes = network_gradients(pair.outer.flatten() / 2, pair.own)
         pairs = {name: sum(halves(value)) for name, value in slopes.items()}
         direct = combined(pairs, ~pair.diverged, self.network_clip)
-        indirect = evolution_gradient(pair.outer, epsilon, sums, self.sigma)
+        indirect = evolution_gradient(pair.outer, sums, self.sigma)
         mixed = {
             name: (1 - self.share) * direct.gradient[name] + self.share * value
             for name, value in indirect.items()

@@ -5,7 +5,7 @@ Shapes: T networks, K inner steps; a pair of cohorts is 2 T networks, first all 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -55,8 +55,9 @@ def run_pair(
         {name: torch.cat([p + epsilon[name], p - epsilon[name]]) for name, p in rule.named_parameters()}
     )
     unrolled = unroll(
-        rule.on(cohort.task.graph), cohort.task, joined(cohort.networks, negative), _doubled(batches), own=own,
-        probes=None if probes is None else _doubled(probes),
+        rule.on(cohort.task.graph), cohort.task, joined(cohort.networks, negative),
+        [doubled(batch) for batch in batches], own=own,
+        probes=None if probes is None else [doubled(batch) for batch in probes],
         second_order=second_order, rematerialise=rematerialise, compiled=estimator.compiled,
     )  # fmt: skip
     losses = unrolled.losses.detach().unflatten(1, (2, -1))
@@ -70,10 +71,39 @@ def run_pair(
     return Pair(torch.stack(outer), losses.mean(1), diverged.cpu(), positive, other, own, previous)
 
 
-def evolution_gradient(outer: Tensor, epsilon: Tensors, sums: Tensors, sigma: float) -> dict[str, Tensor]:
-    """Mean over the networks of (L+ - L-) / (2 sigma^2) times each network's summed perturbations."""
-    weight = (outer[0] - outer[1]).detach() / (2 * sigma**2 * outer.shape[1])
-    return {name: torch.tensordot(weight.to(epsilon[name]), sums[name], 1) for name in epsilon}
+def difference(outer: Tensor) -> Tensor:
+    """L+ - L-, as the derivative has it: a task's share in the meta-gradient is as large as its losses differ."""
+    return outer[0] - outer[1]
+
+
+def sign(outer: Tensor) -> Tensor:
+    """-1, 0 or 1: which of the two is better, whatever the scale of the task's loss (VeLO, Metz et al. 2022)."""
+    return difference(outer).sign()
+
+
+def rank(outer: Tensor) -> Tensor:
+    """The sign of L+ - L- times the rank of its size within the cohort, 1 / T to 1; ties share their mean rank.
+
+    Ranks as fitness (Wierstra et al. 2014, JMLR 15) of the pairs' differences: a network that tells the two apart
+    clearly counts more than one that hardly does, and none more than T times another.
+    """
+    size = difference(outer).abs()
+    below, ties = size[:, None] > size, size[:, None] == size
+    ranks = below.sum(1) + 0.5 * (ties.sum(1) + 1)
+    return sign(outer) * ranks.to(outer) / len(size)
+
+
+FITNESS: dict[str, Callable[[Tensor], Tensor]] = {f.__name__: f for f in (difference, sign, rank)}
+"""Each maps the outer losses (2, T) of the pairs of a cohort, all of one task, to what their perturbations get."""
+
+
+def evolution_gradient(
+    outer: Tensor, credited: Tensors, sigma: float, fitness: str = "difference"
+) -> dict[str, Tensor]:
+    """Mean over the networks of (L+ - L-) / (2 sigma^2), or another fitness, times what is credited with it."""
+    outer = outer.detach()
+    weight = FITNESS[fitness](outer) / (2 * sigma**2 * outer.shape[1])
+    return {name: torch.tensordot(weight.to(value), value, 1) for name, value in credited.items()}
 
 
 def joined(first: Any, second: Any) -> Any:
@@ -86,5 +116,6 @@ def halves(tree: Any) -> tuple[Any, Any]:
     return tree_map(lambda x: x.chunk(2)[0], tree), tree_map(lambda x: x.chunk(2)[1], tree)
 
 
-def _doubled(batches: Sequence[Batch]) -> list[Batch]:
-    return [joined(batch, batch) for batch in batches]
+def doubled(batch: Batch) -> Batch:
+    """The batch of T networks for both of each pair."""
+    return joined(batch, batch)
