@@ -9,20 +9,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch._functorch.config
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from lopt.inner.step import Networks, Step
+from lopt.inner.task import Batch, Task
 from lopt.rules.base import BoundRule, Tensors
 
-if TYPE_CHECKING:
-    from lopt.inner.task import Batch, Task
-    from lopt.inner.unroll import Networks, Step
-
-Maker = Callable[[BoundRule, "Task", Tensors], "Step"]
+Maker = Callable[[BoundRule, Task, Tensors], Step]
 KEPT = f"{__name__}.steps"
 
 

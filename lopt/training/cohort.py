@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from lopt.inner.step import Networks
 from lopt.inner.task import Task
-from lopt.inner.unroll import Networks
 from lopt.rules.base import BoundRule
 from lopt.training.augmentation import NO_AUGMENTATION, Augmentation, Augmented
 

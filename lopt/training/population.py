@@ -15,8 +15,8 @@ from torch import Generator
 from torch.utils._pytree import tree_map
 
 from lopt.inner.autocast import Autocast
+from lopt.inner.step import Networks
 from lopt.inner.task import Task, TaskFamily
-from lopt.inner.unroll import Networks
 from lopt.rules.base import Rule
 from lopt.training.augmentation import Augmentation, Augmented, Scales
 from lopt.training.cohort import Cohort, Horizons, Twins

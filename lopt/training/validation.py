@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from lopt.inner.step import Networks, second_order_step
 from lopt.inner.task import Task
-from lopt.inner.unroll import Networks, second_order_step
 from lopt.rules.base import Rule
 from lopt.training.config import MetaConfig
 from lopt.training.outer import LIMIT

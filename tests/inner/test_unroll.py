@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lopt.inner.unroll import Networks, detached, unroll
+from lopt.inner.step import Networks, detached
+from lopt.inner.unroll import unroll
 from lopt.rules import LearnedRule
 from lopt.rules.base import Rule, State
 from tests.helpers import TinyTask, flat_state, seeded, small_rule

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lopt.inner.unroll import Networks
+from lopt.inner.step import Networks
 from lopt.training.cohort import Cohort, Horizons, replace_at
 from tests.helpers import TinyTask, flat_state, seeded, small_rule
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lopt.inner.unroll import Networks, unroll
+from lopt.inner.step import Networks
+from lopt.inner.unroll import unroll
 from lopt.rules import LearnedRule
 from lopt.training.cohort import Cohort, Horizons
 from lopt.training.estimators import TruncatedBackprop

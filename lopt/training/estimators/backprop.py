@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator
 
-from lopt.inner.unroll import detached, each_its_own, unroll
+from lopt.inner.step import detached, each_its_own
+from lopt.inner.unroll import unroll
 from lopt.rules.base import Rule
 from lopt.training.cohort import Cohort
 from lopt.training.estimators.base import Estimate, Estimator, has_diverged, initial_losses

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
+from lopt.inner.step import Networks
 from lopt.inner.task import Batch
-from lopt.inner.unroll import Networks
 from lopt.rules.base import Rule
 from lopt.training.cohort import Cohort, Twins
 from lopt.training.outer import LIMIT, OUTER_LOSSES

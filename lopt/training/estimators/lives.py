@@ -12,8 +12,8 @@ import torch
 from torch import Generator, Tensor
 
 from lopt.inner.compiled import compiled_step
+from lopt.inner.step import Networks, second_order_step
 from lopt.inner.task import Task
-from lopt.inner.unroll import Networks, second_order_step
 from lopt.rules.base import Rule
 from lopt.training.cohort import Cohort
 from lopt.training.estimators.base import Estimate, Estimator, finite_or_zero, has_diverged, initial_losses

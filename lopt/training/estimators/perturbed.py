@@ -12,8 +12,9 @@ import torch
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
+from lopt.inner.step import Networks, detached
 from lopt.inner.task import Batch
-from lopt.inner.unroll import Networks, detached, unroll
+from lopt.inner.unroll import unroll
 from lopt.rules.base import Rule, Tensors
 from lopt.training.cohort import Cohort
 from lopt.training.estimators.base import Estimator, has_diverged, initial_losses
