@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "meta-train a rule as a config says",
     "resume": "continue an interrupted training run",
     "watch": "how a training run stands, in plain text",
+    "report": "a training run as one HTML page",
     "evaluate": "train test networks with a rule and print the figures",
     "compare": "learning curves of rules and tuned baselines",
     "benchmark": "reproduce a published table",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,7 @@ from lopt import config as configs
 from lopt.cli.arguments import positive
 from lopt.cli.train import CONFIG_FILE
 from lopt.errors import ConfigError
+from lopt.progress import SECONDS_BETWEEN_LINES
 from lopt.training.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -24,11 +28,14 @@ it can look at a run on a shared disk, and at one that has ended.
 
 examples:
   lopt watch runs/demo
-  lopt watch runs/demo --every 10     again every 10 seconds until the run is over"""
+  lopt watch runs/demo --live         redrawn in place until the run is over
+  lopt watch runs/demo --every 10     printed again every 10 seconds until the run is over"""
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
 """Characters of a curve."""
+LIVE_SECONDS = 1.0
+"""Between two looks at a run that is watched live."""
 RECENT = 25
 """Outer steps that "now" is a mean over."""
 
@@ -36,6 +43,8 @@ RECENT = 25
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run folder")
     parser.add_argument("--every", type=positive, metavar="SECONDS", help="repeat until the run is over")
+    live = "redraw in place until the run is over; where that is no terminal, a line now and then"
+    parser.add_argument("--live", action="store_true", help=live)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,25 +54,60 @@ def run(args: argparse.Namespace) -> int:
     if not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"{folder}: expected a run folder with {CONFIG_FILE}, found none")
     config = configs.load(RunConfig, folder / CONFIG_FILE, {})
+    if args.live:
+        follow(folder, config, args.every)
+        return 0
     while True:
         history = History.read(folder)
         print(summary(config, history), flush=True)
-        done = steps_done(history) >= config.meta.steps
-        if args.every is None or done:
+        if args.every is None or is_over(config, history):
             return 0
         time.sleep(args.every)
         print()
 
 
-def steps_done(history: History) -> int:
-    """Outer steps that the log holds."""
-    found = history.series("outer_loss")
-    return found[-1][0] if found else 0
+def is_over(config: RunConfig, history: History) -> bool:
+    """Whether the last validation, with which a run ends, is in the log."""
+    return max((step for step, _ in history.series("validation")), default=0) >= config.meta.steps
+
+
+def follow(folder: Path, config: RunConfig, every: float | None) -> None:
+    """Show how a run stands until it is over, and then once more, to stay."""
+    from lopt.runs.history import History
+
+    on_terminal = sys.stdout.isatty()
+    history = History.read(folder)
+    with _screen() if on_terminal else nullcontext():
+        while not is_over(config, history):
+            text = summary(config, history)
+            if on_terminal:
+                columns, rows = shutil.get_terminal_size()
+                _redraw([line[:columns] for line in text.splitlines()[:rows]])
+            else:
+                print(text.partition("\n")[0], flush=True)
+            time.sleep(every or (LIVE_SECONDS if on_terminal else SECONDS_BETWEEN_LINES))
+            history = History.read(folder)
+    print(summary(config, history), flush=True)
+
+
+@contextmanager
+def _screen() -> Iterator[None]:
+    """The terminal's second screen, so that what stood on the first is there again at the end, also after ^C."""
+    try:
+        print("\x1b[?1049h\x1b[?25l", end="", flush=True)
+        yield
+    finally:
+        print("\x1b[?1049l\x1b[?25h", end="", flush=True)
+
+
+def _redraw(lines: Sequence[str]) -> None:
+    # Each line is cleared behind its text, not the screen before all of it: that would flicker.
+    print("\x1b[H" + "\n".join(f"{line}\x1b[K" for line in lines) + "\x1b[J", end="", flush=True)
 
 
 def summary(config: RunConfig, history: History) -> str:
     """The whole report."""
-    done, total = steps_done(history), config.meta.steps
+    done, total = history.steps, config.meta.steps
     head = f"{config.name}: outer step {done} of {total} ({done / total:.0%}){_remaining(config, history)}"
     if not done:
         return f"{head}\nnothing logged yet"
@@ -73,7 +117,7 @@ def summary(config: RunConfig, history: History) -> str:
 
 def _remaining(config: RunConfig, history: History) -> str:
     rates = [value for _, value in history.series("inner_steps_per_second")[-RECENT:]]
-    left = config.meta.steps - steps_done(history)
+    left = config.meta.steps - history.steps
     if not rates or not left:
         return ""
     meta = config.meta

@@ -35,6 +35,11 @@ class History:
     def read(cls, folder: Path) -> History:
         return cls(list(records(folder / METRICS)))
 
+    @property
+    def steps(self) -> int:
+        """Outer steps that the log holds."""
+        return next((r["step"] for r in reversed(self.records) if "outer_loss" in r), 0)
+
     def names(self, prefix: str) -> list[str]:
         """Names of all that was logged that start so, in order of appearance."""
         return list(dict.fromkeys(n for record in self.records for n in record if n.startswith(prefix)))

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
+import os
+import pty
+import struct
 import subprocess
+import sys
+import termios
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,3 +207,87 @@ def test_watch_as_a_command(finished: Path, tmp_path: Path) -> None:
     assert main(["watch", str(finished)]) == 0
     assert main(["watch", str(finished), "--every", "1"]) == 0  # over, so it does not wait
     assert main(["watch", str(tmp_path)]) == 2
+
+
+def test_report_as_a_command(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lopt import config as configs
+    from lopt.cli.main import main
+
+    assert main(["report", str(tmp_path)]) == 2
+    assert "expected a run folder with config.yaml, found none" in capsys.readouterr().err
+    (finished / "config.yaml").write_text(configs.dump(config()))
+    assert main(["report", str(finished), "--out", str(tmp_path / "run.html")]) == 0
+    text = (tmp_path / "run.html").read_text()
+    for expected in (
+        "outer step 10 of 10",
+        "training narrow",
+        "training wide",
+        "cohort_turns: 2",
+        "outer_steps",
+    ):
+        assert expected in text, expected
+
+
+def test_live_on_a_terminal_redraws_in_place_until_the_run_is_over(finished: Path, tmp_path: Path) -> None:
+    """A log that grows line by line is watched through a pseudo-terminal of 12 rows and 60 columns."""
+    lines = prepared(finished, tmp_path)
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 60, 0, 0))
+    env = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    watching = subprocess.Popen([*WATCH, str(tmp_path)], stdout=follower, env=env)
+    os.close(follower)
+    shown = ""
+    while "\x1b[H" not in shown:
+        shown += os.read(leader, 4096).decode()
+    grow(tmp_path, lines)
+    while part := _read(leader):
+        shown += part
+    os.close(leader)
+    assert watching.wait(30) == 0
+    live, last = shown.split("\x1b[?1049l")
+    screens = live.split("\x1b[H")[1:]
+    assert len(screens) >= 2
+    for screen in screens:
+        rows = screen.removesuffix("\x1b[J").replace("\x1b[K", "").splitlines()
+        assert len(rows) <= 12
+        assert max(map(len, rows)) <= 60
+    assert "outer step 0 of 10" in screens[0]
+    assert "outer step 10 of 10" in last
+    assert "\x1b[" not in last.removeprefix("\x1b[?25h")
+
+
+def test_live_elsewhere_prints_lines(finished: Path, tmp_path: Path) -> None:
+    lines = prepared(finished, tmp_path)
+    with subprocess.Popen([*WATCH, str(tmp_path)], stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        assert watching.stdout.readline() == "tiny: outer step 0 of 10 (0%)\n"
+        grow(tmp_path, lines)
+        rest = watching.stdout.read()
+    assert watching.returncode == 0
+    assert "\x1b" not in rest
+    assert "tiny: outer step 10 of 10 (100%)\n\nouter loss" in rest
+
+
+WATCH = (sys.executable, "-m", "lopt", "watch", "--live", "--every", "1")
+
+
+def prepared(finished: Path, folder: Path) -> list[str]:
+    """A run folder without a log, and the lines of the log of a finished run."""
+    from lopt import config as configs
+
+    (folder / "config.yaml").write_text(configs.dump(config()))
+    return (finished / "metrics.jsonl").read_text().splitlines(keepends=True)
+
+
+def grow(folder: Path, lines: list[str]) -> None:
+    for line in lines:
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write(line)
+        time.sleep(0.15)
+
+
+def _read(terminal: int) -> str:
+    try:
+        return os.read(terminal, 4096).decode(errors="replace")
+    except OSError:  # how Linux says that nobody holds the other end any more
+        return ""

@@ -1,0 +1,43 @@
+"""`lopt report`: a training run as one HTML page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lopt import config as configs
+from lopt.cli.train import CONFIG_FILE
+from lopt.errors import ConfigError
+from lopt.training.run_config import RunConfig
+
+DESCRIPTION = """Write a training run as one HTML page: learning curves, validation by task, step sizes by class of
+tensor, where the time goes, what went wrong, the config, and how the rule was made. The page holds all
+that it shows, so it can be mailed; a run in progress can be looked at as well as one that has ended.
+
+examples:
+  lopt report runs/demo
+  lopt report runs/demo --out demo.html"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the run folder")
+    parser.add_argument("--out", metavar="FILE", help="the page (default: RUN/report.html)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from lopt.files import write_atomically
+    from lopt.rules.io import provenance_of
+    from lopt.runs.history import History
+    from lopt.runs.page import page
+    from lopt.training.trainer import RULE
+
+    folder = Path(args.run)
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"{folder}: expected a run folder with {CONFIG_FILE}, found none")
+    config = configs.load(RunConfig, folder / CONFIG_FILE, {})
+    made = provenance_of(folder / RULE) if (folder / RULE).is_file() else None
+    out = Path(args.out or folder / "report.html")
+    text = page(config.name, config.meta.steps, History.read(folder), configs.dump(config), made)
+    write_atomically(out, text.encode())
+    print(f"report: {out}")
+    return 0
