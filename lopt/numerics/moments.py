@@ -25,11 +25,6 @@ class Moments(NamedTuple):
     """(P,) square root of the second moment."""
 
 
-def decayed(previous: Tensor, value: Tensor, decay: Tensor | float) -> Tensor:
-    """decay * previous + (1 - decay) * value, in one pass."""
-    return previous.lerp(value, 1 - decay)
-
-
 def weight_seen(steps: Tensor, decays: Sequence[float]) -> Tensor:
     """(...) steps, K decays -> (K, ...): 1 - decay^steps, the weight that a running mean gives to what it has seen.
 

@@ -46,16 +46,24 @@ def learning_rates(lr: Tensor | float, schedule: str | Sequence[str], count: int
     return (torch.as_tensor(lr, dtype=torch.float64).expand(count)[:, None] * table).float()
 
 
-def annealing(steps: Tensor, horizon: Tensor, warm_up: float = 0.0, fade: float = 0.0) -> Tensor:
+def annealing(
+    steps: Tensor,
+    horizon: Tensor,
+    warm_up: Tensor | float = 0.0,
+    fade: float = 0.0,
+    power: Tensor | float = 1.0,
+) -> Tensor:
     """(B,) factor on the step.
 
     Where the horizon is unknown (0): 1, or with `fade` 1 / sqrt(1 + t / fade) after t steps, the first fifth of them
     linearly from 0. Where it is known: half a cosine up from 0.04 over its first `warm_up`, and half a cosine down to
-    0.01 at its end (one cycle, Smith & Topin 2019, arXiv 1708.07120).
+    0.01 at its end (one cycle, Smith & Topin 2019, arXiv 1708.07120), the latter to a `power`.
     """
     fraction = ((steps - 1) / horizon.clamp(min=1)).clamp(max=1)
     factor = _half_cosine(((fraction - warm_up) / (1 - warm_up)).clamp(min=0), 0.01)
-    if warm_up > 0:
+    if isinstance(power, Tensor) or power != 1:
+        factor = factor**power
+    if isinstance(warm_up, Tensor) or warm_up > 0:
         factor = factor * _half_cosine((1 - fraction / warm_up).clamp(min=0), 0.04)
     unknown = torch.rsqrt(1 + (steps - 1) / fade) * (5 * steps / fade).clamp(max=1) if fade else 1.0
     return torch.where(horizon > 0, factor, unknown)

@@ -9,6 +9,7 @@ from typing import Any
 from lopt.errors import ConfigError
 from lopt.graph.tensor_classes import CLASSES
 from lopt.metanets import METANETS
+from lopt.rules.constants import CONSTANTS
 from lopt.rules.directions import DIRECTIONS
 from lopt.rules.forms import FORMS
 
@@ -54,9 +55,11 @@ class LearnedRuleConfig:
     """Horizon at which half of the weight decay acts (`decay_share`); 0: all of it at any."""
     max_step: float = 0.5
     """Bound on the rms of a tensor's step, relative to the rms of the tensor (taken as at least 0.1)."""
+    constants: tuple[str, ...] = ()
+    """Which of these constants are meta-learned and follow the horizon, by name in `lopt.rules.constants.CONSTANTS`."""
 
     def __post_init__(self) -> None:
-        for name in ("decays", "directions", "weights"):
+        for name in ("decays", "directions", "weights", "constants"):
             check(isinstance(getattr(self, name), (list, tuple)), name, "a list", getattr(self, name))
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "weights", self.weights or (1.0, *[0.0] * (len(self.directions) - 1)))
@@ -98,6 +101,28 @@ class LearnedRuleConfig:
         check(fits, "scales", f"finite numbers above 0 for some of {', '.join(CLASSES)}", self.scales)
         fits = is_number(self.second_decay) and 0 <= self.second_decay < 1
         check(fits, "second_decay", "a number from 0 up to but not 1", self.second_decay)
+        self._check_constants()
+
+    def _check_constants(self) -> None:
+        unknown = [name for name in self.constants if name not in CONSTANTS]
+        fits = not unknown and len(set(self.constants)) == len(self.constants)
+        check(fits, "constants", f"distinct names out of {', '.join(CONSTANTS)}", self.constants)
+        # From nothing no logarithm and no logit can move them.
+        off = {
+            "momentum_decay": not self.decays[0] or FORMS[self.update_form].learns_decay,
+            "second_decay": not self.second_decay,
+            "warm_up": not (self.anneal and self.warm_up),
+            "cool_down": not self.anneal,
+            "weight_decay": not self.weight_decay,
+            "relative": not self.relative,
+        }
+        found = [name for name in self.constants if off.get(name)]
+        check(
+            not found,
+            "constants",
+            "names of constants that are not off, nor learned by the update form",
+            found,
+        )
 
     @property
     def mixture(self) -> dict[str, float]:

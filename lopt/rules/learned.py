@@ -24,6 +24,7 @@ from lopt.numerics.schedules import annealing, decay_share
 from lopt.numerics.segments import LONG, segment_expand, segment_mean, segment_means
 from lopt.rules.base import BoundRule, Rule, State, Tensors, working_dtype
 from lopt.rules.config import LearnedRuleConfig
+from lopt.rules.constants import SPEED, Constants, log_decay
 from lopt.rules.directions import EPS, History
 from lopt.rules.forms import FORMS
 
@@ -50,9 +51,10 @@ class LearnedRule(Rule):
             outputs=FORMS[config.update_form].outputs(len(config.directions)),
             **config.metanet_options,
         )
-        self.log_rate = nn.Parameter(torch.tensor(config.rate).log() / RATE_SPEED)
+        self.log_rate = nn.Parameter(torch.tensor(config.rate).log() / SPEED)
         learns = FORMS[config.update_form].learns_decay
         self.decay_shift = nn.Parameter(torch.zeros(())) if learns else None
+        self.constants = Constants(config.constants)
 
     def on(self, graph: ParameterGraph, meta_parameters: Tensors | None = None) -> BoundRule:
         # Now, because `torch.compile` can use what is derived from a graph, but not trace how.
@@ -95,12 +97,12 @@ class LearnedRule(Rule):
             torch.stack([state[name][key] for name in names]).to(dtype) for key in ("step", "total_steps")
         )
         steps = steps + 1
-        decays, corrections = self._decays(steps)
+        new, new_second, corrections = self._decays(steps, horizon)
         momenta, second = (
             graph.flatten({n: state[n][key] for n in names}).to(dtype) for key in ("momenta", "second")
         )
-        momenta = moments.decayed(momenta, g, decays[:, None])
-        second = moments.decayed(second, g * g, self.config.second_decay)
+        momenta = momenta.lerp(g, _for_scalars(new, sizes))
+        second = second.lerp(g * g, _for_scalars(new_second, sizes))
         m = moments.corrected(momenta, second, segment_expand(corrections, sizes))
         history, features, context, param_rms = self._observe(graph, p, g, m, steps, horizon)
         memory = graph.flatten({n: state[n]["memory"] for n in names}) if self.metanet.memory else None
@@ -114,29 +116,42 @@ class LearnedRule(Rule):
         if self.config.weight_decay:
             step = step - segment_expand(self._weight_decay(graph, steps, horizon)[None], sizes)[0] * p
         delta = step * segment_expand(self._factor(graph, step, param_rms, steps, horizon)[None], sizes)[0]
-        new = {
+        changed = {
             "momenta": graph.unflatten(momenta),
             "second": graph.unflatten(second),
             **({} if memory is None else {"memory": graph.unflatten(memory.to(dtype))}),
         }
         next_state = {
-            name: {**state[name], "step": step, **{key: values[name] for key, values in new.items()}}
+            name: {**state[name], "step": step, **{key: values[name] for key, values in changed.items()}}
             for name, step in zip(names, steps.unbind(), strict=True)
         }
         return graph.unflatten(delta), next_state
 
-    def _decays(self, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """(K,) decays of the momenta, and (K + 1, B) bias corrections, the last one of the second moment."""
-        decays = steps.new_tensor(self.config.decays)
-        corrections = moments.bias_correction(steps, (*self.config.decays, self.config.second_decay))
-        if self.decay_shift is None:
-            return decays, corrections
-        logit = torch.logit(decays[0]) + (self.decay_shift * RATE_SPEED).to(steps.dtype)
-        corrected = -1 / torch.expm1(logsigmoid(logit) * steps)
-        return (
-            torch.cat([torch.sigmoid(logit)[None], decays[1:]]),
-            torch.cat([corrected[None], corrections[1:]]),
-        )
+    def _decays(self, steps: Tensor, horizon: Tensor) -> tuple[Tensor, Tensor | float, Tensor]:
+        """The weights 1 - decay of what is new, and (K + 1, B) bias corrections, the last one of the second moment.
+
+        The weights are (K, 1) for the momenta and a number for the second moment; as a learned constant, that of the
+        fastest momentum makes it (K, B), and that of the second moment (B,).
+        """
+        config, constants = self.config, self.constants
+        new, new_second = 1 - steps.new_tensor(config.decays)[:, None], 1 - config.second_decay
+        corrections = moments.bias_correction(steps, (*config.decays, config.second_decay))
+        if self.decay_shift is not None:
+            logit = torch.logit(steps.new_tensor(config.decays[0])) + (self.decay_shift * SPEED).to(
+                steps.dtype
+            )
+            new = torch.cat([1 - torch.sigmoid(logit).reshape(1, 1), new[1:]])
+            corrected = -1 / torch.expm1(logsigmoid(logit) * steps)
+            corrections = torch.cat([corrected[None], corrections[1:]])
+        if "momentum_decay" in constants:
+            log = log_decay(config.decays[0], constants.shift("momentum_decay", steps, horizon))
+            new = torch.cat([-torch.expm1(log)[None], new[1:].expand(-1, len(steps))])
+            corrections = torch.cat([(-1 / torch.expm1(log * steps))[None], corrections[1:]])
+        if "second_decay" not in constants:
+            return new, new_second, corrections
+        log = log_decay(config.second_decay, constants.shift("second_decay", steps, horizon))
+        corrections = torch.cat([corrections[:-1], (-1 / torch.expm1(log * steps))[None]])
+        return new, -torch.expm1(log), corrections
 
     def _observe(
         self, graph: ParameterGraph, p: Tensor, g: Tensor, m: Moments, steps: Tensor, horizon: Tensor
@@ -183,15 +198,15 @@ class LearnedRule(Rule):
 
     def _log_rate(self) -> Tensor:
         """() the logarithm of the base rate."""
-        return self.log_rate * RATE_SPEED
+        return self.log_rate * SPEED
 
     def _weight_decay(self, graph: ParameterGraph, steps: Tensor, horizon: Tensor) -> Tensor:
         """(B,) how much of each tensor is taken away at the full base rate; nothing of vectors."""
         decayed = steps.new_tensor([found != "vector" for found in classes(graph)])
         rate = self._log_rate().exp().to(steps.dtype)
-        return (
-            decayed * rate * self.config.weight_decay * decay_share(steps, horizon, self.config.decay_horizon)
-        )
+        share = decay_share(steps, horizon, self.config.decay_horizon)
+        rate = rate * self.constants.factor("weight_decay", steps, horizon)
+        return decayed * rate * self.config.weight_decay * share
 
     def _factor(
         self, graph: ParameterGraph, step: Tensor, param_rms: Tensor, steps: Tensor, horizon: Tensor
@@ -202,11 +217,15 @@ class LearnedRule(Rule):
         """
         factor = torch.ones_like(steps)
         if self.config.anneal:
-            factor = annealing(steps, horizon, self.config.warm_up, self.config.fade)
+            warm_up = self.constants.share("warm_up", self.config.warm_up, steps, horizon)
+            power = self.constants.factor("cool_down", steps, horizon)
+            factor = annealing(steps, horizon, warm_up, self.config.fade, power)
         if self.config.scales or self.config.widest:
             factor = factor * steps.new_tensor(scales_of(graph, self.config.scales, self.config.widest))
         if self.config.relative:
-            factor = factor * relative_rates(graph, param_rms)
+            exponent = self.constants.factor("relative", steps, horizon)
+            factor = factor * relative_rates(graph, param_rms) ** exponent
+        factor = factor * self.constants.rates(classes(graph), steps, horizon)
         rms = torch.sqrt(segment_mean((step * step)[None], graph.sizes)[0] + moments.TINY)
         return torch.minimum(factor, self.config.max_step * param_rms.clamp(min=0.1) / rms)
 
@@ -214,8 +233,10 @@ class LearnedRule(Rule):
         """Figures worth watching in meta-training."""
         found = {"base_rate": self._log_rate().exp().item()}
         if self.decay_shift is not None:
-            found["momentum_decay"] = self._decays(self.decay_shift.detach().new_ones(1))[0][0].item()
-        return found
+            one = self.decay_shift.detach().new_ones(1)
+            found["momentum_decay"] = 1 - self._decays(one, one)[0][0].item()
+        moved = self.constants.weights.items()
+        return found | {f"constants/{name}": SPEED * weights[0].item() for name, weights in moved}
 
     def describe(self) -> dict[str, Any]:
         """The config as JSON-able values, for the rule file."""
@@ -227,9 +248,11 @@ class LearnedRule(Rule):
         return cls(LearnedRuleConfig(**description))
 
 
-RATE_SPEED = 10.0
-"""The log of the base rate, and the logit of a learned decay, are learned in units of this, so that they move as
-fast as the many other weights."""
+def _for_scalars(weights: Tensor | float, sizes: list[int]) -> Tensor | float:
+    """(..., B) for each tensor -> (..., P); what is the same for all tensors as it is."""
+    if isinstance(weights, float) or weights.shape[-1] == 1:
+        return weights
+    return segment_expand(weights, sizes)
 
 
 @made_once

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lopt.numerics.moments import bias_correction, decayed, factored_root
+from lopt.numerics.moments import bias_correction, factored_root
 from tests.helpers import seeded
 
 
@@ -15,7 +15,7 @@ def test_corrected_average_is_the_weighted_mean(decay: float) -> None:
     values = torch.randn(7, 4, generator=seeded(0), dtype=torch.float64)
     average = torch.zeros(4, dtype=torch.float64)
     for t, value in enumerate(values, start=1):
-        average = decayed(average, value, decay)
+        average = average.lerp(value, 1 - decay)
         weights = torch.tensor([decay ** (t - i) for i in range(1, t + 1)], dtype=torch.float64)
         expected = (weights[:, None] * values[:t]).sum(0) / weights.sum()
         correction = bias_correction(torch.full((1,), float(t), dtype=torch.float64), [decay])

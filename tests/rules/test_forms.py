@@ -14,9 +14,9 @@ from lopt.graph import ParameterGraph
 from lopt.numerics.moments import Moments
 from lopt.numerics.newton_schulz import newton_schulz
 from lopt.rules import LearnedRule
+from lopt.rules.constants import SPEED
 from lopt.rules.directions import History
 from lopt.rules.forms import FORMS
-from lopt.rules.learned import RATE_SPEED
 from tests.helpers import relative_error, seeded, small_rule
 
 SHAPES = {"w": (5, 4), "b": (5,)}
@@ -65,7 +65,7 @@ def test_momentum_form_learns_its_decay() -> None:
     assert rule.decay_shift is not None
     assert rule.gauges()["momentum_decay"] == pytest.approx(0.9, abs=1e-12)
     with torch.no_grad():
-        rule.decay_shift += (math.log(0.6 / 0.4) - math.log(9)) / RATE_SPEED
+        rule.decay_shift += (math.log(0.6 / 0.4) - math.log(9)) / SPEED
     assert rule.gauges()["momentum_decay"] == pytest.approx(0.6, abs=1e-12)
     expected = fresh("momentum", rate=0.1, decays=(0.6, 0.99))
     assert relative_error(train(rule, 6), train(expected, 6)) < 1e-12
