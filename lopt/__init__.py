@@ -3,6 +3,7 @@
 from lopt import rules
 from lopt.graph import ParameterGraph
 from lopt.graph.first_forward import trace_on_first_forward
+from lopt.graph.tracing.ops.table import rule as register_op_rule
 from lopt.optim.learned_optimizer import LearnedOptimizer
 from lopt.rules import load_rule, make_rule, push_rule, save_rule
 
@@ -14,6 +15,7 @@ __all__ = [
     "load_rule",
     "make_rule",
     "push_rule",
+    "register_op_rule",
     "rules",
     "save_rule",
     "trace_on_first_forward",

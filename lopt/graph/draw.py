@@ -1,4 +1,4 @@
-"""A picture of a ParameterGraph: groups as bars, parameters as arrows between them.
+"""A picture of a GraphSpec: groups as bars, parameters as arrows between them.
 
 Time runs to the right: each weight has a column of its own, in order of depth. A group of neurons is a bar from the
 first weight that writes it to the last one that reads it, so that a residual stream is a long bar and the blocks
@@ -19,8 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from lopt.errors import GraphError
-from lopt.graph.parameter_graph import ParameterGraph, ParameterSpec, Segment
 from lopt.graph.pyg_styles import neuron
+from lopt.graph.spec import GraphSpec, ParameterSpec, Segment
 from lopt.graph.summary import group_names, totals
 
 _SUFFIXES = (".png", ".svg", ".pdf")
@@ -67,7 +67,7 @@ class _Bar:
         self.inner.update(dict.fromkeys(neurons[1:]))
 
 
-def draw(graph: ParameterGraph, path: str | Path, title: str = "") -> None:
+def draw(graph: GraphSpec, path: str | Path, title: str = "") -> None:
     """Write a picture of `graph` to `path`, in the format of its suffix: .png, .svg or .pdf.
 
     Raises `GraphError` for another suffix.
@@ -77,7 +77,7 @@ def draw(graph: ParameterGraph, path: str | Path, title: str = "") -> None:
     figure(graph, title).savefig(path, bbox_inches="tight", dpi=120)
 
 
-def figure(graph: ParameterGraph, title: str = "") -> Figure:
+def figure(graph: GraphSpec, title: str = "") -> Figure:
     """The picture as a matplotlib figure."""
     arrows = _arrows(graph)
     bars = _bars(graph, arrows)
@@ -104,7 +104,7 @@ def figure(graph: ParameterGraph, title: str = "") -> Figure:
 # -- layout ---------------------------------------------------------------------------------------------------------
 
 
-def _arrows(graph: ParameterGraph) -> list[_Arrow]:
+def _arrows(graph: GraphSpec) -> list[_Arrow]:
     """Every pair of neuron axes that a parameter connects; columns count the parameters by depth."""
     weights = [spec for spec in graph.parameters.values() if {"in", "out"} <= set(spec.roles)]
     columns = {spec.name: column for column, spec in enumerate(sorted(weights, key=lambda spec: spec.depth))}
@@ -118,17 +118,17 @@ def _arrows(graph: ParameterGraph) -> list[_Arrow]:
     return list(dict.fromkeys(arrows))
 
 
-def _end(graph: ParameterGraph, spec: ParameterSpec, segments: tuple[Segment, ...], role: str) -> Segment:
+def _end(graph: GraphSpec, spec: ParameterSpec, segments: tuple[Segment, ...], role: str) -> Segment:
     """The neurons on the axis of a role; none where it is an empty axis, as that of a depthwise filter."""
     candidates = (s for s, r in zip(segments, spec.roles, strict=True) if r == role)
     return next((neuron(graph, s) for s in candidates if s and not _is_empty(graph, s)), ())
 
 
-def _is_empty(graph: ParameterGraph, segment: Segment) -> bool:
+def _is_empty(graph: GraphSpec, segment: Segment) -> bool:
     return all(graph.groups[g].size == 1 and graph.groups[g].kind == "tap" for g in segment)
 
 
-def _bars(graph: ParameterGraph, arrows: list[_Arrow]) -> dict[int, _Bar]:
+def _bars(graph: GraphSpec, arrows: list[_Arrow]) -> dict[int, _Bar]:
     bars: dict[int, _Bar] = {}
     for arrow in arrows:
         bars.setdefault(arrow.source[0], _Bar()).reach(arrow.source, arrow.column + _READ)
@@ -140,7 +140,7 @@ def _bars(graph: ParameterGraph, arrows: list[_Arrow]) -> dict[int, _Bar]:
     return bars
 
 
-def _dots(graph: ParameterGraph, arrows: list[_Arrow]) -> Iterator[tuple[Segment, float, str]]:
+def _dots(graph: GraphSpec, arrows: list[_Arrow]) -> Iterator[tuple[Segment, float, str]]:
     """(neuron axis, column, kind) of every segment of every parameter that is not an arrow."""
     columns = {arrow.parameter: arrow.column for arrow in arrows}
     depths = [(graph.parameters[name].depth, column) for name, column in columns.items()]
@@ -170,7 +170,7 @@ def _assign_lanes(bars: dict[int, _Bar]) -> None:
 # -- drawing --------------------------------------------------------------------------------------------------------
 
 
-def _draw_bar(ax: Axes, graph: ParameterGraph, outer: int, bar: _Bar) -> None:
+def _draw_bar(ax: Axes, graph: GraphSpec, outer: int, bar: _Bar) -> None:
     hidden = graph.groups[outer].permutable
     ax.add_patch(
         FancyBboxPatch(
@@ -194,7 +194,7 @@ def _draw_bar(ax: Axes, graph: ParameterGraph, outer: int, bar: _Bar) -> None:
         ax.plot(kind[0] + 0.07 * number, bar.lane, "o", color=_COLOURS[kind[1]], markersize=3.5)
 
 
-def _label(graph: ParameterGraph, outer: int, bar: _Bar) -> str:
+def _label(graph: GraphSpec, outer: int, bar: _Bar) -> str:
     """Names and sizes of the atomic axes, and what the neurons pass through."""
     names = group_names(graph)
     atoms = [f"{names[g]} ({graph.groups[g].size})" for g in (outer, *bar.inner)]
@@ -226,7 +226,7 @@ def _draw_parameter_names(ax: Axes, arrows: list[_Arrow]) -> None:
         ax.text(column + 0.5, -0.25, name, rotation=35, ha="right", va="top", fontsize=6.5, color="#444444")
 
 
-def _draw_legend(ax: Axes, graph: ParameterGraph) -> None:
+def _draw_legend(ax: Axes, graph: GraphSpec) -> None:
     kinds = dict.fromkeys(
         kind for spec in graph.parameters.values() for kind in spec.block_kinds or (spec.kind,)
     )

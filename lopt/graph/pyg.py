@@ -1,4 +1,4 @@
-"""ParameterGraph and values -> `torch_geometric` data, and exactly back.
+"""GraphSpec and values -> `torch_geometric` data, and exactly back.
 
 Three styles, each with a place for every scalar, zero or not (laid out in `lopt.graph.pyg_styles`):
 
@@ -27,11 +27,11 @@ from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
 from lopt.errors import GraphError
-from lopt.graph.parameter_graph import PARAMETER_KINDS, ParameterGraph
 from lopt.graph.pyg_styles import NODE_KINDS, STYLES
+from lopt.graph.spec import PARAMETER_KINDS, GraphSpec
 
 
-def to_pyg(graph: ParameterGraph, values: Mapping[str, Tensor], style: str = "axes") -> Data:
+def to_pyg(graph: GraphSpec, values: Mapping[str, Tensor], style: str = "axes") -> Data:
     """Values (*shape) or (F, *shape) of each parameter -> `Data` in one of the styles.
 
     Every style has `edge_index` (2, E), `edge_attr`, `edge_type` (E,) counted in `PARAMETER_KINDS`,
@@ -59,7 +59,7 @@ def to_pyg(graph: ParameterGraph, values: Mapping[str, Tensor], style: str = "ax
     return data
 
 
-def from_pyg(data: Data | HeteroData, graph: ParameterGraph) -> dict[str, Tensor]:
+def from_pyg(data: Data | HeteroData, graph: GraphSpec) -> dict[str, Tensor]:
     """The exact inverse of `to_pyg` (in any style) and of `to_hetero`.
 
     Raises `GraphError` if `data` lacks edges or nodes, or belongs to another graph.
@@ -76,7 +76,7 @@ def from_pyg(data: Data | HeteroData, graph: ParameterGraph) -> dict[str, Tensor
     return graph.unflatten(flat if data.stacked else flat.squeeze(0))
 
 
-def to_hetero(graph: ParameterGraph, values: Mapping[str, Tensor]) -> HeteroData:
+def to_hetero(graph: GraphSpec, values: Mapping[str, Tensor]) -> HeteroData:
     """The "gmn" style as `HeteroData`: edges typed (kind of source, kind of parameter, kind of target)."""
     data = to_pyg(graph, values, style="gmn")
     ends = data.node_type[data.edge_index]
@@ -89,7 +89,7 @@ def to_hetero(graph: ParameterGraph, values: Mapping[str, Tensor]) -> HeteroData
     return hetero
 
 
-def _feature_matrix(graph: ParameterGraph, values: Mapping[str, Tensor]) -> tuple[Tensor, bool]:
+def _feature_matrix(graph: GraphSpec, values: Mapping[str, Tensor]) -> tuple[Tensor, bool]:
     """Values -> features (P, F), and whether the values had a feature axis."""
     leading = set()
     for name, spec in graph.parameters.items():

@@ -1,4 +1,4 @@
-"""Where each scalar of a ParameterGraph sits in each `torch_geometric` style: nodes, edges, types; no values.
+"""Where each scalar of a GraphSpec sits in each `torch_geometric` style: nodes, edges, types; no values.
 
 A style is a function graph -> attributes of `Data`, among them `edge_scalar` (and `node_scalar`): the flat
 numbers of the scalars that the edges (and nodes) hold.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lopt.graph.parameter_graph import PARAMETER_KINDS, Block, ParameterGraph, ParameterSpec, Segment
+from lopt.graph.spec import PARAMETER_KINDS, Block, GraphSpec, ParameterSpec, Segment
 
 NODE_KINDS = (
     "unit", "hidden", "input", "output", "tap", "vocabulary", "position", "untied", "bias", "norm", "other",
@@ -41,7 +41,7 @@ class Place:
         return len(self.spec.shape) > 1
 
 
-def neuron(graph: ParameterGraph, segment: Segment) -> Segment:
+def neuron(graph: GraphSpec, segment: Segment) -> Segment:
     """The atomic axes of a segment that make one neuron: the permutable ones, or all where none is.
 
     A linear layer behind a flatten reads (channel, position): its neuron is the channel, position is a tap.
@@ -49,7 +49,7 @@ def neuron(graph: ParameterGraph, segment: Segment) -> Segment:
     return tuple(g for g in segment if graph.groups[g].permutable) or segment
 
 
-def axes_style(graph: ParameterGraph) -> dict[str, object]:
+def axes_style(graph: GraphSpec) -> dict[str, object]:
     """One node per element of each group; one edge per scalar, further atomic axes in `edge_tap_index`."""
     nodes, places = _Nodes(graph), neuron_places(graph, atoms=1)
     for group in graph.groups:
@@ -84,7 +84,7 @@ def axes_style(graph: ParameterGraph) -> dict[str, object]:
     }
 
 
-def neural_graphs_style(graph: ParameterGraph) -> dict[str, object]:
+def neural_graphs_style(graph: GraphSpec) -> dict[str, object]:
     """One edge per pair of neurons and block, taps in slots; biases and scales in slots of nodes.
 
     Where padding would outgrow the scalars (`MAX_PADDING`), pairs with many taps get parallel edges.
@@ -109,7 +109,7 @@ def neural_graphs_style(graph: ParameterGraph) -> dict[str, object]:
     }
 
 
-def gmn_style(graph: ParameterGraph) -> dict[str, object]:
+def gmn_style(graph: GraphSpec) -> dict[str, object]:
     """One edge per scalar; those of a parameter with fewer than two axes come from a node of its own."""
     nodes, places = _Nodes(graph), neuron_places(graph)
 
@@ -131,7 +131,7 @@ def gmn_style(graph: ParameterGraph) -> dict[str, object]:
     }
 
 
-STYLES: dict[str, Callable[[ParameterGraph], dict[str, object]]] = {
+STYLES: dict[str, Callable[[GraphSpec], dict[str, object]]] = {
     "axes": axes_style,
     "neural_graphs": neural_graphs_style,
     "gmn": gmn_style,
@@ -141,7 +141,7 @@ STYLES: dict[str, Callable[[ParameterGraph], dict[str, object]]] = {
 class _Nodes:
     """Hands out nodes on first sight of their neuron axis; node 0 is the constant 1."""
 
-    def __init__(self, graph: ParameterGraph) -> None:
+    def __init__(self, graph: GraphSpec) -> None:
         self.graph = graph
         self.keys: dict[tuple[object, ...], int] = {}
         self.count = 1
@@ -170,7 +170,7 @@ class _Nodes:
         return torch.cat([torch.full((size,), NODE_KINDS.index(kind)) for kind, size in self._kinds])
 
 
-def neuron_places(graph: ParameterGraph, atoms: int | None = None) -> list[Place]:
+def neuron_places(graph: GraphSpec, atoms: int | None = None) -> list[Place]:
     """All blocks; a neuron keeps at most `atoms` of its atomic axes (None: all), the others become taps."""
     blocks, places = iter(graph.blocks), []
     for spec in graph.parameters.values():
@@ -182,7 +182,7 @@ def neuron_places(graph: ParameterGraph, atoms: int | None = None) -> list[Place
 
 
 def _neuron_positions(
-    graph: ParameterGraph, spec: ParameterSpec, segments: tuple[Segment, ...], role: str, atoms: int | None
+    graph: GraphSpec, spec: ParameterSpec, segments: tuple[Segment, ...], role: str, atoms: int | None
 ) -> tuple[int, ...]:
     """Positions, among all atomic axes of the block, of the neuron on the first axis that has this role."""
     start = 0
@@ -203,7 +203,7 @@ def _count(block: Block, positions: tuple[int, ...]) -> Tensor:
     return number
 
 
-def _column(graph: ParameterGraph, places: list[Place], number: Callable[[Place], Tensor]) -> Tensor:
+def _column(graph: GraphSpec, places: list[Place], number: Callable[[Place], Tensor]) -> Tensor:
     """One number for each scalar of each block -> (P,), in the order of `graph.flatten`."""
     wholes = {name: torch.empty(spec.shape, dtype=torch.long) for name, spec in graph.parameters.items()}
     for place in places:
@@ -212,20 +212,20 @@ def _column(graph: ParameterGraph, places: list[Place], number: Callable[[Place]
     return graph.flatten(wholes)
 
 
-def _kinds(graph: ParameterGraph, places: list[Place]) -> Tensor:
+def _kinds(graph: GraphSpec, places: list[Place]) -> Tensor:
     return _column(graph, places, lambda place: torch.tensor(PARAMETER_KINDS.index(place.block.kind)))
 
 
-def _parameters(graph: ParameterGraph, places: list[Place]) -> Tensor:
+def _parameters(graph: GraphSpec, places: list[Place]) -> Tensor:
     numbers = {name: torch.tensor(number) for number, name in enumerate(graph.parameters)}
     return _column(graph, places, lambda place: numbers[place.spec.name])
 
 
-def _edges(graph: ParameterGraph, places: list[Place]) -> Tensor:
+def _edges(graph: GraphSpec, places: list[Place]) -> Tensor:
     return _column(graph, places, lambda place: torch.tensor(int(place.is_edge))).bool()
 
 
-def _pairs(graph: ParameterGraph, places: list[Place]) -> tuple[Tensor, Tensor, int]:
+def _pairs(graph: GraphSpec, places: list[Place]) -> tuple[Tensor, Tensor, int]:
     """The edge (P,) and the slot (P,) of each scalar when the taps of a pair are folded, and the number of edges."""
     ends = [tuple(dict.fromkeys(place.target + place.source)) for place in places]
     pairs = [_size(place.block, end) * place.is_edge for place, end in zip(places, ends, strict=True)]

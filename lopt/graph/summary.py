@@ -1,18 +1,18 @@
-"""A ParameterGraph as a table that people read."""
+"""A GraphSpec as a table that people read."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from lopt.graph.parameter_graph import AxisGroup, ParameterGraph, ParameterSpec, Segment
+from lopt.graph.spec import AxisGroup, GraphSpec, ParameterSpec, Segment
 
 _SHORT = {"hidden": "h", "input": "in", "output": "out", "vocabulary": "vocab", "position": "pos"}
 
 _SHOWN_MEMBERS = 3
 
 
-def summary(graph: ParameterGraph) -> str:
+def summary(graph: GraphSpec) -> str:
     """Parameters with their axes written as groups, then the groups, then totals.
 
     `[h1, in1 x 9]` reads: axis 0 is group h1, axis 1 is the product of group in1 and 9 taps; `h1|h2` is a
@@ -39,7 +39,7 @@ def summary(graph: ParameterGraph) -> str:
     )
 
 
-def totals(graph: ParameterGraph) -> str:
+def totals(graph: GraphSpec) -> str:
     """One line: how many scalars, parameters and groups there are, and how the graph was derived."""
     permutable = [g for g in graph.groups if g.permutable]
     return (
@@ -48,7 +48,7 @@ def totals(graph: ParameterGraph) -> str:
     )
 
 
-def group_names(graph: ParameterGraph) -> dict[int, str]:
+def group_names(graph: GraphSpec) -> dict[int, str]:
     """A short name for each group: h1, h2... for hidden ones, in1, out1...; a tap is written as its size."""
     counts: Counter[str] = Counter()
     names = {}
@@ -59,7 +59,7 @@ def group_names(graph: ParameterGraph) -> dict[int, str]:
     return names
 
 
-def axes_text(graph: ParameterGraph, spec: ParameterSpec, names: dict[int, str]) -> str:
+def axes_text(graph: GraphSpec, spec: ParameterSpec, names: dict[int, str]) -> str:
     """The axes of a parameter in the notation of `summary`; equal neighbouring segments are counted: `3(h1 x h2)`."""
     return "[" + ", ".join("|".join(_segments(axis, names)) for axis in spec.axes) + "]"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
-from lopt.graph.parameter_graph import ParameterSpec
+from lopt.graph.spec import ParameterSpec
 
 ADAMW_KINDS = frozenset({"embedding", "position", "depthwise"})
 """Tensors of two axes that are tables of vectors, or filters each of its own, rather than matrices."""

@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from lopt.errors import GraphError, GraphWarning
-from lopt.graph.parameter_graph import ParameterGraph
+from lopt.graph.spec import GraphSpec
 from lopt.graph.tracing.assemble import assemble
 from lopt.graph.tracing.interpreter import Interpreter, interpret
 from lopt.graph.tracing.isolation import forget_fakes, input_tensors, output_tensors, plain_kernels, untouched
@@ -41,7 +41,7 @@ class _CannotRecordError(Exception):
 
 def trace(
     model: nn.Module, example_args: tuple[Any, ...], example_kwargs: Mapping[str, Any] | None = None
-) -> ParameterGraph:
+) -> GraphSpec:
     """Derive the graph of `model` from its operations on the example inputs; the model is left unchanged.
 
     Warns once (`GraphWarning`) where axes had to be left untied, naming the operations and parameters.
@@ -60,7 +60,7 @@ def trace(
 
 def _without_fakes(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fake_error: Exception
-) -> ParameterGraph:
+) -> GraphSpec:
     """The lower rungs of the ladder."""
     why = f"tracing without values failed ({_last_line(fake_error)})"
     if any(t.is_meta for t in [*model.parameters(), *model.buffers(), *input_tensors((args, kwargs))]):
@@ -90,7 +90,7 @@ def _needs_values(error: Exception) -> bool:
     return type(error).__name__ in names
 
 
-def _graph(model: nn.Module, tape: Tape, rung: str, remark: str | None) -> ParameterGraph:
+def _graph(model: nn.Module, tape: Tape, rung: str, remark: str | None) -> GraphSpec:
     if not tape.outputs:
         raise GraphError(
             f"expected tensors in what {type(model).__name__} returns, found none: without outputs nothing is known of"
@@ -100,14 +100,23 @@ def _graph(model: nn.Module, tape: Tape, rung: str, remark: str | None) -> Param
     kinds.update({name: "buffer" for name, _ in model.named_buffers()})
     interpreter = interpret(tape, kinds)
     remarks = [remark] if remark else []
-    remarks += _unknown_operations(interpreter)
+    remarks += _failed_rules(interpreter) + _unknown_operations(interpreter)
     if remarks:
         warnings.warn("; ".join(remarks), GraphWarning, stacklevel=4)
     return assemble(interpreter, aliases(model), rung)
 
 
+def _failed_rules(interpreter: Interpreter) -> list[str]:
+    failed = sorted(interpreter.know.failed.items())
+    return [
+        f"the rule for the operation {op} has a mistake ({error}): what it touches stays in place"
+        for op, error in failed
+    ]
+
+
 def _unknown_operations(interpreter: Interpreter) -> list[str]:
-    unknown = {op: names for op, names in interpreter.know.unknown.items() if names}
+    failed = interpreter.know.failed
+    unknown = {op: names for op, names in interpreter.know.unknown.items() if names and op not in failed}
     if not unknown:
         return []
     parts = [f"{op} (parameters {_listed(sorted(names))})" for op, names in sorted(unknown.items())]
@@ -118,7 +127,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _untied(model: nn.Module, why: str) -> ParameterGraph:
+def _untied(model: nn.Module, why: str) -> GraphSpec:
     listed = _listed([name for name, _ in model.named_parameters()])
     message = f"the axes of all parameters ({listed}) of {type(model).__name__} stay untied: {why}"
     warnings.warn(message, GraphWarning, stacklevel=5)

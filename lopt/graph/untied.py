@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from lopt.graph.parameter_graph import AxisGroup, ParameterGraph, ParameterSpec
+from lopt.graph.spec import AxisGroup, GraphSpec, ParameterSpec
 
 
-def untied_graph(named_parameters: Iterable[tuple[str, Tensor]]) -> ParameterGraph:
+def untied_graph(named_parameters: Iterable[tuple[str, Tensor]]) -> GraphSpec:
     """Every axis of every tensor is a fixed group of its own; kinds are guessed from the shape alone.
 
     Axis 0 is taken as out, axis 1 as in, the others as taps, as in every weight of `torch.nn`.
@@ -29,7 +29,7 @@ def untied_graph(named_parameters: Iterable[tuple[str, Tensor]]) -> ParameterGra
             kind="weight" if tensor.dim() > 1 else "bias" if name.rpartition(".")[2] == "bias" else "other",
             roles=default_roles(tensor.dim()),
         )
-    return ParameterGraph(parameters, tuple(groups), {}, rung="untied")
+    return GraphSpec(parameters, tuple(groups), {}, rung="untied")
 
 
 def default_roles(dims: int) -> tuple[str, ...]:

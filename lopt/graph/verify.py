@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from lopt.errors import GraphError
-from lopt.graph.parameter_graph import ParameterGraph, Permutation, axis_index
+from lopt.graph.spec import GraphSpec, Permutation, axis_index
 from lopt.graph.tracing.isolation import input_tensors, output_tensors, plain_kernels, untouched
 
 WIDE = {
@@ -86,7 +86,7 @@ class VerificationReport:
 
 
 def verify(
-    graph: ParameterGraph,
+    graph: GraphSpec,
     model: nn.Module,
     example_args: tuple[Any, ...],
     example_kwargs: Mapping[str, Any] | None = None,
@@ -126,7 +126,7 @@ def verify(
     return VerificationReport(ok, max_error, tolerance, controls, detected, tuple(undetected), tuple(inert))
 
 
-def _check(graph: ParameterGraph, model: nn.Module, example_args: Any) -> None:
+def _check(graph: GraphSpec, model: nn.Module, example_args: Any) -> None:
     found = {name: tuple(p.shape) for name, p in model.named_parameters()}
     expected = {name: spec.shape for name, spec in graph.parameters.items()}
     if found != expected:
@@ -146,7 +146,7 @@ def _check(graph: ParameterGraph, model: nn.Module, example_args: Any) -> None:
         )
 
 
-def _axes(graph: ParameterGraph) -> list[tuple[int, str, int]]:
+def _axes(graph: GraphSpec) -> list[tuple[int, str, int]]:
     """Every (group, tensor, axis) that can be uncoupled from something."""
     return [(g.id, *m) for g in graph.groups if g.permutable and len(g.members) > 1 for m in g.members]
 
@@ -158,7 +158,7 @@ def _moving(size: int, generator: torch.Generator) -> Tensor:
 
 
 def _unnoticed(
-    graph: ParameterGraph, run: _Runner, reference: list[Tensor], permutation: Permutation, tolerance: float,
+    graph: GraphSpec, run: _Runner, reference: list[Tensor], permutation: Permutation, tolerance: float,
     axes: list[tuple[int, str, int]],
 ) -> tuple[list[Control], list[Control]]:  # fmt: skip
     """Permute axes alone; where nothing changes, ask whether the tensor matters at all."""
@@ -174,7 +174,7 @@ def _unnoticed(
     return undetected, inert
 
 
-def _redrawn(graph: ParameterGraph, run: _Runner, name: str, dim: int, group: int) -> Tensor:
+def _redrawn(graph: GraphSpec, run: _Runner, name: str, dim: int, group: int) -> Tensor:
     """The tensor with new entries wherever the group runs along the axis."""
     spec = graph.parameters.get(name) or graph.buffers[name]
     tensor = run.tensors[name]
@@ -188,9 +188,7 @@ def _redrawn(graph: ParameterGraph, run: _Runner, name: str, dim: int, group: in
     return torch.where(inside.view(shape).to(tensor.device), run.randomised(tensor), tensor)
 
 
-def _permute_alone(
-    graph: ParameterGraph, tensor: Tensor, name: str, dim: int, permutation: Permutation
-) -> Tensor:
+def _permute_alone(graph: GraphSpec, tensor: Tensor, name: str, dim: int, permutation: Permutation) -> Tensor:
     spec = graph.parameters.get(name) or graph.buffers[name]
     index = axis_index(spec.axes[dim], graph.groups, permutation)
     return tensor.index_select(dim, index.to(tensor.device))
@@ -219,7 +217,7 @@ class _Runner:
 
     def __init__(
         self,
-        graph: ParameterGraph,
+        graph: GraphSpec,
         model: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],

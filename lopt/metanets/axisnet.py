@@ -21,12 +21,12 @@ from torch.nn.functional import relu
 
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
-from lopt.graph.parameter_graph import PARAMETER_KINDS
+from lopt.graph.spec import PARAMETER_KINDS
 from lopt.metanets.base import Metanet, check_sizes
 from lopt.metanets.paths import Paths
 from lopt.metanets.plan import (
     MESSAGE_ROLES,
-    Axis,
+    BlockAxis,
     Matrix,
     Plan,
     as_matrix,
@@ -165,7 +165,7 @@ def _matrix_terms(matrix: Matrix, own: Tensor, shared: Tensor, terms: dict[str, 
     return (result if columns is None else result.add_(columns[:, None, :])).reshape(own.shape)
 
 
-def _side_terms(axes: tuple[Axis, ...], terms: dict[str, Tensor]) -> Tensor | None:
+def _side_terms(axes: tuple[BlockAxis, ...], terms: dict[str, Tensor]) -> Tensor | None:
     """(D, n) sum of the terms of the neurons along some axes of n scalars in all; None for none."""
     shape = [axis.size for axis in axes]
     total: Tensor | None = None
@@ -193,7 +193,7 @@ def collect(layout: Layout, scalars: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat(heard.chunk(2, -1)), layout.contexts.means(totals, scalars[0])
 
 
-def _side_sums(axes: tuple[Axis, ...], values: Tensor) -> list[Tensor]:
+def _side_sums(axes: tuple[BlockAxis, ...], values: Tensor) -> list[Tensor]:
     """(D, n) -> for each axis with neurons (D, size), the sum over the other axes."""
     if len(axes) == 1:
         return [values] if axes[0].has_neurons else []

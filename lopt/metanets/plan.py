@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lopt.graph import Block, ParameterGraph
 from lopt.graph.made_once import made_once
-from lopt.graph.parameter_graph import PARAMETER_KINDS
+from lopt.graph.spec import PARAMETER_KINDS
 
 MESSAGE_ROLES = ("out", "in")
-"""Axis roles with neurons of their own; taps are few, and scalars along them are told apart by nobody."""
+"""BlockAxis roles with neurons of their own; taps are few, and scalars along them are told apart by nobody."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Axis:
+class BlockAxis:
     """One axis of a block: its neurons, as a range among all, and its role."""
 
     role: str
@@ -70,8 +70,8 @@ class Matrix:
 
     index: int
     """Of the block."""
-    rows: tuple[Axis, ...]
-    columns: tuple[Axis, ...]
+    rows: tuple[BlockAxis, ...]
+    columns: tuple[BlockAxis, ...]
     shape: tuple[int, int]
 
 
@@ -103,10 +103,10 @@ def _block_order(graph: ParameterGraph) -> Tensor | None:
     return None if torch.equal(order, torch.arange(graph.numel)) else order
 
 
-def axes_of_block(plan: Plan, block: Block) -> tuple[Axis, ...]:
+def axes_of_block(plan: Plan, block: Block) -> tuple[BlockAxis, ...]:
     """The axes of a block, with where their neurons lie."""
     triples = zip(block.roles, block.groups, block.shape, strict=True)
-    return tuple(Axis(role, plan.group_starts[group], size) for role, group, size in triples)
+    return tuple(BlockAxis(role, plan.group_starts[group], size) for role, group, size in triples)
 
 
 def as_matrix(plan: Plan, index: int) -> Matrix:

@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lopt.errors import GraphError
 from lopt.graph import ParameterGraph
-from lopt.graph.parameter_graph import Axis, TensorSpec
+from lopt.graph.spec import AxisSpec, TensorSpec
 from lopt.graph.tracing.isolation import untouched
 
 
@@ -68,11 +68,11 @@ class _Layer(NamedTuple):
     """Where the neurons of a layer are."""
 
     out: int
-    """Axis of its weight that runs along the neurons it puts out; its bias, if any, has no other."""
+    """AxisSpec of its weight that runs along the neurons it puts out; its bias, if any, has no other."""
     reads: int | None
-    """Axis of its weight that runs along those it reads."""
+    """AxisSpec of its weight that runs along those it reads."""
     features: int
-    """Axis of its input and output that runs along them."""
+    """AxisSpec of its input and output that runs along them."""
 
 
 def _layer(module: nn.Module) -> _Layer | None:
@@ -116,7 +116,7 @@ class _Record:
         if put_out:
             module.register_forward_hook(hook)
 
-    def _note(self, where: dict[int, list[Tensor]], axis: Axis, value: Any, features: int) -> None:
+    def _note(self, where: dict[int, list[Tensor]], axis: AxisSpec, value: Any, features: int) -> None:
         """Means over positions of a value (M, ..., n, ...), and over the other groups of each product."""
         sizes = [[self.graph.groups[group].size for group in segment] for segment in axis]
         lengths = [math.prod(size) for size in sizes]

@@ -18,7 +18,7 @@ from lopt.errors import ConfigError
 from lopt.features import per_tensor
 from lopt.features.per_scalar import squash
 from lopt.graph import ParameterGraph
-from lopt.graph.parameter_graph import PARAMETER_KINDS
+from lopt.graph.spec import PARAMETER_KINDS
 from lopt.metanets import METANETS
 from lopt.metanets.layers import PointwiseMlp
 from lopt.metanets.published.ng_gnn import NeuralGraph

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lopt.graph import ParameterGraph
-from lopt.graph.parameter_graph import axis_index
+from lopt.graph.spec import axis_index
 
 
 def random_values(graph: ParameterGraph, *leading: int) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ from torch_geometric.data import Batch
 
 from lopt.errors import GraphError
 from lopt.graph import ParameterGraph
-from lopt.graph.parameter_graph import PARAMETER_KINDS
 from lopt.graph.pyg import from_pyg, to_hetero, to_pyg
 from lopt.graph.pyg_styles import NODE_KINDS, STYLES
+from lopt.graph.spec import PARAMETER_KINDS
 
 
 def random_values(graph: ParameterGraph, features: int | None = None) -> dict[str, Tensor]:

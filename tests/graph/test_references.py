@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lopt.graph import ParameterGraph
-from lopt.graph.parameter_graph import Axis
+from lopt.graph.spec import AxisSpec
 from tests.graph.reference_models import REFERENCES, Reference
 
 Atom = tuple[str, int]
@@ -84,7 +84,7 @@ def of_graph(graph: ParameterGraph) -> dict[str, tuple[CanonicalAxis, ...]]:
         group = graph.groups[number]
         return (f"{number}" if group.permutable else "fixed", group.size)
 
-    def segments(axis: Axis) -> list[list[Atom]]:
+    def segments(axis: AxisSpec) -> list[list[Atom]]:
         return [[atom(number) for number in segment] for segment in axis]
 
     specs = {**graph.parameters, **graph.buffers}

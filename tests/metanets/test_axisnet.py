@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
-from lopt.graph.parameter_graph import PARAMETER_KINDS
+from lopt.graph.spec import PARAMETER_KINDS
 from lopt.metanets.axisnet import AxisLayer, AxisNet, ScalarUpdate
 from lopt.numerics.newton_schulz import COEFFICIENTS
 from tests.helpers import hand_graph, randomised, seeded

@@ -12,7 +12,7 @@ from torch import Tensor
 from lopt import load_rule, make_rule, save_rule
 from lopt.errors import GraphError
 from lopt.graph import ParameterGraph
-from lopt.graph.parameter_graph import Permutation
+from lopt.graph.spec import Permutation
 from lopt.metanets import METANETS
 from lopt.rules import LearnedRule
 from lopt.rules.base import State

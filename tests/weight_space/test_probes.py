@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lopt import make_rule
 from lopt.errors import ConfigError, GraphError
 from lopt.graph import ParameterGraph
-from lopt.graph.parameter_graph import Permutation
+from lopt.graph.spec import Permutation
 from lopt.metanets import METANETS
 from lopt.metanets.published.wiring import probes_of_nodes, wiring_of
 from lopt.weight_space.probes import probe

@@ -7,8 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lopt.graph.parameter_graph import Axis as AxisSpec
-from lopt.graph.parameter_graph import AxisGroup, ParameterGraph, ParameterSpec, TensorSpec
+from lopt.graph.spec import AxisGroup, AxisSpec, GraphSpec, ParameterSpec, TensorSpec
 from lopt.graph.tracing.axes import Axis, find, fix, is_fixed, leaves, merge, strongest, unify
 from lopt.graph.tracing.interpreter import Interpreter
 from lopt.graph.tracing.values import Value
@@ -37,7 +36,7 @@ class Atom:
 Product = list[Atom]
 
 
-def assemble(interpreter: Interpreter, aliases: dict[str, tuple[str, ...]], rung: str) -> ParameterGraph:
+def assemble(interpreter: Interpreter, aliases: dict[str, tuple[str, ...]], rung: str) -> GraphSpec:
     """The graph that the interpreter has found. `aliases`: parameter -> further names of the same tensor."""
     settle([axis for value in interpreter.tensors.values() for axis in value.axes()])
     register = _Register()
@@ -66,9 +65,7 @@ def assemble(interpreter: Interpreter, aliases: dict[str, tuple[str, ...]], rung
         for name, value in interpreter.tensors.items()
         if interpreter.state_names[name] == "buffer" and not all(map(is_fixed, value.axes()))
     }
-    return ParameterGraph(
-        parameters, register.groups([*parameters.values(), *buffers.values()]), buffers, rung
-    )
+    return GraphSpec(parameters, register.groups([*parameters.values(), *buffers.values()]), buffers, rung)
 
 
 # -- bringing every axis into the form "concatenation of products of atoms" ------------------------------------

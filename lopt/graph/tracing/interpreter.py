@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lopt.graph.tracing.axes import Axis, fix, is_fixed, join, leaves, unify
+from lopt.graph.tracing.axes import Axis, fix, is_fixed, leaves
 from lopt.graph.tracing.ops import RULES, SEGMENT_RULES, pointwise
+from lopt.graph.tracing.speech import NoRuleError, Speech, Views, fixed_dims, is_ref
 from lopt.graph.tracing.tape import Call, Ref, Tape
-from lopt.graph.tracing.values import NOWHERE, Dim, Knowledge, Mark, Origin, Origins, Value
-
-Views = dict[tuple[int, int], set[int]]
-"""(call, dimension) of a view -> where that dimension is cut into segments."""
+from lopt.graph.tracing.values import NOWHERE, Dim, Mark, Origin, Value
 
 MAX_PASSES = 6
 
@@ -30,32 +27,22 @@ def interpret(tape: Tape, state_names: Mapping[str, str]) -> Interpreter:
     for _ in range(MAX_PASSES):
         interpreter = Interpreter(tape, state_names, {key: set(cuts) for key, cuts in views.items()})
         interpreter.run()
-        if interpreter.views == views:
+        if interpreter.speech.views == views:
             break
-        views = interpreter.views
+        views = interpreter.speech.views
     return interpreter
 
 
 class Interpreter:
-    """One pass over a tape. Rules receive it as `s` and speak through its methods."""
+    """One pass over a tape: what rules say of each call, bound to the tensors that it returns."""
 
     def __init__(self, tape: Tape, state_names: Mapping[str, str], views: Views) -> None:
         self.tape = tape
         self.state_names = state_names
-        self.known_views = {key: set(cuts) for key, cuts in views.items()}
-        self.views = views
+        self.speech = Speech(tape, views)
+        self.know = self.speech.know
         self.values: dict[int, Value] = {}
         self.tensors: dict[str, Value] = {}
-        self.know = Knowledge()
-        self.position = -1
-        self.shapes: list[tuple[int, ...]] = []
-        """Shapes of the outputs of the current call."""
-        self.mark: Mark | None = None
-        self.constant = False
-        """Whether the result of the current call does not depend on what its arguments hold."""
-        self._used = {
-            ref.index for call in tape.calls for ref in tree_leaves((call.args, call.kwargs)) if _is(ref)
-        }
         self._dirty: set[int] = set()
 
     # -- running --------------------------------------------------------------------------------------------
@@ -77,7 +64,8 @@ class Interpreter:
                 ),
                 pure=False,
             )
-        for self.position, call in enumerate(self.tape.calls):  # noqa: B020
+        for position, call in enumerate(self.tape.calls):
+            self.speech.position = position
             self._step(call)
         for number in self.tape.outputs:
             for axis in self._value(Ref(number)).axes():
@@ -90,7 +78,7 @@ class Interpreter:
             written = self.tape.infos[number].storage in self.tape.mutated
             if self.state_names[name] == "buffer" and not written and name not in self.know.state:
                 self._fix(value, "constant")
-            if number not in self._used and number not in self.tape.outputs:
+            if number not in self.speech.used and number not in self.tape.outputs:
                 self._fix(value, "unused")
             for axis in value.axes():
                 for leaf in leaves(axis):
@@ -98,43 +86,47 @@ class Interpreter:
                         fix(leaf, "unused")
 
     def _step(self, call: Call) -> None:
-        args, kwargs = tree_map(self._value, (call.args, call.kwargs), is_leaf=_is)
+        args, kwargs = tree_map(self._value, (call.args, call.kwargs), is_leaf=is_ref)
         inputs = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Value)]
-        refs = [ref for ref in tree_leaves(call.outputs) if _is(ref)]
-        self.shapes = [self.tape.infos[ref.index].shape for ref in refs]
-        self.mark = _passed_on([v for v in inputs if not v.pure])
-        self.constant = False
+        refs = [ref for ref in tree_leaves(call.outputs) if is_ref(ref)]
+        self.speech.shapes = [self.tape.infos[ref.index].shape for ref in refs]
+        self.speech.mark = _passed_on([v for v in inputs if not v.pure])
+        self.speech.constant = False
         outputs = self._apply(call, args, kwargs, inputs)
         depth = self._depth(inputs)
         if call.writes and not all(v.pure for v in inputs):
             self._dirty.update(self.tape.infos[ref.index].storage for ref in call.writes)
-        self._bind(refs, outputs, self.constant or all(v.pure for v in inputs), depth)
+        self._bind(refs, outputs, self.speech.constant or all(v.pure for v in inputs), depth)
 
     def _apply(self, call: Call, args: Any, kwargs: Any, inputs: list[Value]) -> list[Any]:
         rule = RULES.get(call.name) or (pointwise if call.pointwise else None)
         if rule is None:
             return self._unknown(call.label, inputs)
         if rule not in SEGMENT_RULES:
-            args, kwargs = tree_map(self.whole, (args, kwargs), is_leaf=_is_value)
+            args, kwargs = tree_map(self.speech.whole, (args, kwargs), is_leaf=_is_value)
         name = {"op": call.name} if rule is pointwise else {}
         try:
-            result = rule(self, *args, **kwargs, **name)
-        except (ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError):
+            result = rule(self.speech, *args, **kwargs, **name)
+        except NoRuleError:
+            return self._unknown(call.label, inputs)
+        except Exception as error:
+            # A mistake in a rule must not cost the user his graph, but it must not pass for "no rule" either.
+            self.know.failed[call.label] = f"{type(error).__name__}: {error}"
             return self._unknown(call.label, inputs)
         outputs = result if isinstance(result, list) else [result]
-        if not all(_fits(output, shape) for output, shape in zip(outputs, self.shapes, strict=False)):
+        if not all(_fits(output, shape) for output, shape in zip(outputs, self.speech.shapes, strict=False)):
             return self._unknown(call.label, inputs)
         for ref in call.writes:
             self._tie_written(ref, outputs)
-        return outputs if len(outputs) >= len(self.shapes) else self._unknown(call.label, inputs)
+        return outputs if len(outputs) >= len(self.speech.shapes) else self._unknown(call.label, inputs)
 
     def _tie_written(self, ref: Ref, outputs: list[Any]) -> None:
-        target = self.whole(self._value(ref))
+        target = self.speech.whole(self._value(ref))
         for output in outputs[:1]:
-            dims = self.whole(output).dims if isinstance(output, Value) else output
+            dims = self.speech.whole(output).dims if isinstance(output, Value) else output
             if dims is not None and tuple(d.size for d in dims) == target.shape:
                 for a, b in zip(target.dims, dims, strict=True):
-                    self.tie(a, b)
+                    self.speech.tie(a, b)
 
     def _unknown(self, label: str, inputs: list[Value]) -> list[Any]:
         touched = self.know.unknown.setdefault(label, set())
@@ -143,7 +135,7 @@ class Interpreter:
                 if not is_fixed(axis):
                     touched.update(self._holders(axis))
                 fix(axis, "untied")
-        return [fixed_dims(shape, "untied") for shape in self.shapes]
+        return [fixed_dims(shape, "untied") for shape in self.speech.shapes]
 
     def _holders(self, axis: Axis) -> set[str]:
         inside = set(map(id, leaves(axis)))
@@ -155,14 +147,14 @@ class Interpreter:
         }
 
     def _bind(self, refs: Sequence[Ref], outputs: list[Any], pure: bool, depth: int) -> None:
-        for ref, shape, output in zip(refs, self.shapes, outputs, strict=False):
+        for ref, shape, output in zip(refs, self.speech.shapes, outputs, strict=False):
             if ref.index in self.values:  # in place: the tensor keeps its axes
                 old = self.values[ref.index]
                 self.values[ref.index] = Value(
                     old.dims,
                     old.pure and pure,
                     max(old.depth, depth),
-                    self.mark,
+                    self.speech.mark,
                     old.segments,
                     old.segment_dim,
                 )
@@ -172,9 +164,14 @@ class Interpreter:
             value = output if isinstance(output, Value) else Value(tuple(output), pure)
             assert value.shape == shape, f"a rule gave {value.shape} for {shape}"
             if self.tape.infos[ref.index].storage in self.tape.mutated:  # uniform no longer, once written to
-                value = Value(tuple(d if d.axis else self.free(d.size) for d in self.whole(value).dims), pure)
-            parts = tuple(Value(p.dims, pure, depth, self.mark) for p in value.segments)
-            self.values[ref.index] = Value(value.dims, pure, depth, self.mark, parts, value.segment_dim)
+                value = Value(
+                    tuple(d if d.axis else self.speech.free(d.size) for d in self.speech.whole(value).dims),
+                    pure,
+                )
+            parts = tuple(Value(p.dims, pure, depth, self.speech.mark) for p in value.segments)
+            self.values[ref.index] = Value(
+                value.dims, pure, depth, self.speech.mark, parts, value.segment_dim
+            )
 
     def _depth(self, inputs: list[Value]) -> int:
         depth = max((v.depth for v in inputs), default=0)
@@ -186,7 +183,7 @@ class Interpreter:
         return depth
 
     def _value(self, ref: Any) -> Any:
-        if not _is(ref):
+        if not is_ref(ref):
             return ref
         value = self.values.get(ref.index)
         info = self.tape.infos[ref.index]
@@ -196,87 +193,9 @@ class Interpreter:
             value = Value(value.dims, False, value.depth, value.mark, value.segments, value.segment_dim)
         return value
 
-    # -- what rules say -------------------------------------------------------------------------------------
-
-    def tie(self, *dims: Dim) -> Dim:
-        """One dimension for several of one size: their axes are the same neurons."""
-        axes = [d.axis for d in dims if d.axis is not None]
-        for other in axes[1:]:
-            unify(axes[0], other)
-        return Dim(dims[0].size, axes[0] if axes else None, _common_origin(dims), dims[0].view)
-
-    def fix(self, dim: Dim, why: str = "position") -> None:
-        """The entries of the dimension must stay in place."""
-        if dim.axis is not None:
-            fix(dim.axis, why)
-
-    def fixed(self, size: int, why: str = "position") -> Dim:
-        """A new dimension whose entries must stay in place."""
-        return Dim(size, Axis(size, why))
-
-    def free(self, size: int) -> Dim:
-        """A new dimension whose entries can be exchanged."""
-        return Dim(size, Axis(size))
-
-    def is_mask(self, argument: int, position: int) -> bool:
-        """Whether entry `position` of argument number `argument` of the current call is a boolean tensor."""
-        ref = self.tape.calls[self.position].args[argument][position]
-        return _is(ref) and self.tape.infos[ref.index].dtype == torch.bool
-
-    def is_used(self, output: int) -> bool:
-        """Whether output number `output` of the current call is read later."""
-        refs = [ref for ref in tree_leaves(self.tape.calls[self.position].outputs) if _is(ref)]
-        return refs[output].index in self._used or refs[output].index in self.tape.outputs
-
-    def cut_view(self, dim: Dim, *places: int) -> None:
-        """Ask for the view that made `dim` to be cut into segments there, in the next pass."""
-        if dim.view is not None:
-            self.views.setdefault(dim.view, set()).update(p for p in places if 0 < p < dim.size)
-
-    def view_cuts(self, dim: int) -> list[int]:
-        """Where the current call, a view, cuts its output dimension, as asked for by an earlier pass."""
-        return sorted(self.known_views.get((self.position, dim), ()))
-
-    def kind(self, value: Value, kind: str) -> None:
-        """What the parameters inside a pure value are to the network."""
-        self.know.set_kind(value.origins, kind)
-
-    def refine(self, origins: Origins, kind: str) -> None:
-        """Say more of weights that are known to be weights."""
-        self.know.refine_kind(origins, kind)
-
-    def role(self, dim: Dim, role: str) -> None:
-        """The direction of the parameter axes behind a dimension of a pure value."""
-        self.know.set_role(dim.origin, role)
-
-    def whole(self, value: Any) -> Any:
-        """A value without segments: what they have in common is tied."""
-        if not isinstance(value, Value) or not value.segments:
-            return value
-        at = value.segment_dim
-        parts = value.segments
-        dims = [self.tie(*[p.dims[d] for p in parts]) for d in range(value.rank) if d != at]
-        axes = [p.dims[at].axis or Axis(p.dims[at].size) for p in parts]
-        if all(p.dims[at].size == 1 for p in parts):
-            along = self.fixed(len(parts))
-        else:
-            along = Dim(value.dims[at].size, join(axes))
-        origin = frozenset().union(*[p.dims[at].origin for p in parts])
-        dims.insert(at, Dim(along.size, along.axis, origin))
-        return value.with_dims(tuple(dims))
-
     def _fix(self, value: Value, why: str) -> None:
         for axis in value.axes():
             fix(axis, why)
-
-
-def fixed_dims(shape: Sequence[int], why: str) -> tuple[Dim, ...]:
-    """Dimensions that share nothing with any other."""
-    return tuple(Dim(n, Axis(n, why)) for n in shape)
-
-
-def _common_origin(dims: Sequence[Dim]) -> Origins:
-    return frozenset().union(*[d.origin for d in dims])
 
 
 def _passed_on(data: list[Value]) -> Mark | None:
@@ -287,10 +206,6 @@ def _fits(output: Any, shape: tuple[int, ...]) -> bool:
     if output is None:
         return True
     return (output.shape if isinstance(output, Value) else tuple(d.size for d in output)) == shape
-
-
-def _is(x: Any) -> bool:
-    return isinstance(x, Ref)
 
 
 def _is_value(x: Any) -> bool:

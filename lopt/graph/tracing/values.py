@@ -99,6 +99,8 @@ class Knowledge:
     """Buffers that go along with the neurons, as running statistics do; all others are constants."""
     unknown: dict[str, set[str]] = field(default_factory=dict)
     """Operation without a rule -> parameters whose axes it touched."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Operation whose rule raised something else than `NoRuleError` -> what it raised: a mistake in the rule."""
 
     def set_kind(self, origins: Origins, kind: str) -> None:
         """The first use names a parameter."""

@@ -20,7 +20,7 @@ from torch.nn.functional import relu
 
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
-from lopt.graph.parameter_graph import PARAMETER_KINDS, Block
+from lopt.graph.spec import PARAMETER_KINDS, Block
 from lopt.metanets.base import Metanet, check_sizes
 from lopt.metanets.layers import Pointwise, zeroed
 from lopt.metanets.plan import plan_of

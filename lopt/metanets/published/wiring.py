@@ -24,8 +24,8 @@ from torch.nn.functional import pad
 from lopt.errors import GraphError
 from lopt.graph import Block, ParameterGraph
 from lopt.graph.made_once import made_once
-from lopt.graph.parameter_graph import PARAMETER_KINDS, Segment
 from lopt.graph.pyg_styles import NODE_KINDS, Place, neuron_places
+from lopt.graph.spec import PARAMETER_KINDS, Segment
 from lopt.metanets.plan import Plan, plan_of
 
 SLOTS = 9

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lopt.errors import GraphWarning
 from lopt.graph import ParameterGraph
+from lopt.graph.tracing.ops.table import RULES
 from tests.graph.expectations import assert_axes
 
 Forward = Callable[..., Tensor]
@@ -477,3 +478,17 @@ def test_kinds_of_attention_gates_and_positions() -> None:
     assert kinds("pixel shuffle")["2.weight"] == "scale"
     model, args, _ = NETS["gated unit"]
     assert ParameterGraph.trace(model, args).parameters["into.weight"].block_kinds == ("gate", "weight")
+
+
+def test_a_mistake_in_a_rule_is_told_and_costs_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken(s: object, *args: object) -> None:
+        raise TypeError("no such argument")
+
+    monkeypatch.setitem(RULES, "tanh", mistaken)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    with pytest.warns(
+        GraphWarning, match="rule for the operation aten.tanh has a mistake .TypeError: no such"
+    ):
+        graph = ParameterGraph.trace(model, (torch.randn(2, 3),))
+    assert graph.rung == "traced"
+    assert not any(group.permutable for group in graph.groups)

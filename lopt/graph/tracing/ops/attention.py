@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lopt.graph.tracing.axes import split
 from lopt.graph.tracing.ops.contraction import name_attention
 from lopt.graph.tracing.ops.pointwise import pointwise
 from lopt.graph.tracing.ops.table import rule
+from lopt.graph.tracing.speech import Speech
 from lopt.graph.tracing.values import Dim, Value
-
-if TYPE_CHECKING:
-    from lopt.graph.tracing.interpreter import Interpreter
 
 
 @rule("scaled_dot_product_attention")
 def attention(
-    s: Interpreter, query: Value, key: Value, value: Value, attn_mask: Value | None = None, dropout_p: float = 0.0,
+    s: Speech, query: Value, key: Value, value: Value, attn_mask: Value | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, **_: Any,
 ) -> tuple[Dim, ...]:  # fmt: skip
     """softmax(q k^T + mask) v for q (*batch, heads, L, E), k (*batch, heads', S, E), v (*batch, heads', S, V).
@@ -44,7 +42,7 @@ def _aligned(*values: Value) -> list[tuple[Dim, ...]]:
     return list(zip(*padded, strict=True))
 
 
-def _shared(s: Interpreter, q: Dim, k: Dim, v: Dim) -> Dim:
+def _shared(s: Speech, q: Dim, k: Dim, v: Dim) -> Dim:
     size = max(q.size, k.size, v.size)
     equal = [d for d in (q, k, v) if d.size == size]
     tied = s.tie(*equal)
@@ -63,7 +61,7 @@ FUSED = (
 
 
 @rule(*FUSED)
-def fused_attention(s: Interpreter, query: Value, key: Value, value: Value, *args: Any, **kwargs: Any) -> Any:
+def fused_attention(s: Speech, query: Value, key: Value, value: Value, *args: Any, **kwargs: Any) -> Any:
     """A kernel called directly, with its mask (if it takes one) as the next argument.
 
     Where kernels say that they are causal differs: any argument that is true is taken for it.

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lopt.graph.tracing.ops.pointwise import pointwise
 from lopt.graph.tracing.ops.table import rule
+from lopt.graph.tracing.speech import NoRuleError, Speech
 from lopt.graph.tracing.values import NOWHERE, Dim, Mark, Value
 
-if TYPE_CHECKING:
-    from lopt.graph.tracing.interpreter import Interpreter
 
-
-def contract(
-    s: Interpreter, operands: Sequence[Value], labels: Sequence[str], output: str
-) -> tuple[Dim, ...]:
+def contract(s: Speech, operands: Sequence[Value], labels: Sequence[str], output: str) -> tuple[Dim, ...]:
     """A generalised product in Einstein notation: one label per dimension, equal labels are tied."""
     meets: dict[str, list[Dim]] = {}
     for value, names in zip(operands, labels, strict=True):
@@ -35,7 +31,7 @@ def contract(
     return tuple(_result(tied[name], owners, operands, labels, name, not data) for name in output)
 
 
-def _tied(s: Interpreter, dims: Sequence[Dim]) -> Dim:
+def _tied(s: Speech, dims: Sequence[Dim]) -> Dim:
     size = max(d.size for d in dims)
     return s.tie(*[d for d in dims if d.size == size])
 
@@ -59,7 +55,7 @@ def _result(
     return Dim(tied.size, tied.axis, origin, tied.view)
 
 
-def _name_weights(s: Interpreter, operands: Sequence[Value], labels: Sequence[str], output: str) -> None:
+def _name_weights(s: Speech, operands: Sequence[Value], labels: Sequence[str], output: str) -> None:
     attended = any(v.mark is not None and v.mark.kind == "attended" for v in operands if not v.pure)
     data_labels = {name for v, names in zip(operands, labels, strict=True) if not v.pure for name in names}
     for value, names in zip(operands, labels, strict=True):
@@ -70,7 +66,7 @@ def _name_weights(s: Interpreter, operands: Sequence[Value], labels: Sequence[st
     s.mark = None
 
 
-def _name_attention(s: Interpreter, a: Value, b: Value) -> None:
+def _name_attention(s: Speech, a: Value, b: Value) -> None:
     """softmax(q k^T) v makes queries, keys and values of the layers that q, k and v came out of."""
     for probabilities, values in ((a, b), (b, a)):
         mark = probabilities.mark
@@ -80,7 +76,7 @@ def _name_attention(s: Interpreter, a: Value, b: Value) -> None:
     s.mark = Mark("scores", a.origins, b.origins)
 
 
-def name_attention(s: Interpreter, queries: Any, keys: Any, values: Value) -> None:
+def name_attention(s: Speech, queries: Any, keys: Any, values: Value) -> None:
     """Give the layers their kinds, and mark the result as attended values."""
     s.refine(queries, "query")
     s.refine(keys, "key")
@@ -89,43 +85,40 @@ def name_attention(s: Interpreter, queries: Any, keys: Any, values: Value) -> No
 
 
 @rule("mm", "_sparse_mm", "_int_mm")
-def mm(s: Interpreter, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+def mm(s: Speech, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
     """(i, k) (k, j) -> (i, j)."""
     return contract(s, [a, b], ["ik", "kj"], "ij")
 
 
 @rule("bmm")
-def bmm(s: Interpreter, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+def bmm(s: Speech, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
     """(n, i, k) (n, k, j) -> (n, i, j)."""
     return contract(s, [a, b], ["nik", "nkj"], "nij")
 
 
 @rule("mv")
-def mv(s: Interpreter, a: Value, b: Value) -> tuple[Dim, ...]:
+def mv(s: Speech, a: Value, b: Value) -> tuple[Dim, ...]:
     """(i, k) (k) -> (i)."""
     return contract(s, [a, b], ["ik", "k"], "i")
 
 
 @rule("dot", "vdot")
-def dot(s: Interpreter, a: Value, b: Value) -> tuple[Dim, ...]:
+def dot(s: Speech, a: Value, b: Value) -> tuple[Dim, ...]:
     """(k) (k) -> ()."""
     return contract(s, [a, b], ["k", "k"], "")
 
 
 @rule("_grouped_mm")
-def grouped_mm(
-    s: Interpreter, a: Value, b: Value, offsets: Any = None, *_: Any, **__: Any
-) -> tuple[Dim, ...]:
+def grouped_mm(s: Speech, a: Value, b: Value, offsets: Any = None, *_: Any, **__: Any) -> tuple[Dim, ...]:
     """Rows of a, in runs, each times its own matrix (experts): (n, k) (e, k, j) -> (n, j)."""
-    assert (a.rank, b.rank) == (2, 3)
+    if (a.rank, b.rank) != (2, 3):
+        raise NoRuleError
     for dim in (a.dims[0], b.dims[0]):
         s.fix(dim)
     return contract(s, [a, b], ["nk", "ekj"], "nj")
 
 
-def plus(
-    s: Interpreter, bias: Value | None, dims: tuple[Dim, ...], operands: Sequence[Value]
-) -> tuple[Dim, ...]:
+def plus(s: Speech, bias: Value | None, dims: tuple[Dim, ...], operands: Sequence[Value]) -> tuple[Dim, ...]:
     """A product and the bias that is added to it."""
     if bias is None:
         return dims
@@ -136,37 +129,37 @@ def plus(
 
 
 @rule("addmm", "_addmm_activation")
-def addmm(s: Interpreter, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+def addmm(s: Speech, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
     """bias + a b."""
     return plus(s, bias, mm(s, a, b), [a, b])
 
 
 @rule("addmv")
-def addmv(s: Interpreter, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+def addmv(s: Speech, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
     """bias + a b, for a vector b."""
     return plus(s, bias, mv(s, a, b), [a, b])
 
 
 @rule("baddbmm")
-def baddbmm(s: Interpreter, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+def baddbmm(s: Speech, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
     """bias + a b, batched."""
     return plus(s, bias, bmm(s, a, b), [a, b])
 
 
 @rule("addbmm")
-def addbmm(s: Interpreter, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+def addbmm(s: Speech, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
     """bias + a b, summed over the batch."""
     return plus(s, bias, contract(s, [a, b], ["nik", "nkj"], "ij"), [a, b])
 
 
 @rule("addr")
-def addr(s: Interpreter, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+def addr(s: Speech, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
     """bias + an outer product."""
     return plus(s, bias, contract(s, [a, b], ["i", "j"], "ij"), [a, b])
 
 
 @rule("linear")
-def linear(s: Interpreter, x: Value, weight: Value, bias: Value | None = None) -> tuple[Dim, ...]:
+def linear(s: Speech, x: Value, weight: Value, bias: Value | None = None) -> tuple[Dim, ...]:
     """x W^T + b over the last dimension of x."""
     batch = string.ascii_uppercase[: x.rank - 1]
     out = batch + ("o" if weight.rank == 2 else "")
@@ -174,7 +167,7 @@ def linear(s: Interpreter, x: Value, weight: Value, bias: Value | None = None) -
 
 
 @rule("einsum")
-def einsum(s: Interpreter, equation: str, *operands: Any, **_: Any) -> tuple[Dim, ...]:
+def einsum(s: Speech, equation: str, *operands: Any, **_: Any) -> tuple[Dim, ...]:
     """Einstein summation; an ellipsis stands for dimensions aligned from the right."""
     values = (
         list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
@@ -200,27 +193,28 @@ def _spelled(term: str, rank: int) -> str:
 
 @rule("_trilinear")
 def trilinear(
-    s: Interpreter, a: Value, b: Value, c: Value, new_a: Any, new_b: Any, new_c: Any, summed: Any, *_: Any
+    s: Speech, a: Value, b: Value, c: Value, new_a: Any, new_b: Any, new_c: Any, summed: Any, *_: Any
 ) -> tuple[Dim, ...]:
     """sum of a * b * c after new dimensions of size 1: what `nn.Bilinear` is made of."""
     rank = a.rank + len(new_a)
     labels = []
     for value, new in ((a, new_a), (b, new_b), (c, new_c)):
         labels.append("".join(chr(0x100 + d) for d in range(rank) if d not in new))
-        assert len(labels[-1]) == value.rank
+        if len(labels[-1]) != value.rank:
+            raise NoRuleError
     output = "".join(chr(0x100 + d) for d in range(rank) if d not in summed)
     return contract(s, [a, b, c], labels, output)
 
 
 @rule("_cdist_forward", "cdist", "_euclidean_dist")
-def distances(s: Interpreter, a: Value, b: Value, *_: Any) -> tuple[Dim, ...]:
+def distances(s: Speech, a: Value, b: Value, *_: Any) -> tuple[Dim, ...]:
     """(n, i, k) (n, j, k) -> (n, i, j): distances between rows."""
     batch = string.ascii_uppercase[: a.rank - 2]
     return contract(s, [a, b], [batch + "ik", batch + "jk"], batch + "ij")
 
 
 @rule("_pdist_forward")
-def pdist(s: Interpreter, x: Value, *_: Any) -> tuple[Dim, ...]:
+def pdist(s: Speech, x: Value, *_: Any) -> tuple[Dim, ...]:
     """Distances between all rows of one matrix."""
     s.fix(x.dims[0])
     return (s.fixed(s.shapes[0][0]),)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lopt.graph.tracing.ops.pointwise import pointwise
 from lopt.graph.tracing.ops.table import rule
+from lopt.graph.tracing.speech import Speech
 from lopt.graph.tracing.values import Dim, Value
-
-if TYPE_CHECKING:
-    from lopt.graph.tracing.interpreter import Interpreter
 
 
 @rule(
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     "full_like", "empty_like", "scalar_tensor", "empty_strided", "new_empty_strided", "empty_permuted", "fill",
     "zero", "_efficientzerotensor",
 )  # fmt: skip
-def uniform(s: Interpreter, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+def uniform(s: Speech, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """All entries alike."""
     s.constant = True
     return tuple(Dim(n, None) for n in s.shapes[0])
@@ -27,28 +25,28 @@ def uniform(s: Interpreter, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     "rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "uniform", "log_normal", "exponential",
     "cauchy", "geometric", "random", "normal_functional",
 )  # fmt: skip
-def random(s: Interpreter, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+def random(s: Speech, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Entries exchangeable in distribution."""
     s.constant = True
     return tuple(s.free(n) for n in s.shapes[0])
 
 
 @rule("normal", "poisson", "binomial")
-def sampled(s: Interpreter, *args: Any, **kwargs: Any) -> Any:
+def sampled(s: Speech, *args: Any, **kwargs: Any) -> Any:
     """Entries drawn around those of the arguments, unless the first of these is what is written to."""
-    call = s.tape.calls[s.position]
+    call = s.call
     given = [a for a in (*args, *kwargs.values()) if isinstance(a, Value)]
     return pointwise(s, *given, op=call.name) if given and not call.writes else random(s)
 
 
 @rule("multinomial")
-def multinomial(s: Interpreter, weights: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+def multinomial(s: Speech, weights: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Answers with places, so that the weights must stay where they are."""
     s.fix(weights.dims[-1])
     return (*weights.dims[:-1], s.fixed(s.shapes[0][-1]))
 
 
 @rule("arange", "linspace", "logspace", "eye", "randperm", "tril_indices", "triu_indices", "hann_window")
-def counted(s: Interpreter, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+def counted(s: Speech, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Entries that say where they stand."""
     return tuple(s.fixed(n, "constant") for n in s.shapes[0])

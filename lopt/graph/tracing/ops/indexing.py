@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lopt.graph.tracing.ops.pointwise import pointwise
 from lopt.graph.tracing.ops.table import rule, wrap
+from lopt.graph.tracing.speech import Speech
 from lopt.graph.tracing.values import Dim, Value
 
-if TYPE_CHECKING:
-    from lopt.graph.tracing.interpreter import Interpreter
 
-
-def look_up(s: Interpreter, table: Value, index: Value | None, at: int) -> None:
+def look_up(s: Speech, table: Value, index: Value | None, at: int) -> None:
     """Fix the indexed dimension of a table, and say what the table is to the network."""
     by_position = index is None or index.pure
     s.fix(table.dims[at], "position" if by_position else "vocabulary")
@@ -24,38 +22,38 @@ def look_up(s: Interpreter, table: Value, index: Value | None, at: int) -> None:
 
 
 @rule("embedding")
-def embedding(s: Interpreter, table: Value, index: Value, *args: Any) -> tuple[Dim, ...]:
+def embedding(s: Speech, table: Value, index: Value, *args: Any) -> tuple[Dim, ...]:
     """Rows of a table."""
     look_up(s, table, index, 0)
     return (*_indices(s, index), *table.dims[1:])
 
 
-def _indices(s: Interpreter, index: Value) -> tuple[Dim, ...]:
+def _indices(s: Speech, index: Value) -> tuple[Dim, ...]:
     return tuple(Dim(d.size, d.axis) if d.axis is not None else s.fixed(d.size) for d in index.dims)
 
 
 @rule("_embedding_bag", "_embedding_bag_forward_only", "embedding_bag")
-def embedding_bag(s: Interpreter, table: Value, index: Value, *args: Any, **kwargs: Any) -> list[Any]:
+def embedding_bag(s: Speech, table: Value, index: Value, *args: Any, **kwargs: Any) -> list[Any]:
     """Sums or means of rows of a table."""
     look_up(s, table, index, 0)
     return [(s.fixed(s.shapes[0][0]), *table.dims[1:]), *[None] * (len(s.shapes) - 1)]
 
 
 @rule("embedding_renorm")
-def embedding_renorm(s: Interpreter, table: Value, *args: Any) -> tuple[Dim, ...]:
+def embedding_renorm(s: Speech, table: Value, *args: Any) -> tuple[Dim, ...]:
     """Rescales rows in place."""
     return table.dims
 
 
 @rule("index_select")
-def index_select(s: Interpreter, x: Value, dim: int, index: Value) -> tuple[Dim, ...]:
+def index_select(s: Speech, x: Value, dim: int, index: Value) -> tuple[Dim, ...]:
     """Entries of one dimension, in another order."""
     at = wrap(dim, x.rank)
     look_up(s, x, index, at) if not index.pure else s.fix(x.dims[at])
     return (*x.dims[:at], s.fixed(s.shapes[0][at]), *x.dims[at + 1 :])
 
 
-def indexed(s: Interpreter, x: Value, indices: Sequence[Value | None]) -> list[tuple[int, Value]]:
+def indexed(s: Speech, x: Value, indices: Sequence[Value | None]) -> list[tuple[int, Value]]:
     """(dimension of x, its index); a boolean mask stands for as many dimensions as it has."""
     places: list[tuple[int, Value]] = []
     at = 0
@@ -67,7 +65,7 @@ def indexed(s: Interpreter, x: Value, indices: Sequence[Value | None]) -> list[t
 
 
 @rule("index", "_unsafe_index")
-def index(s: Interpreter, x: Value, indices: Sequence[Value | None]) -> tuple[Dim, ...]:
+def index(s: Speech, x: Value, indices: Sequence[Value | None]) -> tuple[Dim, ...]:
     """x[..., i, ..., j, ...]: the indexed dimensions give way to those of the indices, broadcast."""
     found = indexed(s, x, indices)
     for at, i in found:
@@ -85,7 +83,7 @@ def index(s: Interpreter, x: Value, indices: Sequence[Value | None]) -> tuple[Di
 
 @rule("index_put", "_unsafe_index_put", "_index_put_impl")
 def index_put(
-    s: Interpreter, x: Value, indices: Sequence[Value | None], values: Value, *args: Any, **kwargs: Any
+    s: Speech, x: Value, indices: Sequence[Value | None], values: Value, *args: Any, **kwargs: Any
 ) -> tuple[Dim, ...]:
     """x[indices] = values."""
     found = indexed(s, x, indices)
@@ -109,12 +107,12 @@ def index_put(
 
 
 @rule("gather", "take_along_dim")
-def gather(s: Interpreter, x: Value, dim: int, index: Value, **kwargs: Any) -> tuple[Dim, ...]:
+def gather(s: Speech, x: Value, dim: int, index: Value, **kwargs: Any) -> tuple[Dim, ...]:
     """x[..., index, ...] along one dimension; along the others, equal places."""
     return _along(s, x, wrap(dim, x.rank), index)
 
 
-def _along(s: Interpreter, x: Value, at: int, index: Value) -> tuple[Dim, ...]:
+def _along(s: Speech, x: Value, at: int, index: Value) -> tuple[Dim, ...]:
     dims = []
     for i, (d, other) in enumerate(zip(x.dims, index.dims, strict=True)):
         if i == at:
@@ -129,9 +127,7 @@ def _along(s: Interpreter, x: Value, at: int, index: Value) -> tuple[Dim, ...]:
 
 
 @rule("scatter", "scatter_add", "scatter_reduce")
-def scatter(
-    s: Interpreter, x: Value, dim: int, index: Value, source: Any = None, *_: Any, **kwargs: Any
-) -> Any:
+def scatter(s: Speech, x: Value, dim: int, index: Value, source: Any = None, *_: Any, **kwargs: Any) -> Any:
     """The inverse of `gather`, on top of x."""
     at = wrap(dim, x.rank)
     _along(s, x, at, index)
@@ -145,13 +141,13 @@ def scatter(
     return _as_fixed(s, x, at)
 
 
-def _as_fixed(s: Interpreter, x: Value, at: int) -> tuple[Dim, ...]:
+def _as_fixed(s: Speech, x: Value, at: int) -> tuple[Dim, ...]:
     return tuple(s.fixed(d.size) if i == at and d.axis is None else d for i, d in enumerate(x.dims))
 
 
 @rule("index_add", "index_copy", "index_reduce")
 def index_add(
-    s: Interpreter, x: Value, dim: int, index: Value, source: Value, *_: Any, **kw: Any
+    s: Speech, x: Value, dim: int, index: Value, source: Value, *_: Any, **kw: Any
 ) -> tuple[Dim, ...]:
     """Adds or writes entries of `source` to those of one dimension."""
     at = wrap(dim, x.rank)
@@ -165,7 +161,7 @@ def index_add(
 
 
 @rule("index_fill")
-def index_fill(s: Interpreter, x: Value, dim: int, *args: Any) -> tuple[Dim, ...]:
+def index_fill(s: Speech, x: Value, dim: int, *args: Any) -> tuple[Dim, ...]:
     """Writes one number to some entries of a dimension."""
     at = wrap(dim, x.rank)
     s.fix(x.dims[at])
@@ -173,7 +169,7 @@ def index_fill(s: Interpreter, x: Value, dim: int, *args: Any) -> tuple[Dim, ...
 
 
 @rule("slice_scatter", "select_scatter")
-def slice_scatter(s: Interpreter, x: Value, source: Value, dim: int = 0, *args: Any) -> tuple[Dim, ...]:
+def slice_scatter(s: Speech, x: Value, source: Value, dim: int = 0, *args: Any) -> tuple[Dim, ...]:
     """Writes `source` over a slice of x."""
     at = wrap(dim, x.rank)
     s.fix(x.dims[at])
@@ -187,13 +183,13 @@ def slice_scatter(s: Interpreter, x: Value, source: Value, dim: int = 0, *args: 
 
 
 @rule("masked_fill")
-def masked_fill(s: Interpreter, x: Value, mask: Value, value: Any) -> Any:
+def masked_fill(s: Speech, x: Value, mask: Value, value: Any) -> Any:
     """One number wherever the mask is set."""
     return pointwise(s, x, mask, op="masked_fill")
 
 
 @rule("masked_scatter")
-def masked_scatter(s: Interpreter, x: Value, mask: Value, source: Value) -> tuple[Dim, ...]:
+def masked_scatter(s: Speech, x: Value, mask: Value, source: Value) -> tuple[Dim, ...]:
     """Entries of `source`, in order, wherever the mask is set."""
     for d in (*x.dims, *mask.dims, *source.dims):
         s.fix(d)
@@ -201,13 +197,13 @@ def masked_scatter(s: Interpreter, x: Value, mask: Value, source: Value) -> tupl
 
 
 @rule("one_hot")
-def one_hot(s: Interpreter, x: Value, *args: Any) -> tuple[Dim, ...]:
+def one_hot(s: Speech, x: Value, *args: Any) -> tuple[Dim, ...]:
     """A new dimension with a one at the place that the number names."""
     return (*x.dims, s.fixed(s.shapes[0][-1]))
 
 
 @rule("bucketize", "searchsorted")
-def searchsorted(s: Interpreter, a: Value, b: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+def searchsorted(s: Speech, a: Value, b: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Places of numbers in a sorted sequence."""
     for d in (*a.dims, *b.dims):
         s.fix(d)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lopt.graph.tracing.axes import Axis, find, split
 from lopt.graph.tracing.ops.table import rule, wrap
+from lopt.graph.tracing.speech import Speech
 from lopt.graph.tracing.values import Dim, Value
 
-if TYPE_CHECKING:
-    from lopt.graph.tracing.interpreter import Interpreter
 
-
-def affine(s: Interpreter, dims: Sequence[Dim], weight: Value | None, bias: Value | None) -> None:
+def affine(s: Speech, dims: Sequence[Dim], weight: Value | None, bias: Value | None) -> None:
     """Tie a norm's scale and shift to the axes that they act on."""
     for value, kind in ((weight, "scale"), (bias, "shift")):
         if value is not None:
@@ -28,7 +26,7 @@ def affine(s: Interpreter, dims: Sequence[Dim], weight: Value | None, bias: Valu
     "batch_norm", "miopen_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update",
 )  # fmt: skip
 def batch_norm(
-    s: Interpreter, x: Value, weight: Value | None, bias: Value | None, *args: Any, **kwargs: Any
+    s: Speech, x: Value, weight: Value | None, bias: Value | None, *args: Any, **kwargs: Any
 ) -> Any:
     """Normalises each channel; the running statistics go with the channels."""
     channel = x.dims[1]
@@ -45,7 +43,7 @@ def batch_norm(
 
 @rule("native_layer_norm", "layer_norm")
 def layer_norm(
-    s: Interpreter, x: Value, shape: Sequence[int], weight: Any = None, bias: Any = None, *_: Any
+    s: Speech, x: Value, shape: Sequence[int], weight: Any = None, bias: Any = None, *_: Any
 ) -> Any:
     """Normalises over the last dimensions, symmetrically."""
     affine(s, x.dims[x.rank - len(shape) :], weight, bias)
@@ -53,14 +51,14 @@ def layer_norm(
 
 
 @rule("_fused_rms_norm", "rms_norm")
-def rms_norm(s: Interpreter, x: Value, shape: Sequence[int], weight: Any = None, *_: Any) -> Any:
+def rms_norm(s: Speech, x: Value, shape: Sequence[int], weight: Any = None, *_: Any) -> Any:
     """Scales by the root mean square over the last dimensions."""
     return layer_norm(s, x, shape, weight)
 
 
 @rule("native_group_norm", "group_norm")
 def group_norm(
-    s: Interpreter, x: Value, weight: Any, bias: Any, n: Any, c: Any, hw: Any, groups: int, *_: Any
+    s: Speech, x: Value, weight: Any, bias: Any, n: Any, c: Any, hw: Any, groups: int, *_: Any
 ) -> Any:
     """Normalises each group of channels: groups may change places, and channels within their group."""
     channel = x.dims[1]
@@ -81,7 +79,7 @@ def _keep_groups(axis: Axis, size: int) -> None:
 
 
 @rule("_weight_norm_interface", "_weight_norm")
-def weight_norm(s: Interpreter, v: Value, g: Value, dim: int = 0) -> Any:
+def weight_norm(s: Speech, v: Value, g: Value, dim: int = 0) -> Any:
     """w = g v / |v|, with the norm over all dimensions but `dim`."""
     at = wrap(dim, v.rank)
     s.kind(g, "scale")
@@ -91,7 +89,7 @@ def weight_norm(s: Interpreter, v: Value, g: Value, dim: int = 0) -> Any:
 
 
 @rule("local_response_norm")
-def local_response_norm(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+def local_response_norm(s: Speech, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Normalises over neighbouring channels, which must stay neighbours."""
     s.fix(x.dims[1])
     return x.dims

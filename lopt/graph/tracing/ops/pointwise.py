@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.utils._pytree import tree_leaves
 
 from lopt.graph.tracing.axes import leaves
 from lopt.graph.tracing.ops.table import SEGMENT_RULES, rule
+from lopt.graph.tracing.speech import Speech
 from lopt.graph.tracing.values import NOWHERE, Dim, Mark, Value
-
-if TYPE_CHECKING:
-    from lopt.graph.tracing.interpreter import Interpreter
 
 ACTIVATIONS = {
     "relu": "relu", "gelu": "gelu", "tanh": "tanh", "sigmoid": "sigmoid", "silu": "silu", "elu": "elu",
@@ -29,7 +27,7 @@ SCALES = {"mul", "div", "_prelu_kernel", "true_divide"}
 SHIFTS = {"add", "sub", "rsub"}
 
 
-def pointwise(s: Interpreter, *args: Any, op: str = "", **kwargs: Any) -> Any:
+def pointwise(s: Speech, *args: Any, op: str = "", **kwargs: Any) -> Any:
     """Any pointwise function of any number of tensors."""
     values = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Value)]
     segmented = next((v for v in values if v.segments), None)
@@ -47,7 +45,7 @@ def pointwise(s: Interpreter, *args: Any, op: str = "", **kwargs: Any) -> Any:
 SEGMENT_RULES.add(pointwise)
 
 
-def _split_like(segmented: Value, values: list[Value], s: Interpreter) -> list[list[Value]] | None:
+def _split_like(segmented: Value, values: list[Value], s: Speech) -> list[list[Value]] | None:
     """The operands for each segment, if all of them can be taken apart along that dimension."""
     from_end = segmented.rank - segmented.segment_dim
     sizes = [p.dims[segmented.segment_dim].size for p in segmented.segments]
@@ -68,7 +66,7 @@ def _split_like(segmented: Value, values: list[Value], s: Interpreter) -> list[l
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _pointwise(s: Interpreter, values: list[Value], op: str) -> tuple[Dim, ...]:
+def _pointwise(s: Speech, values: list[Value], op: str) -> tuple[Dim, ...]:
     if op in ACTIVATIONS:
         _activate(values[:1], ACTIVATIONS[op])
     rank = max(v.rank for v in values)
@@ -96,7 +94,7 @@ def _activate(values: list[Value], name: str) -> None:
                     leaf.activation = leaf.activation or name
 
 
-def _mixed(s: Interpreter, values: list[Value], data: list[Value], dims: list[Dim], op: str) -> list[Dim]:
+def _mixed(s: Speech, values: list[Value], data: list[Value], dims: list[Dim], op: str) -> list[Dim]:
     """Name the parameters that meet activations, and keep the origins of the activations only."""
     for value in values:
         if value.pure:
@@ -125,7 +123,7 @@ def _kind(value: Value, op: str) -> str:
     return "other"
 
 
-def _next_mark(s: Interpreter, data: list[Value], op: str) -> Mark | None:
+def _next_mark(s: Speech, data: list[Value], op: str) -> Mark | None:
     if op in GATES and data[0].origins:
         return Mark("sigmoid" if "sigmoid" in op else "activated", data[0].origins)
     marks = [
@@ -134,7 +132,7 @@ def _next_mark(s: Interpreter, data: list[Value], op: str) -> Mark | None:
     return marks[0] if marks else None
 
 
-def _note_gate(s: Interpreter, a: Value, b: Value) -> None:
+def _note_gate(s: Speech, a: Value, b: Value) -> None:
     for gate, other in ((a, b), (b, a)):
         if gate.mark is None or gate.mark.kind not in ("activated", "sigmoid"):
             continue
@@ -154,7 +152,7 @@ UNTAGGED = (
 
 def _enter_untagged(name: str) -> None:
     @rule(name, segments=True)
-    def pointwise_rule(s: Interpreter, *args: Any, **kwargs: Any) -> Any:
+    def pointwise_rule(s: Speech, *args: Any, **kwargs: Any) -> Any:
         result = pointwise(s, *args, op=name, **kwargs)
         if len(s.shapes) == 1:
             return result
@@ -166,13 +164,13 @@ for _name in UNTAGGED:
 
 
 @rule("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "soft_margin_loss", "dist")
-def loss(s: Interpreter, x: Value, target: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+def loss(s: Speech, x: Value, target: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """A pointwise loss, summed or not."""
     dims = _pointwise(s, [x, target], "loss")
     return dims if len(dims) == len(s.shapes[0]) else ()
 
 
 @rule("isin")
-def is_in(s: Interpreter, x: Any, among: Any, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+def is_in(s: Speech, x: Any, among: Any, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Whether each entry is one of a set."""
     return x.dims if isinstance(x, Value) else ()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from lopt.graph.tracing.axes import Axis, cut, join, unify
 from lopt.graph.tracing.ops.table import rule
+from lopt.graph.tracing.speech import Speech
 from lopt.graph.tracing.values import Dim, Origin, Value
-
-if TYPE_CHECKING:
-    from lopt.graph.tracing.interpreter import Interpreter
 
 GATES = {
     "lstm": ("input_gate", "forget_gate", "cell_gate", "output_gate"),
@@ -22,7 +20,7 @@ GATES = {
 ACTIVATION = {"lstm": "tanh", "gru": "tanh", "rnn": None}
 
 
-def cell(s: Interpreter, kind: str, x: Dim, weights: Sequence[Value | None]) -> tuple[Axis, Axis]:
+def cell(s: Speech, kind: str, x: Dim, weights: Sequence[Value | None]) -> tuple[Axis, Axis]:
     """Tie one layer and direction: (output axis, hidden axis); they differ in an LSTM with a projection.
 
     weights: w_ih (gates x H, in), w_hh (gates x H, out), b_ih, b_hh, w_hr (out, H).
@@ -53,7 +51,7 @@ def cell(s: Interpreter, kind: str, x: Dim, weights: Sequence[Value | None]) -> 
     return out, hidden
 
 
-def _gates(s: Interpreter, dim: Dim, hidden: Axis, count: int) -> None:
+def _gates(s: Speech, dim: Dim, hidden: Axis, count: int) -> None:
     assert dim.axis is not None
     segments = cut(dim.axis, [hidden.size] * count)
     if segments is None:
@@ -64,7 +62,7 @@ def _gates(s: Interpreter, dim: Dim, hidden: Axis, count: int) -> None:
         unify(segment, hidden)
 
 
-def _name_gates(s: Interpreter, w: Value, gates: Sequence[str]) -> None:
+def _name_gates(s: Speech, w: Value, gates: Sequence[str]) -> None:
     s.kind(w, "weight")
     s.role(w.dims[0], "out")
     s.role(w.dims[1], "in")
@@ -75,7 +73,7 @@ def _name_gates(s: Interpreter, w: Value, gates: Sequence[str]) -> None:
             s.refine(parts, gate)
 
 
-def _layers(s: Interpreter, kind: str, x: Dim, states: Sequence[Value], flat: Sequence[Value], biased: bool,
+def _layers(s: Speech, kind: str, x: Dim, states: Sequence[Value], flat: Sequence[Value], biased: bool,
             layers: int, directions: int) -> tuple[Dim, list[list[Axis]]]:  # fmt: skip
     """All layers on top of each other; the last output and, for each state, its axis per layer and direction."""
     per = len(flat) // (layers * directions)
@@ -96,17 +94,43 @@ def _layers(s: Interpreter, kind: str, x: Dim, states: Sequence[Value], flat: Se
     return x, axes
 
 
-def _run(s: Interpreter, kind: str, args: tuple[Any, ...]) -> list[Any]:
+class Padded(NamedTuple):
+    """The arguments of a recurrent layer for sequences of one length, in ATen's order."""
+
+    data: Value
+    states: Any
+    weights: Sequence[Value]
+    biased: bool
+    layers: int
+    dropout: float
+    train: bool
+    bidirectional: bool
+    batch_first: bool
+
+
+class Packed(NamedTuple):
+    """The same for packed sequences."""
+
+    data: Value
+    batch_sizes: Value
+    states: Any
+    weights: Sequence[Value]
+    biased: bool
+    layers: int
+    dropout: float
+    train: bool
+    bidirectional: bool
+
+
+def _run(s: Speech, kind: str, args: tuple[Any, ...]) -> list[Any]:
     packed = isinstance(args[1], Value) and isinstance(args[3], list | tuple)
-    if packed:  # data, batch_sizes, states, weights, biased, layers, dropout, train, bidirectional
-        x, _, states, flat, biased, layers, _, _, bidirectional = args
-        feature = 1
-    else:  # input, states, weights, biased, layers, dropout, train, bidirectional, batch_first
-        x, states, flat, biased, layers, _, _, bidirectional, _ = args
-        feature = 2
-    states = [states] if isinstance(states, Value) else list(states)
-    directions = 2 if bidirectional else 1
-    out, axes = _layers(s, kind, x.dims[feature], states, flat, biased, layers, directions)
+    given = Packed(*args) if packed else Padded(*args)
+    x, feature = given.data, 1 if packed else 2
+    states = [given.states] if isinstance(given.states, Value) else list(given.states)
+    directions = 2 if given.bidirectional else 1
+    out, axes = _layers(
+        s, kind, x.dims[feature], states, given.weights, given.biased, given.layers, directions
+    )
     for state, own in zip(states, axes, strict=True):
         s.fix(state.dims[0])  # layers and directions
         for axis in own:
@@ -123,26 +147,24 @@ def _run(s: Interpreter, kind: str, args: tuple[Any, ...]) -> list[Any]:
 
 
 @rule("lstm")
-def lstm(s: Interpreter, *args: Any) -> list[Any]:
+def lstm(s: Speech, *args: Any) -> list[Any]:
     """All layers of an LSTM: output, last hidden and last cell states."""
     return _run(s, "lstm", args)
 
 
 @rule("gru")
-def gru(s: Interpreter, *args: Any) -> list[Any]:
+def gru(s: Speech, *args: Any) -> list[Any]:
     """All layers of a GRU: output and last hidden states."""
     return _run(s, "gru", args)
 
 
 @rule("rnn")
-def rnn(s: Interpreter, *args: Any) -> list[Any]:
+def rnn(s: Speech, *args: Any) -> list[Any]:
     """All layers of an Elman network: output and last hidden states."""
     return _run(s, "rnn", args)
 
 
-def _cell_step(
-    s: Interpreter, kind: str, x: Value, states: Any, weights: Sequence[Value | None]
-) -> list[Any]:
+def _cell_step(s: Speech, kind: str, x: Value, states: Any, weights: Sequence[Value | None]) -> list[Any]:
     _, hidden = cell(s, kind, x.dims[-1], weights)
     states = [states] if isinstance(states, Value) else list(states)
     for state in states:
@@ -152,25 +174,25 @@ def _cell_step(
 
 
 @rule("lstm_cell")
-def lstm_cell(s: Interpreter, x: Value, states: Sequence[Value], *weights: Any) -> list[Any]:
+def lstm_cell(s: Speech, x: Value, states: Sequence[Value], *weights: Any) -> list[Any]:
     """One step of an LSTM."""
     return _cell_step(s, "lstm", x, states, weights)
 
 
 @rule("gru_cell")
-def gru_cell(s: Interpreter, x: Value, state: Value, *weights: Any) -> list[Any]:
+def gru_cell(s: Speech, x: Value, state: Value, *weights: Any) -> list[Any]:
     """One step of a GRU."""
     return _cell_step(s, "gru", x, state, weights)
 
 
 @rule("rnn_cell")
-def rnn_cell(s: Interpreter, x: Value, state: Value, *weights: Any) -> list[Any]:
+def rnn_cell(s: Speech, x: Value, state: Value, *weights: Any) -> list[Any]:
     """One step of an Elman network."""
     return _cell_step(s, "rnn", x, state, weights)
 
 
 @rule("_pack_padded_sequence")
-def pack(s: Interpreter, x: Value, lengths: Value, batch_first: bool) -> list[Any]:
+def pack(s: Speech, x: Value, lengths: Value, batch_first: bool) -> list[Any]:
     """(batch, time, *features) or (time, batch, *features) -> (steps of all sequences, *features)."""
     for d in x.dims[:2]:
         s.fix(d)
@@ -178,7 +200,7 @@ def pack(s: Interpreter, x: Value, lengths: Value, batch_first: bool) -> list[An
 
 
 @rule("_pad_packed_sequence")
-def unpack(s: Interpreter, x: Value, *args: Any) -> list[Any]:
+def unpack(s: Speech, x: Value, *args: Any) -> list[Any]:
     """The inverse of `pack`."""
     s.fix(x.dims[0])
     return [(*[s.fixed(n) for n in s.shapes[0][:2]], *x.dims[1:]), None]

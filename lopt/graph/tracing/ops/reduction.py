@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lopt.graph.tracing.ops.pointwise import pointwise
 from lopt.graph.tracing.ops.table import rule, wrap, wrap_all
+from lopt.graph.tracing.speech import Speech
 from lopt.graph.tracing.values import Dim, Mark, Value
 
-if TYPE_CHECKING:
-    from lopt.graph.tracing.interpreter import Interpreter
 
-
-def reduce(s: Interpreter, x: Value, dims: int | Sequence[int] | None) -> tuple[Dim, ...]:
+def reduce(s: Speech, x: Value, dims: int | Sequence[int] | None) -> tuple[Dim, ...]:
     """What is left of `x`, with size-1 dimensions in place of the reduced ones where the result keeps them."""
     gone = wrap_all(dims, x.rank)
     if len(s.shapes[0]) == x.rank:
@@ -25,32 +23,32 @@ def reduce(s: Interpreter, x: Value, dims: int | Sequence[int] | None) -> tuple[
     "sum", "mean", "amax", "amin", "logsumexp", "any", "all", "nansum", "nanmean", "count_nonzero", "aminmax",
     "_is_all_true", "_is_any_true",
 )  # fmt: skip
-def symmetric(s: Interpreter, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+def symmetric(s: Speech, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Any function of the set of entries along `dim`."""
     dims = reduce(s, x, dim if isinstance(dim, int | list | tuple) and not isinstance(dim, bool) else None)
     return [dims] * len(s.shapes)
 
 
 @rule("var", "std", "var_mean", "std_mean")
-def moments(s: Interpreter, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+def moments(s: Speech, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Second moments; the old overload has `unbiased` in the place of `dim`."""
     return symmetric(s, x, None if isinstance(dim, bool) else dim)
 
 
 @rule("linalg_vector_norm", "norm")
-def norm(s: Interpreter, x: Value, ord: Any = 2, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+def norm(s: Speech, x: Value, ord: Any = 2, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """A norm along `dim`."""
     return symmetric(s, x, dim)
 
 
 @rule("prod")
-def product(s: Interpreter, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+def product(s: Speech, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """The product of the entries along `dim`."""
     return symmetric(s, x, dim)
 
 
 @rule("argmax", "argmin")
-def position_of_extreme(s: Interpreter, x: Value, dim: int | None = None, *args: Any, **kwargs: Any) -> Any:
+def position_of_extreme(s: Speech, x: Value, dim: int | None = None, *args: Any, **kwargs: Any) -> Any:
     """Answers with a place, so that the entries must stay where they are."""
     for i in wrap_all(dim, x.rank):
         s.fix(x.dims[i])
@@ -58,7 +56,7 @@ def position_of_extreme(s: Interpreter, x: Value, dim: int | None = None, *args:
 
 
 @rule("max", "min", "median", "nanmedian", "mode")
-def extreme(s: Interpreter, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+def extreme(s: Speech, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """The extreme value (symmetric) and its place (not symmetric, if anybody reads it)."""
     if isinstance(dim, Value):
         return pointwise(s, x, dim)
@@ -69,13 +67,13 @@ def extreme(s: Interpreter, x: Value, dim: Any = None, *args: Any, **kwargs: Any
 
 
 @rule("kthvalue")
-def kth_value(s: Interpreter, x: Value, k: int, dim: int = -1, *args: Any) -> Any:
+def kth_value(s: Speech, x: Value, k: int, dim: int = -1, *args: Any) -> Any:
     """The k-th smallest value and its place."""
     return extreme(s, x, dim)
 
 
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")
-def softmax(s: Interpreter, x: Value, dim: int, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+def softmax(s: Speech, x: Value, dim: int, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Symmetric along its axis; turns attention scores into probabilities."""
     if x.mark is not None and x.mark.kind == "scores" and wrap(dim, x.rank) == x.rank - 1:
         s.mark = Mark("probabilities", x.mark.queries, x.mark.keys)
@@ -83,7 +81,7 @@ def softmax(s: Interpreter, x: Value, dim: int, *args: Any, **kwargs: Any) -> tu
 
 
 @rule("cumsum", "cumprod", "logcumsumexp", "sort", "topk", "cummax", "cummin", "flip", "roll", "renorm")
-def ordered(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> Any:
+def ordered(s: Speech, x: Value, *args: Any, **kwargs: Any) -> Any:
     """Depends on the order along the axes it names; the result there is a new axis."""
     gone = set(_ordered_dims(s, x, args, kwargs))
     for i in gone:
@@ -94,8 +92,8 @@ def ordered(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> Any:
     ]
 
 
-def _ordered_dims(s: Interpreter, x: Value, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    name = s.tape.calls[s.position].name
+def _ordered_dims(s: Speech, x: Value, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+    name = s.call.name
     if name == "topk":
         return [wrap(args[1] if len(args) > 1 else kwargs.get("dim", -1), x.rank)]
     if name == "sort":
@@ -107,7 +105,7 @@ def _ordered_dims(s: Interpreter, x: Value, args: tuple[Any, ...], kwargs: dict[
 
 
 @rule("tril", "triu")
-def triangle(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+def triangle(s: Speech, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Compares the two last indices."""
     for dim in x.dims[-2:]:
         s.fix(dim)
@@ -115,7 +113,7 @@ def triangle(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, 
 
 
 @rule("glu")
-def glu(s: Interpreter, x: Value, dim: int = -1) -> tuple[Dim, ...]:
+def glu(s: Speech, x: Value, dim: int = -1) -> tuple[Dim, ...]:
     """a * sigmoid(b) for the two halves a, b of an axis."""
     from lopt.graph.tracing.ops.shape import split_dim
 
@@ -128,7 +126,7 @@ def glu(s: Interpreter, x: Value, dim: int = -1) -> tuple[Dim, ...]:
 
 
 @rule("nll_loss_forward", "nll_loss2d_forward", "nll_loss_nd")
-def nll_loss(s: Interpreter, x: Value, target: Value, *args: Any, **kwargs: Any) -> Any:
+def nll_loss(s: Speech, x: Value, target: Value, *args: Any, **kwargs: Any) -> Any:
     """Picks the entry of the right class."""
     s.fix(x.dims[1 if x.rank > 1 else 0], "output")
     return [tuple(s.fixed(n) for n in shape) for shape in s.shapes]

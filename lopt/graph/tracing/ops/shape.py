@@ -5,15 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lopt.graph.tracing.axes import Axis, cut, is_fixed, join, leaves, merge, split
 from lopt.graph.tracing.ops.table import rule, wrap, wrap_all
+from lopt.graph.tracing.speech import Speech
 from lopt.graph.tracing.values import Dim, Origin, Origins, Value
-
-if TYPE_CHECKING:
-    from lopt.graph.tracing.interpreter import Interpreter
-
 
 # -- values with segments --------------------------------------------------------------------------------------
 
@@ -43,13 +40,13 @@ def reorder(x: Value, order: Sequence[int]) -> Value:
 
 
 @rule("permute", "permute_copy", segments=True)
-def permute(s: Interpreter, x: Value, order: Sequence[int]) -> Value:
+def permute(s: Speech, x: Value, order: Sequence[int]) -> Value:
     """Dimensions in another order."""
     return reorder(x, [wrap(d, x.rank) for d in order])
 
 
 @rule("transpose", "swapaxes", segments=True)
-def transpose(s: Interpreter, x: Value, a: int, b: int) -> Value:
+def transpose(s: Speech, x: Value, a: int, b: int) -> Value:
     """Two dimensions change places."""
     order = list(range(x.rank))
     if order:
@@ -59,13 +56,13 @@ def transpose(s: Interpreter, x: Value, a: int, b: int) -> Value:
 
 
 @rule("t", segments=True)
-def t(s: Interpreter, x: Value) -> Value:
+def t(s: Speech, x: Value) -> Value:
     """The transpose of a matrix."""
     return reorder(x, list(reversed(range(x.rank))))
 
 
 @rule("unsqueeze", segments=True)
-def unsqueeze(s: Interpreter, x: Value, dim: int) -> Value:
+def unsqueeze(s: Speech, x: Value, dim: int) -> Value:
     """A new dimension of size 1."""
     at = wrap(dim, x.rank + 1)
 
@@ -78,7 +75,7 @@ def unsqueeze(s: Interpreter, x: Value, dim: int) -> Value:
 
 
 @rule("squeeze", segments=True)
-def squeeze(s: Interpreter, x: Value, dim: int | Sequence[int] | None = None) -> Value:
+def squeeze(s: Speech, x: Value, dim: int | Sequence[int] | None = None) -> Value:
     """Without (the given) dimensions of size 1."""
     gone = {d for d in wrap_all(dim, x.rank) if x.dims[d].size == 1}
 
@@ -101,13 +98,13 @@ def squeeze(s: Interpreter, x: Value, dim: int | Sequence[int] | None = None) ->
     "positive",
     segments=True,
 )
-def same(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> Value:
+def same(s: Speech, x: Value, *args: Any, **kwargs: Any) -> Value:
     """The same entries."""
     return x
 
 
 @rule("expand", "expand_copy")
-def expand(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+def expand(s: Speech, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Repeats dimensions of size 1; the result is constant along them."""
     new = len(s.shapes[0]) - x.rank
     old = [d if d.size == n else Dim(n, None) for d, n in zip(x.dims, s.shapes[0][new:], strict=True)]
@@ -115,14 +112,14 @@ def expand(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ..
 
 
 @rule("repeat", "tile")
-def repeat(s: Interpreter, x: Value, repeats: Sequence[int]) -> tuple[Dim, ...]:
+def repeat(s: Speech, x: Value, repeats: Sequence[int]) -> tuple[Dim, ...]:
     """Several copies one behind another."""
     new = len(repeats) - x.rank
     dims = [Dim(1, None)] * new + list(x.dims)
     return tuple(_times(s, d, r) for d, r in zip(dims, repeats, strict=True))
 
 
-def _times(s: Interpreter, dim: Dim, copies: int) -> Dim:
+def _times(s: Speech, dim: Dim, copies: int) -> Dim:
     if copies == 1 or dim.axis is None:
         return Dim(dim.size * copies, dim.axis, dim.origin)
     return Dim(dim.size * copies, merge([Axis(copies, "position"), dim.axis]), dim.origin)
@@ -132,7 +129,7 @@ def _times(s: Interpreter, dim: Dim, copies: int) -> Dim:
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "_reshape_copy", segments=True)
-def view(s: Interpreter, x: Value, shape: Any, *args: Any) -> Any:
+def view(s: Speech, x: Value, shape: Any, *args: Any) -> Any:
     """The same entries in row-major order under another shape."""
     if not isinstance(shape, list | tuple):  # reinterprets the bits as another dtype
         s.fix(s.whole(x).dims[-1])
@@ -164,7 +161,7 @@ def matching_blocks(source: Sequence[int], target: Sequence[int]) -> Blocks:
     return blocks
 
 
-def _view_whole(s: Interpreter, x: Value, blocks: Blocks, target: Sequence[int]) -> Any:
+def _view_whole(s: Speech, x: Value, blocks: Blocks, target: Sequence[int]) -> Any:
     dims: list[Dim] = [Dim(1, None)] * len(target)
     pieces: tuple[int, list[list[Dim]]] | None = None
     for source, result in blocks:
@@ -198,14 +195,14 @@ def _replaced(dims: Sequence[Dim], places: Sequence[int], new: Sequence[Dim]) ->
     return tuple(result)
 
 
-def _merged(s: Interpreter, dims: Sequence[Dim]) -> Axis | None:
+def _merged(s: Speech, dims: Sequence[Dim]) -> Axis | None:
     if all(d.axis is None for d in dims):
         return None
     return merge([d.axis or Axis(d.size) for d in dims])
 
 
 def _segments(
-    s: Interpreter, axis: Axis | None, result: Sequence[int], sizes: Sequence[int], origin: Origins
+    s: Speech, axis: Axis | None, result: Sequence[int], sizes: Sequence[int], origin: Origins
 ) -> tuple[int, list[list[Dim]]] | None:
     """The alternatives for a block of dimensions, one of which an earlier pass found taken apart."""
     k = next((k for k, i in enumerate(result[:-1]) if s.view_cuts(i)), None)
@@ -227,7 +224,7 @@ def _segments(
     return result[k], alternatives
 
 
-def _view_segments(s: Interpreter, x: Value, blocks: Blocks, target: Sequence[int], at: int) -> Any:
+def _view_segments(s: Speech, x: Value, blocks: Blocks, target: Sequence[int], at: int) -> Any:
     source = next(source for source, result in blocks if x.segment_dim in source)
     inner = math.prod(x.shape[i] for i in source[1:])
     parts = []
@@ -251,7 +248,7 @@ def _with_segment(blocks: Blocks, part: Value, dim: int, shape: Sequence[int]) -
     return [(source, result) for source, result in kept if source and shape[result[0]] != 1]
 
 
-def _joined(s: Interpreter, parts: Sequence[Value], at: int) -> tuple[Dim, ...]:
+def _joined(s: Speech, parts: Sequence[Value], at: int) -> tuple[Dim, ...]:
     dims = []
     for i in range(parts[0].rank):
         column = [p.dims[i] for p in parts]
@@ -274,7 +271,7 @@ def narrowed(origin: Origins, size: int, start: int, stop: int) -> Origins:
     )
 
 
-def split_dim(s: Interpreter, x: Value, at: int, sizes: Sequence[int]) -> list[Value]:
+def split_dim(s: Speech, x: Value, at: int, sizes: Sequence[int]) -> list[Value]:
     """`x` cut along dimension `at` into consecutive parts."""
     if x.segments and at == x.segment_dim:
         return _split_segments(s, x, at, sizes)
@@ -293,7 +290,7 @@ def split_dim(s: Interpreter, x: Value, at: int, sizes: Sequence[int]) -> list[V
     return parts
 
 
-def _cut_axis(s: Interpreter, dim: Dim, sizes: Sequence[int]) -> Sequence[Axis | None]:
+def _cut_axis(s: Speech, dim: Dim, sizes: Sequence[int]) -> Sequence[Axis | None]:
     if dim.axis is None:
         return [None] * len(sizes)
     pieces = cut(dim.axis, sizes)
@@ -303,7 +300,7 @@ def _cut_axis(s: Interpreter, dim: Dim, sizes: Sequence[int]) -> Sequence[Axis |
     return pieces
 
 
-def _split_segments(s: Interpreter, x: Value, at: int, sizes: Sequence[int]) -> list[Value]:
+def _split_segments(s: Speech, x: Value, at: int, sizes: Sequence[int]) -> list[Value]:
     """Cut along the dimension of the segments: whole segments where the places fit."""
     queue = list(x.segments)
     results = []
@@ -333,7 +330,7 @@ def _empty(x: Value, at: int) -> tuple[Dim, ...]:
     "unsafe_chunk",
     segments=True,
 )
-def split_rule(s: Interpreter, x: Value, sizes: Any, dim: int = 0) -> list[Value]:
+def split_rule(s: Speech, x: Value, sizes: Any, dim: int = 0) -> list[Value]:
     """Consecutive parts along a dimension."""
     at = wrap(dim, x.rank)
     return split_dim(s, x, at, [shape[at] for shape in s.shapes])
@@ -341,7 +338,7 @@ def split_rule(s: Interpreter, x: Value, sizes: Any, dim: int = 0) -> list[Value
 
 @rule("slice", "slice_copy", segments=True)
 def slice_rule(
-    s: Interpreter, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    s: Speech, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Any:
     """Entries start, start + step, ... of a dimension."""
     at = wrap(dim, x.rank)
@@ -356,7 +353,7 @@ def slice_rule(
     return _narrow(s, x, at, begin, begin + left)
 
 
-def _narrow(s: Interpreter, x: Value, at: int, begin: int, end: int) -> Value:
+def _narrow(s: Speech, x: Value, at: int, begin: int, end: int) -> Value:
     """Entries begin..end; what is left of a parameter must stay in place until somebody reads it."""
     before = {id(leaf) for axis in x.axes() for leaf in leaves(axis)} if x.pure else set()
     size = x.dims[at].size
@@ -371,7 +368,7 @@ def _narrow(s: Interpreter, x: Value, at: int, begin: int, end: int) -> Value:
 
 
 @rule("select", "select_copy", segments=True)
-def select(s: Interpreter, x: Value, dim: int, index: int) -> Any:
+def select(s: Speech, x: Value, dim: int, index: int) -> Any:
     """One entry of a dimension."""
     at = wrap(dim, x.rank)
     index = wrap(int(index), x.dims[at].size)
@@ -385,7 +382,7 @@ def select(s: Interpreter, x: Value, dim: int, index: int) -> Any:
     return _select(s, x, at, index)
 
 
-def _select(s: Interpreter, x: Value, at: int, index: int) -> Value:
+def _select(s: Speech, x: Value, at: int, index: int) -> Value:
     dim = x.dims[at]
     if dim.size > 1:
         s.cut_view(dim, index, index + 1)
@@ -401,7 +398,7 @@ def _select(s: Interpreter, x: Value, at: int, index: int) -> Value:
 
 
 @rule("unbind", "unbind_copy", segments=True)
-def unbind(s: Interpreter, x: Value, dim: int = 0) -> list[Any]:
+def unbind(s: Speech, x: Value, dim: int = 0) -> list[Any]:
     """Every entry of a dimension by itself."""
     return [select(s, x, dim, i) for i in range(x.dims[wrap(dim, x.rank)].size)]
 
@@ -410,7 +407,7 @@ def unbind(s: Interpreter, x: Value, dim: int = 0) -> list[Any]:
 
 
 @rule("cat", "concat", "concatenate", "_cat")
-def cat(s: Interpreter, tensors: Sequence[Value], dim: int = 0) -> tuple[Dim, ...]:
+def cat(s: Speech, tensors: Sequence[Value], dim: int = 0) -> tuple[Dim, ...]:
     """Parts one behind another; a parameter among activations is learned input, such as a class token."""
     tensors = [v for v in tensors if v.shape != (0,)]
     at = wrap(dim, tensors[0].rank)
@@ -422,7 +419,7 @@ def cat(s: Interpreter, tensors: Sequence[Value], dim: int = 0) -> tuple[Dim, ..
 
 
 @rule("stack", "_stack")
-def stack(s: Interpreter, tensors: Sequence[Value], dim: int = 0) -> Value:
+def stack(s: Speech, tensors: Sequence[Value], dim: int = 0) -> Value:
     """Parts side by side along a new dimension."""
     at = wrap(dim, tensors[0].rank + 1)
     parts = [v.with_dims((*v.dims[:at], Dim(1, None), *v.dims[at:])) for v in tensors]
@@ -430,7 +427,7 @@ def stack(s: Interpreter, tensors: Sequence[Value], dim: int = 0) -> Value:
 
 
 @rule("constant_pad_nd", "pad")
-def pad(s: Interpreter, x: Value, padding: Sequence[int], *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+def pad(s: Speech, x: Value, padding: Sequence[int], *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """A constant in front of and behind each dimension, given from the last one on."""
     dims = list(x.dims)
     for k in range(len(padding) // 2):
@@ -439,7 +436,7 @@ def pad(s: Interpreter, x: Value, padding: Sequence[int], *args: Any, **kwargs: 
     return tuple(dims)
 
 
-def _padded(s: Interpreter, x: Value, at: int, front: int, back: int) -> Dim:
+def _padded(s: Speech, x: Value, at: int, front: int, back: int) -> Dim:
     dim = x.dims[at]
     if front < 0 or back < 0:
         dim = _narrow(s, x, at, max(-front, 0), dim.size - max(-back, 0)).dims[at]
@@ -453,9 +450,9 @@ def _padded(s: Interpreter, x: Value, at: int, front: int, back: int) -> Dim:
 
 
 @rule("diagonal", "diag_embed", "diag", "diagonal_copy", "as_strided", "unfold", "unfold_copy", "trace")
-def positional(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> Any:
+def positional(s: Speech, x: Value, *args: Any, **kwargs: Any) -> Any:
     """Reads places: all dimensions that it names (or all) must stay as they are."""
-    name = s.tape.calls[s.position].name
+    name = s.call.name
     if name.startswith("unfold"):
         at = wrap(args[0], x.rank)
         s.fix(x.dims[at])
@@ -466,22 +463,22 @@ def positional(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> Any:
 
 
 @rule("view_as_complex", "view_as_complex_copy")
-def view_as_complex(s: Interpreter, x: Value) -> tuple[Dim, ...]:
+def view_as_complex(s: Speech, x: Value) -> tuple[Dim, ...]:
     """Pairs (real, imaginary) along the last dimension."""
     s.fix(x.dims[-1])
     return x.dims[:-1]
 
 
 @rule("view_as_real", "view_as_real_copy")
-def view_as_real(s: Interpreter, x: Value) -> tuple[Dim, ...]:
+def view_as_real(s: Speech, x: Value) -> tuple[Dim, ...]:
     """The inverse of `view_as_complex`."""
     return (*x.dims, s.fixed(2))
 
 
 @rule("meshgrid", "broadcast_tensors")
-def broadcast(s: Interpreter, tensors: Sequence[Value], *args: Any, **kwargs: Any) -> list[Any]:
+def broadcast(s: Speech, tensors: Sequence[Value], *args: Any, **kwargs: Any) -> list[Any]:
     """Each tensor as large as all together."""
-    if s.tape.calls[s.position].name == "broadcast_tensors":
+    if s.call.name == "broadcast_tensors":
         return [expand(s, v) for v in tensors]
     for v in tensors:
         for d in v.dims:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lopt.graph.tracing.axes import Axis, merge, split
 from lopt.graph.tracing.ops.contraction import plus
 from lopt.graph.tracing.ops.table import rule
+from lopt.graph.tracing.speech import Speech
 from lopt.graph.tracing.values import Dim, Value
-
-if TYPE_CHECKING:
-    from lopt.graph.tracing.interpreter import Interpreter
 
 
 @rule("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution")
 def convolution(
-    s: Interpreter, x: Value, weight: Value, bias: Value | None, stride: Sequence[int], padding: Sequence[int],
+    s: Speech, x: Value, weight: Value, bias: Value | None, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int, *_: Any,
 ) -> tuple[Dim, ...]:  # fmt: skip
     """x (N, C_in, *positions), weight (C_out, C_in / groups, *taps); transposed: (C_in, C_out / groups, *taps).
@@ -51,7 +49,7 @@ def convolution(
     return dims
 
 
-def _halves(s: Interpreter, dim: Dim, groups: int) -> tuple[Dim, Dim]:
+def _halves(s: Speech, dim: Dim, groups: int) -> tuple[Dim, Dim]:
     assert dim.axis is not None
     outer, inner = split(dim.axis, [groups, dim.size // groups])
     return Dim(groups, outer), Dim(dim.size // groups, inner)
@@ -63,14 +61,14 @@ def _product(group: Dim, inner: Dim, groups: int) -> Dim:
     return Dim(groups * inner.size, merge(axes))
 
 
-def _name(s: Interpreter, weight: Value, out: int, into: int, depthwise: bool) -> None:
+def _name(s: Speech, weight: Value, out: int, into: int, depthwise: bool) -> None:
     s.kind(weight, "depthwise" if depthwise else "weight")
     for i, dim in enumerate(weight.dims):
         s.role(dim, "out" if i == out else "in" if i == into else "tap")
 
 
 def _positions(
-    s: Interpreter, dims: Sequence[Dim], taps: Sequence[Dim], stride: Sequence[int], padding: Sequence[int]
+    s: Speech, dims: Sequence[Dim], taps: Sequence[Dim], stride: Sequence[int], padding: Sequence[int]
 ) -> list[Dim]:
     """Positions move under a kernel; a 1x1 kernel leaves each by itself."""
     results = []
@@ -97,11 +95,9 @@ POOLING = (
 
 
 @rule(*POOLING)
-def resample(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> list[Any]:
+def resample(s: Speech, x: Value, *args: Any, **kwargs: Any) -> list[Any]:
     """Positions (whatever changes size, and all between) are mixed; leading dimensions go along."""
-    spatial = {"1": 1, "2": 2, "3": 3}.get(
-        next((c for c in s.tape.calls[s.position].name if c in "123"), "2"), 2
-    )
+    spatial = {"1": 1, "2": 2, "3": 3}.get(next((c for c in s.call.name if c in "123"), "2"), 2)
     lead = x.rank - spatial
     for d in x.dims[lead:]:
         s.fix(d)
@@ -115,7 +111,7 @@ def resample(s: Interpreter, x: Value, *args: Any, **kwargs: Any) -> list[Any]:
     "_grid_sampler_2d_cpu_fallback",
     "cudnn_grid_sampler",
 )
-def grid_sample(s: Interpreter, x: Value, grid: Value, *args: Any) -> tuple[Dim, ...]:
+def grid_sample(s: Speech, x: Value, grid: Value, *args: Any) -> tuple[Dim, ...]:
     """Values of a feature grid (N, C, *positions) between its positions."""
     for d in (*x.dims[2:], *grid.dims):
         s.fix(d)
@@ -127,7 +123,7 @@ def grid_sample(s: Interpreter, x: Value, grid: Value, *args: Any) -> tuple[Dim,
 
 
 @rule("affine_grid_generator")
-def affine_grid(s: Interpreter, theta: Value, *args: Any) -> tuple[Dim, ...]:
+def affine_grid(s: Speech, theta: Value, *args: Any) -> tuple[Dim, ...]:
     """Sampling positions from an affine map."""
     for d in theta.dims:
         s.fix(d)
@@ -135,7 +131,7 @@ def affine_grid(s: Interpreter, theta: Value, *args: Any) -> tuple[Dim, ...]:
 
 
 @rule("im2col")
-def im2col(s: Interpreter, x: Value, kernel: Sequence[int], *args: Any) -> tuple[Dim, ...]:
+def im2col(s: Speech, x: Value, kernel: Sequence[int], *args: Any) -> tuple[Dim, ...]:
     """(N, C, H, W) -> (N, C x taps, positions)."""
     for d in x.dims[2:]:
         s.fix(d)
@@ -145,7 +141,7 @@ def im2col(s: Interpreter, x: Value, kernel: Sequence[int], *args: Any) -> tuple
 
 
 @rule("col2im")
-def col2im(s: Interpreter, x: Value, *args: Any) -> tuple[Dim, ...]:
+def col2im(s: Speech, x: Value, *args: Any) -> tuple[Dim, ...]:
     """The inverse of `im2col`, with overlaps summed."""
     rows, channels = x.dims[1], s.shapes[0][1]
     assert rows.axis is not None
@@ -156,7 +152,7 @@ def col2im(s: Interpreter, x: Value, *args: Any) -> tuple[Dim, ...]:
 
 
 @rule("pixel_shuffle")
-def pixel_shuffle(s: Interpreter, x: Value, factor: int) -> tuple[Dim, ...]:
+def pixel_shuffle(s: Speech, x: Value, factor: int) -> tuple[Dim, ...]:
     """(N, C x r x r, H, W) -> (N, C, H x r, W x r)."""
     rows = x.dims[-3]
     channels = rows.size // factor**2
@@ -169,7 +165,7 @@ def pixel_shuffle(s: Interpreter, x: Value, factor: int) -> tuple[Dim, ...]:
 
 
 @rule("pixel_unshuffle")
-def pixel_unshuffle(s: Interpreter, x: Value, factor: int) -> tuple[Dim, ...]:
+def pixel_unshuffle(s: Speech, x: Value, factor: int) -> tuple[Dim, ...]:
     """(N, C, H x r, W x r) -> (N, C x r x r, H, W)."""
     for d in x.dims[-2:]:
         s.fix(d)
@@ -179,14 +175,14 @@ def pixel_unshuffle(s: Interpreter, x: Value, factor: int) -> tuple[Dim, ...]:
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
-def channel_shuffle(s: Interpreter, x: Value, groups: int) -> tuple[Dim, ...]:
+def channel_shuffle(s: Speech, x: Value, groups: int) -> tuple[Dim, ...]:
     """Channels (groups, per group) -> (per group, groups)."""
     group, inner = _halves(s, x.dims[1], groups)
     return (x.dims[0], _product(inner, group, inner.size), *x.dims[2:])
 
 
 @rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
-def fft(s: Interpreter, x: Value, dims: Sequence[int], *args: Any) -> tuple[Dim, ...]:
+def fft(s: Speech, x: Value, dims: Sequence[int], *args: Any) -> tuple[Dim, ...]:
     """A Fourier transform along some dimensions."""
     gone = {d % x.rank for d in dims}
     for i in gone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from lopt.errors import ConfigError
 from lopt.graph.tracing.values import Dim
 
 Rule = TypeVar("Rule", bound=Callable[..., Any])
@@ -17,12 +18,32 @@ SEGMENT_RULES: set[Callable[..., Any]] = set()
 
 
 def rule(*names: str, segments: bool = False) -> Callable[[Rule], Rule]:
-    """Enter a function into the table under these ATen names."""
+    """Enter a function into the table under these names, as `lopt.register_op_rule` for code outside.
+
+    A rule takes the `Speech` and the operation's own arguments, with a `Value` for each tensor; it ties or fixes
+    dimensions, and returns those of the result (or a list with one entry per result). For a use that it says nothing
+    about it raises `NoRuleError`.
+
+    names: ATen names ("mm"), or "namespace::name" of an operation of `torch.library`, without overload and without
+    the trailing underscore of in-place variants. segments: whether it takes values with segments as they are.
+    Raises `ConfigError` for a name that has a rule already, and for what is no function.
+    """
 
     def enter(function: Rule) -> Rule:
+        if not callable(function):
+            raise ConfigError(f"op rule: expected a function, found {function!r}")
+        if not names:
+            raise ConfigError("op rule: expected the name of at least one operation, found none")
         for name in names:
-            assert name not in RULES, f"two rules for {name}"
-            RULES[name] = function
+            if not isinstance(name, str) or not name:
+                raise ConfigError(f"op rule: expected the name of an operation, found {name!r}")
+            known = RULES.get(name.replace("::", "."))
+            if known is not None:
+                raise ConfigError(
+                    f"op rule: {name!r} has one already, {known.__qualname__}; take it out of RULES first"
+                )
+        for name in names:
+            RULES[name.replace("::", ".")] = function
         if segments:
             SEGMENT_RULES.add(function)
         return function
