@@ -28,8 +28,9 @@ from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
 import lopt
-from lopt.comparison.report import aligned, write_results
+from lopt.comparison.report import write_results
 from lopt.runs.provenance import provenance
+from lopt.tables import aligned
 from lopt.training.cohort import Cohort, Horizons
 from lopt.training.estimators import ES, PES, Estimator, TruncatedBackprop
 from lopt.training.gauges import peak_memory

@@ -32,9 +32,10 @@ from tqdm import tqdm
 
 import lopt
 from lopt.cli.arguments import positive
-from lopt.comparison.report import aligned, write_results
+from lopt.comparison.report import write_results
 from lopt.rules import pretrained_names
 from lopt.runs.provenance import provenance
+from lopt.tables import aligned
 from lopt.training.gauges import peak_memory
 from lopt.training.runtime import prepare_cpu
 from meta_tasks.networks import TransformerLanguageModel, convnet, mlp

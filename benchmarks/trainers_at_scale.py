@@ -28,8 +28,9 @@ from benchmarks.at_scale.loops import PROCESSES, TRAINERS
 from benchmarks.at_scale.run import Run
 from benchmarks.at_scale.workloads import WORKLOADS
 from lopt.cli.arguments import positive
-from lopt.comparison.report import aligned, write_results
+from lopt.comparison.report import write_results
 from lopt.runs.provenance import provenance
+from lopt.tables import aligned
 from lopt.training.runtime import prepare_cpu
 
 OUT = Path(__file__).parent / "results" / "trainers_at_scale.json"

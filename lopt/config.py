@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -48,13 +49,18 @@ class Place(NamedTuple):
         return f"{self.source}: {'.'.join(self.keys)}" if self.keys else self.source
 
 
-def load(cls: type[T], path: str | Path, overrides: Mapping[str, Any] | None = None) -> T:
-    """Read a config of class `cls` from a YAML file; `overrides` replaces values by dotted key ("meta.steps").
+def load(
+    cls: type[T], source: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> T:  # fmt: skip
+    """A config of class `cls` from a YAML file or nested dicts; `overrides` replaces values by dotted key.
 
-    The file must be complete without the overrides. Raises `ConfigError`, naming file and key.
+    It must be complete without the overrides. Raises `ConfigError`, naming file and key ("meta.steps").
     """
-    mapping = read_yaml(path)
-    config = from_mapping(cls, mapping, str(path))
+    if isinstance(source, Mapping):
+        mapping, where = source, "config"
+    else:
+        mapping, where = read_yaml(source), str(source)
+    config = from_mapping(cls, mapping, where)
     if not overrides:
         return config
     for key, value in overrides.items():
@@ -107,7 +113,7 @@ for _class in (_Loader, _Dumper):
     )
 
 
-def read_yaml(path: str | Path) -> Any:
+def read_yaml(path: str | os.PathLike[str]) -> Any:
     """The content of a YAML file as dicts, lists and scalars. Raises `ConfigError`."""
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from lopt.errors import RuleFileError
+from lopt.errors import ConfigError, RuleFileError
 
 DIGEST = "sha256"
 
@@ -57,12 +57,27 @@ def write(path: Path, tensors: dict[str, Tensor], format_name: str, header: Mapp
     write_atomically(path, serialise(tensors, metadata))
 
 
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """A path as its user means it: with `~` for a home folder. Raises `ConfigError` for one that cannot be."""
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise ConfigError(
+            f"{text}: expected a path, found a home folder that is not known: {error}"
+        ) from None
+    if "\0" in str(path):
+        raise ConfigError(f"{str(path)!r}: expected a path, found a zero byte in it")
+    return path
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the tensors' names and bytes: safetensors notices a lost byte, but not a changed one."""
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(name.encode())
-        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        # A tensor of one element is contiguous with any stride, and torch views no bytes across a stride.
+        flat = tensor.contiguous().as_strided((tensor.numel(),), (1,))
+        total.update(flat.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 

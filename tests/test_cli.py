@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -450,3 +451,44 @@ def test_a_diverged_figure_is_said_so() -> None:
     assert spread({"mean": None, "std": None}) == "diverged"
     assert spread(None) == "-"
     assert spread({"mean": 1.25, "std": 0.5}) == "1.25 ± 0.5"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-16"])
+def test_a_console_of_another_encoding_loses_no_figure(
+    encoding: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def say(_: Any) -> int:
+        print("1.25 ± 0.5 ▁█ ∇")
+        return 0
+
+    console = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    with monkeypatch.context() as patch:
+        patch.setattr("lopt.cli.data.run", say)
+        patch.setattr(sys, "stdout", console)
+        assert main(["data"]) == 0
+    said = console.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert (
+        said
+        == {
+            "ascii": "1.25 +- 0.5 _# \\u2207\n",
+            "cp1252": "1.25 ± 0.5 _# \\u2207\n",
+            "latin-1": "1.25 ± 0.5 _# \\u2207\n",
+            "utf-16": "1.25 ± 0.5 ▁█ ∇\n",
+        }[encoding]
+    )
+
+
+def test_figures_are_kept_before_they_are_printed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A console that fails in the end costs no results."""
+
+    class Broken(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stdout", Broken())
+    quick = ["--steps", "2", "--seeds", "1"]
+    assert main(["evaluate", "lopt-small", "--tasks", "quadratic", *quick, "--json", "e.json"]) == 2
+    assert "quadratic" in json.loads((here / "e.json").read_text())["tasks"]
+    tuning = ["--rates", "1", "--tuning-seeds", "1", "--baselines", "adam", "--out", "c"]
+    assert main(["compare", "lopt-small", "--task", "quadratic", *quick, *tuning]) == 2
+    assert json.loads((here / "c/results.json").read_text())["task"].startswith("quadratic")

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sys
-from argparse import Namespace
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-import lopt
 from lopt import config as configs
-from lopt.cli import resume, train
-from lopt.errors import ConfigError
+from lopt.cli.train import TERMINATED, parse_overrides
 from lopt.rules import LearnedRule, save_rule
 from lopt.runs.provenance import provenance
+from lopt.training import train
+from lopt.training.build import fresh_rule
 from lopt.training.run_config import RunConfig
-from lopt.training.trainer import CHECKPOINT, RULE
+from lopt.training.trainer import RULE
 
 
 @dataclass(frozen=True)
@@ -41,25 +38,11 @@ class Recipe:
             save_rule(self._fresh(), path, provenance())
 
     def _train(self, run: Path, data: str | None) -> None:
-        if (run / CHECKPOINT).exists():  # a run that has ended is resumed for nothing, and ends at once
-            self._check(run)
-            code = resume.run(Namespace(run=run, data=data))
-        else:
-            code = train.run(Namespace(config=self.config, out=str(run), data=data, overrides=self.overrides))
-        if code:
-            sys.exit(code)  # told to stop
-
-    def _check(self, run: Path) -> None:
-        found = replace(configs.load(RunConfig, run / train.CONFIG_FILE), data=None, out=None)
-        if found != self._config():
-            raise ConfigError(f"{run}: holds a run of another config; remove it to train {run.name} anew")
-
-    def _config(self) -> RunConfig:
-        return configs.load(RunConfig, self.config, train.parse_overrides(self.overrides))
+        overrides = parse_overrides(self.overrides) | {"out": str(run), "data": data}
+        # A run that has ended is resumed for nothing, and ends at once.
+        if not train(self.config, overrides, resume=True).finished:
+            sys.exit(TERMINATED)  # told to stop
 
     def _fresh(self) -> LearnedRule:
-        config = self._config()
-        torch.manual_seed(config.seed)
-        rule = lopt.make_rule(config.rule.metanet, **config.rule.options)
-        assert isinstance(rule, LearnedRule)
-        return rule
+        config = configs.load(RunConfig, self.config, parse_overrides(self.overrides))
+        return fresh_rule(config, str(self.config))

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lopt.comparison.report import aligned, spread
+from lopt.comparison.report import spread
 from lopt.files import write_atomically
+from lopt.tables import aligned
 
 TUNING = """Each baseline is tuned on its own on one validation seed, by the validation split (accuracy where
 there is one, else loss): nine learning rates half a decade apart around its usual one with a cosine schedule,

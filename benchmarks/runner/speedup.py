@@ -9,7 +9,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from benchmarks.runner.summary import TARGET
-from lopt.comparison.report import aligned
+from lopt.tables import aligned
 
 CONFIDENCE = 0.95
 

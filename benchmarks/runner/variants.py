@@ -13,9 +13,9 @@ import yaml
 from benchmarks.runner.benchmark import View, fingerprint
 from benchmarks.runner.recipe import Recipe
 from benchmarks.runner.speedup import geometric_mean
-from lopt.comparison.report import aligned
 from lopt.rules import LearnedRule
 from lopt.rules.io import load_rule, provenance_of
+from lopt.tables import aligned
 
 RULES = Path(__file__).parents[1] / "rules"
 """In the folder of a benchmark's name, NAME.SEED.safetensors."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lopt.cli.arguments import positive
 from lopt.cli.tasks import HELP, find_tasks, fresh_seeds
+from lopt.files import user_path
 
 DESCRIPTION = """Tune each baseline (learning rates x schedules, on validation seeds), then train fresh networks
 with every rule and baseline: to the given number of steps, and to a multiple of it with the same settings.
@@ -65,16 +66,20 @@ def run(args: argparse.Namespace) -> int:
         find_baseline(name)
     rules = {label: lopt.load_rule(rule) for label, rule in labels(args.rules).items()}
     tasks = find_tasks(args.task, args.data)
+    folder = user_path(args.out)
+    folder.mkdir(
+        parents=True, exist_ok=True
+    )  # a place that cannot be written is noticed before any long work
     budget = Budget(args.rates, tuple(args.schedules), tuple(range(1, 1 + args.tuning_seeds)), args.steps)
     for name, task in tasks.items():
-        out = Path(args.out) / name if len(tasks) > 1 else Path(args.out)
+        out = folder / name if len(tasks) > 1 else folder
         results = compare(
             rules, task, baselines=args.baselines, steps=args.steps, seeds=fresh_seeds(args.seeds),
             budget=budget, long_factor=args.long,
         )  # fmt: skip
-        print(render_table(results))
         write_results(results, out / "results.json")
         plot_curves([results], out / "curves.png")
+        print(render_table(results))
         print(f"\nfigures: {out / 'results.json'}   curves: {out / 'curves.png'}\n", flush=True)
     return 0
 

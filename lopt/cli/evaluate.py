@@ -7,6 +7,7 @@ from typing import Any
 
 from lopt.cli.arguments import positive
 from lopt.cli.tasks import HELP, find_tasks, fresh_seeds
+from lopt.files import user_path
 
 DESCRIPTION = """Train fresh networks with a rule on each task, and print mean ± standard deviation over the
 seeds of: the training loss over the run and at its end, and loss and accuracy on the test data.
@@ -36,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import lopt
     from lopt.comparison.compare import evaluate
-    from lopt.comparison.report import aligned, write_results
+    from lopt.comparison.report import write_results
     from lopt.runs.provenance import provenance
+    from lopt.tables import aligned
     from lopt.training.runtime import prepare_cpu
 
     prepare_cpu()
@@ -47,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
         name: evaluate(rule, task, steps=args.steps, seeds=seeds)
         for name, task in find_tasks(args.tasks, args.data).items()
     }
+    if args.json:
+        record = {"rule": args.rule, "steps": args.steps, "tasks": results, "provenance": provenance()}
+        write_results(record, user_path(args.json))
     header = ["task", *(column.replace("_", " ") for column in COLUMNS), "ms/step", "diverged"]
     print(f"{args.rule}, {args.steps} steps, mean ± deviation over {args.seeds} seeds\n")
     print(aligned(header, [_row(name, found) for name, found in results.items()]))
-    if args.json:
-        record = {"rule": args.rule, "steps": args.steps, "tasks": results, "provenance": provenance()}
-        write_results(record, args.json)
     return 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import os
 import sys
 import warnings
@@ -70,6 +72,9 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code. A user's mistake is 2 and one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a test or a notebook puts there may be something else
+            stream.reconfigure(errors=SPELT)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -84,6 +89,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nlopt: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+SPELT = "lopt-spelt"
+SPELLINGS = {"±": "+-", "×": "x", "–": "-", "—": "-", "…": "...", "→": "->"} | dict(
+    zip("▁▂▃▄▅▆▇█", "_.,-~=+#", strict=True)
+)
+
+
+def _spelt(error: UnicodeError) -> tuple[str, int]:
+    """What a console cannot show (cp1252, ascii) in characters that it can: no figure is lost for one sign."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    unknown = error.object[error.start : error.end]
+    plain = (SPELLINGS.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in unknown)
+    return "".join(plain), error.end
+
+
+codecs.register_error(SPELT, _spelt)
 
 
 def _run(argv: Sequence[str]) -> int:

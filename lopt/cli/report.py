@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from lopt import config as configs
-from lopt.cli.train import CONFIG_FILE
-from lopt.errors import ConfigError
-from lopt.training.run_config import RunConfig
 
 DESCRIPTION = """Write a training run as one HTML page: learning curves, validation by task, step sizes by class of
 tensor, where the time goes, what went wrong, the config, and how the rule was made. The page holds all
@@ -25,18 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lopt.files import write_atomically
+    from lopt.files import user_path, write_atomically
     from lopt.rules.io import provenance_of
-    from lopt.runs.history import History
+    from lopt.runs.history import CONFIG_FILE, History, run_folder
     from lopt.runs.page import page
+    from lopt.training.run_config import RunConfig
     from lopt.training.trainer import RULE
 
-    folder = Path(args.run)
-    if not (folder / CONFIG_FILE).is_file():
-        raise ConfigError(f"{folder}: expected a run folder with {CONFIG_FILE}, found none")
+    folder = run_folder(args.run)
     config = configs.load(RunConfig, folder / CONFIG_FILE, {})
     made = provenance_of(folder / RULE) if (folder / RULE).is_file() else None
-    out = Path(args.out or folder / "report.html")
+    out = user_path(args.out or folder / "report.html")
     text = page(config.name, config.meta.steps, History.read(folder), configs.dump(config), made)
     write_atomically(out, text.encode())
     print(f"report: {out}")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from lopt import config as configs
-from lopt.cli.train import CONFIG_FILE, build, finish
-from lopt.errors import ConfigError
-from lopt.training.run_config import RunConfig
+from lopt.cli.train import train
+from lopt.runs.history import CONFIG_FILE, run_folder
 
 DESCRIPTION = """Continue a training run from its last checkpoint, or from its start if it was stopped before the
 first one. On the CPU the result equals that of an uninterrupted run bit for bit.
@@ -24,18 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lopt.training.ranks import connected
-    from lopt.training.trainer import CHECKPOINT, resume
-
-    folder = Path(args.run)
-    source = folder / CONFIG_FILE
-    if not source.is_file():
-        raise ConfigError(
-            f"{folder}: expected a run folder with {CONFIG_FILE}, found none; start it with `lopt train`"
-        )
-    config = configs.load(RunConfig, source, {} if args.data is None else {"data": args.data})
-    with connected() as ranks:
-        trainer = build(config, folder, str(source), ranks)
-        if (folder / CHECKPOINT).exists():
-            resume(trainer)
-        return finish(trainer)
+    folder = run_folder(args.run)
+    moved = {} if args.data is None else {"data": args.data}
+    return train(folder / CONFIG_FILE, {"out": str(folder), **moved}, resume=True)

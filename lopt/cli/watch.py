@@ -9,18 +9,17 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lopt import config as configs
 from lopt.cli.arguments import positive
-from lopt.cli.train import CONFIG_FILE
-from lopt.errors import ConfigError
 from lopt.progress import SECONDS_BETWEEN_LINES
-from lopt.training.run_config import RunConfig
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lopt.runs.history import History
+    from lopt.training.run_config import RunConfig
 
 DESCRIPTION = """Print how a training run stands: progress, outer loss of each family, validation scores, step
 sizes by class of tensor, what went wrong so far, throughput and memory. Reads the run folder only, so
@@ -48,11 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lopt.runs.history import History
+    from lopt.runs.history import CONFIG_FILE, History, run_folder
+    from lopt.training.run_config import RunConfig
 
-    folder = Path(args.run)
-    if not (folder / CONFIG_FILE).is_file():
-        raise ConfigError(f"{folder}: expected a run folder with {CONFIG_FILE}, found none")
+    folder = run_folder(args.run)
     config = configs.load(RunConfig, folder / CONFIG_FILE, {})
     if args.live:
         follow(folder, config, args.every)

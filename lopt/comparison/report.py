@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lopt.files import write_atomically
+from lopt.tables import aligned
 
 COLUMNS = (
     "optimizer", "lr", "schedule", "mean train loss", "final train loss", "test loss", "test accuracy",
@@ -87,20 +88,6 @@ def spread(found: Mapping[str, Any] | None) -> str:
     if found["mean"] is None:
         return "diverged"
     return f"{found['mean']:.4g}" + ("" if found["std"] is None else f" ± {found['std']:.2g}")
-
-
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are also aligned as plain text: the first to the left, the others right."""
-    widths = [max(len(row[k]) for row in (header, *rows)) for k in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [":" + "-" * (w - 1) if k == 0 else "-" * (w - 1) + ":" for k, w in enumerate(widths)]
-    return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
 def _panel(axes: Axes, results: Mapping[str, Any], horizon: str) -> None:

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-METRICS = "metrics.jsonl"
+from lopt.errors import ConfigError
+from lopt.files import user_path
+
+CONFIG_FILE, METRICS = "config.yaml", "metrics.jsonl"
+
+
+def run_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of a run that has begun. Raises `ConfigError` if there is none."""
+    folder = user_path(path)
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(
+            f"{folder}: expected a run folder with {CONFIG_FILE}, found none; start it with `lopt train`"
+        )
+    return folder
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics file; a line that a kill cut short is left out."""
+    """The records of a metrics file; what a kill, a power cut or a full disk made of others is left out."""
+    return (record for _, record in lines(path))
+
+
+def lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a metrics file that hold a record, and the records."""
     if not path.exists():
         return
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:  # bytes: a damaged line need not be text
         for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                yield record
+            with suppress(ValueError, RecursionError):
+                record = json.loads(line.decode())
+                if isinstance(record, dict) and type(record.get("step")) is int:
+                    yield line.rstrip(b"\r\n"), record
 
 
 @dataclass(frozen=True)

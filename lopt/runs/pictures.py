@@ -21,15 +21,19 @@ Drawing = Callable[[Axes, History], None]
 
 
 def draw_training(folder: Path) -> None:
-    """Write RUN/training.png: outer losses, validation scores, and what the rule trains like by now."""
-    history = History.read(folder)
+    """Write RUN/training.png from the log."""
+    buffer = io.BytesIO()
+    training_picture(History.read(folder)).savefig(buffer, dpi=110, format="png")
+    write_atomically(folder / PICTURE, buffer.getvalue())
+
+
+def training_picture(history: History) -> Figure:
+    """Outer losses, validation scores, and what the rule trains like by now."""
     drawings = (outer_losses, validation_scores, validation_curves)
     figure = Figure(figsize=(5 * len(drawings), 4.4), layout="constrained")
     for axes, drawing in zip(figure.subplots(1, len(drawings)), drawings, strict=True):
         draw(axes, history, drawing)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    write_atomically(folder / PICTURE, buffer.getvalue())
+    return figure
 
 
 def draw(axes: Axes, history: History, drawing: Drawing) -> None:

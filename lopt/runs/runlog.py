@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import sys
 import time
@@ -15,7 +14,7 @@ import torch
 
 from lopt.files import write_atomically
 from lopt.runs.board import Board
-from lopt.runs.history import METRICS
+from lopt.runs.history import METRICS, lines
 
 CURVE_POINTS = 100
 
@@ -35,9 +34,8 @@ class RunLog:
         self.board = Board(folder / "tensorboard", last_step + 1)
 
     def _cut(self, last_step: int) -> None:
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if last_step and _step_of(line) <= last_step]
-        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
+        kept = [line for line, record in lines(self.path) if last_step and record["step"] <= last_step]
+        write_atomically(self.path, b"".join(line + b"\n" for line in kept))
 
     def write(
         self, step: int, scalars: Mapping[str, float], curves: Mapping[str, Sequence[float]] | None = None
@@ -54,7 +52,7 @@ class RunLog:
             kept = spread(len(next(iter(curves.values()))), CURVE_POINTS)
             drawn = {name: [float(f"{curve[k]:.4g}") for k in kept] for name, curve in curves.items()}
             record["curves"] = {"steps": kept, "losses": drawn}
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self.board.write(step, scalars)
 
@@ -66,14 +64,6 @@ def spread(length: int, count: int) -> list[int]:
     """At most `count` of the numbers below `length`, evenly spaced, the first and the last among them."""
     points = min(length, count)
     return [round(k * (length - 1) / max(points - 1, 1)) for k in range(points)]
-
-
-def _step_of(line: str) -> float:
-    """The step of a line; inf for one that a kill cut short."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def environment() -> dict[str, Any]:

@@ -78,7 +78,10 @@ def connected() -> Iterator[Ranks]:
     if world == 1:
         yield Ranks()
         return
-    dist.init_process_group("gloo")
+    try:
+        dist.init_process_group("gloo")
+    except RuntimeError as error:
+        raise LostProcessError(f"the {world} processes of the run did not meet: {error}") from None
     try:
         yield Ranks(dist.get_rank(), world)
     finally:

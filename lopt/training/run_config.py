@@ -58,5 +58,6 @@ class RunConfig:
         for key in ("tasks", "validation"):
             if not getattr(self, key):
                 raise ConfigError(f"{key}: expected a list of at least one task, found an empty one")
-        if not self.name or "/" in self.name:
+        # The run's folder is runs/NAME: it must lie there, on every system.
+        if self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
             raise ConfigError(f"name: expected a name for the run's folder, found {self.name!r}")

@@ -34,7 +34,7 @@ from lopt.training.ranks import Ranks
 from lopt.training.turns import Turns
 from lopt.training.validation import validation_curve
 
-__all__ = ["CHECKPOINT", "RULE", "Trainer", "Weighted", "resume"]
+__all__ = ["CHECKPOINT", "RULE", "Trainer", "Weighted", "restore"]
 
 CHECKPOINT = "checkpoint.safetensors"
 RULE = "rule.safetensors"
@@ -222,7 +222,7 @@ def terminable(handler: Any) -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def resume(trainer: Trainer) -> Trainer:
+def restore(trainer: Trainer) -> Trainer:
     """Load the checkpoint of the trainer's run folder into it.
 
     Raises `RunFolderError` if it is that of another rule, or of another number of cohorts or networks.

@@ -13,11 +13,12 @@ import torch
 
 from lopt.comparison.compare import compare, evaluate
 from lopt.comparison.figures import drawn, figures, statistic, steps_to
-from lopt.comparison.report import aligned, plot_curves, render_table, smoothed, write_results
+from lopt.comparison.report import plot_curves, render_table, smoothed, write_results
 from lopt.comparison.tuning import Budget, find_baseline
 from lopt.errors import ConfigError
 from lopt.inner.evaluation import Curves, train_networks
 from lopt.rules.classical import SGD, Adam
+from lopt.tables import aligned
 from tests.toy_tasks import Quadratic, TwoMoons
 
 STEPS = 40

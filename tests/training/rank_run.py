@@ -13,7 +13,7 @@ import torch
 
 from lopt.errors import LoptError
 from lopt.training.ranks import connected
-from lopt.training.trainer import CHECKPOINT, resume
+from lopt.training.trainer import CHECKPOINT, restore
 from tests.training.tiny_run import CONFIG, tiny_trainer
 
 
@@ -23,7 +23,7 @@ def main(folder: Path, options: dict[str, object], kill: int | None) -> None:
     with connected() as ranks:
         trainer = tiny_trainer(folder, replace(CONFIG, **options), ranks=ranks)  # type: ignore[arg-type]
         if (folder / CHECKPOINT).exists():
-            resume(trainer)
+            restore(trainer)
         if kill is not None and ranks.rank == ranks.world - 1:
             step = trainer._outer_step
 

@@ -24,7 +24,7 @@ from lopt.rules import load_rule
 from lopt.training import checkpoint
 from lopt.training.estimators import Estimate
 from lopt.training.population import Population
-from lopt.training.trainer import CHECKPOINT, Weighted, resume
+from lopt.training.trainer import CHECKPOINT, Weighted, restore
 from tests.helpers import TinyFamily, TinyTask
 from tests.training.tiny_run import CLOCK, CONFIG, MOMENTS, finish, metrics, outcome, tiny_rule, tiny_trainer
 
@@ -74,7 +74,7 @@ def test_a_run_leaves_what_it_says(undisturbed: Path) -> None:
 def test_the_best_rule_by_validation_is_kept(undisturbed: Path) -> None:
     scores = {row["step"]: row["validation"] for row in metrics(undisturbed) if "validation" in row}
     kept = tiny_trainer(undisturbed)
-    resume(kept)
+    restore(kept)
     assert kept.best == min(scores.values())
 
 

@@ -18,7 +18,7 @@ import torch
 from lopt.rules import LearnedRule, LearnedRuleConfig
 from lopt.training import trainer
 from lopt.training.config import MetaConfig
-from lopt.training.trainer import CHECKPOINT, RULE, Trainer, Weighted, resume
+from lopt.training.trainer import CHECKPOINT, RULE, Trainer, Weighted, restore
 from tests.helpers import TinyFamily, TinyTask, randomised
 
 CONFIG = MetaConfig(
@@ -45,7 +45,7 @@ def finish(out: Path, **options: Any) -> Trainer:
     """Run to the end, from the checkpoint if there is one."""
     run = tiny_trainer(out, **options)
     if (out / CHECKPOINT).exists():
-        resume(run)
+        restore(run)
     run.run()
     return run
 
