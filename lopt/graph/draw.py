@@ -4,13 +4,15 @@ Time runs to the right: each weight has a column of its own, in order of depth. 
 first weight that writes it to the last one that reads it, so that a residual stream is a long bar and the blocks
 that read and write it stand above it. Atomic axes that only occur inside a product (head size in heads x head size)
 share the bar of the outermost one. Parameters of one axis (biases, scales) are dots on the bar of their group.
+Blocks that repeat are drawn once, in a frame that says how often.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -19,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from lopt.errors import GraphError
+from lopt.graph.folds import Fold, folds, shared_name
 from lopt.graph.pyg_styles import neuron
 from lopt.graph.spec import GraphSpec, ParameterSpec, Segment
 from lopt.graph.summary import group_names, totals
@@ -79,11 +82,14 @@ def draw(graph: GraphSpec, path: str | Path, title: str = "") -> None:
 
 def figure(graph: GraphSpec, title: str = "") -> Figure:
     """The picture as a matplotlib figure."""
-    arrows = _arrows(graph)
-    bars = _bars(graph, arrows)
+    found = folds(graph)
+    specs = _folded(graph, found)
+    arrows = _arrows(graph, specs)
+    bars = _bars(graph, specs, arrows)
     columns = 1 + max((arrow.column for arrow in arrows), default=0)
     lanes = 1 + max((bar.lane for bar in bars.values()), default=0)
-    fig = Figure(figsize=(min(max(1.1 * columns, 7), 80), 1.6 + lanes))
+    headroom = 0.4 if found else 0.0
+    fig = Figure(figsize=(min(max(1.1 * columns, 7), 80), 1.6 + lanes + headroom))
     ax = fig.add_subplot()
     for group, bar in bars.items():
         _draw_bar(ax, graph, group, bar)
@@ -92,11 +98,13 @@ def figure(graph: GraphSpec, title: str = "") -> Figure:
     ):
         for number, arrow in enumerate(parallel):
             _draw_arrow(ax, arrow, bars, shift=0.09 * number)
-    _draw_parameter_names(ax, arrows)
+    for fold in found:
+        _draw_frame(ax, graph, fold, arrows, lanes)
+    _draw_parameter_names(ax, arrows, _names(found))
     _draw_legend(ax, graph)
     ax.set_title("\n".join(filter(None, [title, totals(graph)])), fontsize=10, loc="left")
     ax.set_xlim(-0.3, columns + 0.3)
-    ax.set_ylim(-0.9, lanes - 0.3)
+    ax.set_ylim(-0.9, lanes - 0.3 + headroom)
     ax.axis("off")
     return fig
 
@@ -104,9 +112,25 @@ def figure(graph: GraphSpec, title: str = "") -> Figure:
 # -- layout ---------------------------------------------------------------------------------------------------------
 
 
-def _arrows(graph: GraphSpec) -> list[_Arrow]:
+def _folded(graph: GraphSpec, found: Sequence[Fold]) -> list[ParameterSpec]:
+    """The parameters that are drawn: of blocks that repeat the first one, of which what follows the last reads."""
+    left_out = {spec.name for fold in found for block in fold.blocks[1:] for spec in block}
+    specs = [spec for spec in graph.parameters.values() if spec.name not in left_out]
+    for fold in found:
+        drawn = {spec.name for spec in fold.blocks[0]}
+        moved = dict(zip(fold.groups(len(fold.blocks) - 1), fold.groups(0), strict=True))
+        specs = [spec if spec.name in drawn else _moved(spec, moved) for spec in specs]
+    return specs
+
+
+def _moved(spec: ParameterSpec, groups: Mapping[int, int]) -> ParameterSpec:
+    axes = tuple(tuple(tuple(groups.get(g, g) for g in segment) for segment in axis) for axis in spec.axes)
+    return replace(spec, axes=axes)
+
+
+def _arrows(graph: GraphSpec, specs: Sequence[ParameterSpec]) -> list[_Arrow]:
     """Every pair of neuron axes that a parameter connects; columns count the parameters by depth."""
-    weights = [spec for spec in graph.parameters.values() if {"in", "out"} <= set(spec.roles)]
+    weights = [spec for spec in specs if {"in", "out"} <= set(spec.roles)]
     columns = {spec.name: column for column, spec in enumerate(sorted(weights, key=lambda spec: spec.depth))}
     arrows = []
     for spec in weights:
@@ -120,31 +144,40 @@ def _arrows(graph: GraphSpec) -> list[_Arrow]:
 
 def _end(graph: GraphSpec, spec: ParameterSpec, segments: tuple[Segment, ...], role: str) -> Segment:
     """The neurons on the axis of a role; none where it is an empty axis, as that of a depthwise filter."""
-    candidates = (s for s, r in zip(segments, spec.roles, strict=True) if r == role)
-    return next((neuron(graph, s) for s in candidates if s and not _is_empty(graph, s)), ())
+    seen = [(r, neuron(graph, s)) for s, r in zip(segments, spec.roles, strict=True) if s]
+    own = [neurons for r, neurons in seen if r == role and not _is_empty(graph, neurons)]
+    # The width of a class token (1, 1, width) is a tap to it, while the neurons that it feeds are those.
+    instead = [neurons for r, neurons in seen if (role, r) == ("out", "tap")] if own else []
+    return next(filter(partial(_any_permutable, graph), own + instead), next(iter(own), ()))
+
+
+def _any_permutable(graph: GraphSpec, segment: Segment) -> bool:
+    return any(graph.groups[g].permutable for g in segment)
 
 
 def _is_empty(graph: GraphSpec, segment: Segment) -> bool:
     return all(graph.groups[g].size == 1 and graph.groups[g].kind == "tap" for g in segment)
 
 
-def _bars(graph: GraphSpec, arrows: list[_Arrow]) -> dict[int, _Bar]:
+def _bars(graph: GraphSpec, specs: Sequence[ParameterSpec], arrows: list[_Arrow]) -> dict[int, _Bar]:
     bars: dict[int, _Bar] = {}
     for arrow in arrows:
         bars.setdefault(arrow.source[0], _Bar()).reach(arrow.source, arrow.column + _READ)
         bars.setdefault(arrow.target[0], _Bar()).reach(arrow.target, arrow.column + _WRITE)
-    for neurons, position, kind in _dots(graph, arrows):
+    for neurons, position, kind in _dots(graph, specs, arrows):
         if bar := bars.get(next(iter(neurons), -1)):
             bar.dots.append((min(max(position, bar.start), bar.end), kind))
     _assign_lanes(bars)
     return bars
 
 
-def _dots(graph: GraphSpec, arrows: list[_Arrow]) -> Iterator[tuple[Segment, float, str]]:
+def _dots(
+    graph: GraphSpec, specs: Sequence[ParameterSpec], arrows: list[_Arrow]
+) -> Iterator[tuple[Segment, float, str]]:
     """(neuron axis, column, kind) of every segment of every parameter that is not an arrow."""
     columns = {arrow.parameter: arrow.column for arrow in arrows}
     depths = [(graph.parameters[name].depth, column) for name, column in columns.items()]
-    for spec in graph.parameters.values():
+    for spec in specs:
         if spec.name in columns or "out" not in spec.roles:
             continue
         nearest = min(depths, key=lambda pair: abs(pair[0] - spec.depth), default=(0.0, 0))[1]
@@ -221,9 +254,50 @@ def _draw_arrow(ax: Axes, arrow: _Arrow, bars: dict[int, _Bar], shift: float) ->
     )  # fmt: skip
 
 
-def _draw_parameter_names(ax: Axes, arrows: list[_Arrow]) -> None:
+def _draw_frame(ax: Axes, graph: GraphSpec, fold: Fold, arrows: list[_Arrow], lanes: int) -> None:
+    """A frame around the block that stands for all of a fold, with their number and what differs between them."""
+    names = {spec.name for spec in fold.blocks[0]}
+    columns = [arrow.column for arrow in arrows if arrow.parameter in names]
+    left, right, top = min(columns) + 0.08, max(columns) + 0.92, lanes - 0.45
+    ax.add_patch(
+        FancyBboxPatch(
+            (left, -0.2), right - left, top + 0.2, boxstyle="round,pad=0,rounding_size=0.1", linewidth=1,
+            linestyle=(0, (4, 3)), facecolor="none", edgecolor="#8a5a00", zorder=1,
+        )
+    )  # fmt: skip
+    number = f"$\\mathbf{{\\times\\,{len(fold.blocks)}}}$"
+    text = "\n".join(filter(None, [f"{number}  {_varies(fold)}", _own(graph, fold)]))
+    ax.text(left, top + 0.03, text, ha="left", va="bottom", fontsize=7.5, color="#8a5a00")
+
+
+def _varies(fold: Fold) -> str:
+    """What * stands for in the names of a fold: "* = 0 ... 11"."""
+    rows = [block[0].name.split(".") for block in fold.blocks]
+    differing = [column for column in zip(*rows, strict=False) if len(set(column)) > 1]
+    return f"* = {differing[0][0]} ... {differing[0][-1]}" if differing else ""
+
+
+def _own(graph: GraphSpec, fold: Fold) -> str:
+    """The neurons that each block has for itself, by the names that those of the first one have."""
+    names = group_names(graph)
+    others = set(fold.groups(1))
+    own = [names[g] for g in dict.fromkeys(fold.groups(0)) if g not in others and graph.groups[g].permutable]
+    return f"each its own {', '.join(own)}" if own else ""
+
+
+def _names(found: Sequence[Fold]) -> dict[str, str]:
+    """For each parameter that stands for several, what their names have in common."""
+    return {
+        same[0].name: shared_name([spec.name for spec in same])
+        for fold in found
+        for same in zip(*fold.blocks, strict=True)
+    }
+
+
+def _draw_parameter_names(ax: Axes, arrows: list[_Arrow], names: Mapping[str, str]) -> None:
     for name, column in {arrow.parameter: arrow.column for arrow in arrows}.items():
-        ax.text(column + 0.5, -0.25, name, rotation=35, ha="right", va="top", fontsize=6.5, color="#444444")
+        text = names.get(name, name)
+        ax.text(column + 0.5, -0.25, text, rotation=35, ha="right", va="top", fontsize=6.5, color="#444444")
 
 
 def _draw_legend(ax: Axes, graph: GraphSpec) -> None:

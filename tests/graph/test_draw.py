@@ -8,6 +8,11 @@ from torch import nn
 from lopt.errors import GraphError
 from lopt.graph import ParameterGraph
 from lopt.graph.draw import _arrows, _bars, draw, figure
+from lopt.graph.spec import ParameterSpec
+
+
+def specs(graph: ParameterGraph) -> list[ParameterSpec]:
+    return list(graph.parameters.values())
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
@@ -34,7 +39,7 @@ def test_groups_parameters_and_kinds_are_named(attention_graph: ParameterGraph) 
 
 
 def test_each_block_is_an_arrow_from_what_it_reads_to_what_it_feeds(attention_graph: ParameterGraph) -> None:
-    arrows = [(a.kind, a.source, a.target) for a in _arrows(attention_graph)]
+    arrows = [(a.kind, a.source, a.target) for a in _arrows(attention_graph, specs(attention_graph))]
     stream, query, value = (0,), (1, 2), (1, 3)
     assert arrows == [
         ("query", stream, query),
@@ -46,7 +51,8 @@ def test_each_block_is_an_arrow_from_what_it_reads_to_what_it_feeds(attention_gr
 
 
 def test_the_stream_is_the_longest_bar_and_no_bars_overlap(attention_graph: ParameterGraph) -> None:
-    bars = _bars(attention_graph, _arrows(attention_graph))
+    parameters = specs(attention_graph)
+    bars = _bars(attention_graph, parameters, _arrows(attention_graph, parameters))
     assert max(bars, key=lambda key: bars[key].end - bars[key].start) == 0
     assert bars[0].lane == 0
     for key, bar in bars.items():
