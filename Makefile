@@ -2,6 +2,7 @@
 # make test        lint, then the tests
 # make test-slow   the slow tests
 # make lint        formatting, lint rules, types, and which room may import which
+# make docs        the documentation, as a site in site/; any warning fails
 # make format      apply formatting and safe fixes
 # Every target creates .venv on its first run and reuses it afterwards. PYTHON=python3.12 chooses another Python.
 
@@ -12,7 +13,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format constraints clean
+.PHONY: help install demo test test-slow lint docs format constraints clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -44,10 +45,13 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(STAMP)
+	$(BIN)/mkdocs build --quiet --strict
+
 # Pins what is installed, without the +cpu of local builds; an older Python takes what it can get.
 constraints: $(STAMP)
 	$(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+[a-z0-9.]*$$//' -e 's/$$/ ; python_version >= "3.11"/' > constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
