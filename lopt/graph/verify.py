@@ -282,7 +282,7 @@ class _Runner:
     def randomised(self, tensor: Tensor) -> Tensor:
         """The tensor in float64 with noise on top that lets signals pass; one without values gets values."""
         noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64)
-        fan_in = max(tensor[0].numel(), 1) if tensor.dim() > 1 else 10
+        fan_in = max(tensor.shape[1:].numel(), 1) if tensor.dim() > 1 else 10
         if tensor.is_meta:
             return noise / fan_in**0.5 + (tensor.dim() <= 1)
         noise = noise.to(tensor.device)

@@ -453,3 +453,81 @@ def test_a_hundred_million_parameters_need_no_memory() -> None:
     assert (
         sizes == [12] * 12 + [64] * 24 + [768] + [3072] * 12
     )  # heads; head sizes of q, k and of v; stream; hidden
+
+
+class RotaryHalves(nn.Module):
+    """Fused attention whose heads are rotated in part; what is not rotated, or what is, may be nothing."""
+
+    def __init__(self, rotated: int) -> None:
+        super().__init__()
+        self.qkv, self.out, self.rotated = nn.Linear(6, 24), nn.Linear(8, 3), rotated
+
+    def rotate(self, x: Tensor) -> Tensor:
+        turned, passed = x[..., : self.rotated], x[..., self.rotated :]
+        half = turned.shape[-1] // 2
+        other = torch.cat([-turned[..., half:], turned[..., :half]], -1)
+        angle = torch.arange(x.shape[-2]).view(-1, 1).float()
+        return torch.cat([turned * angle.cos() + other * angle.sin(), passed], -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(self.rotate(q), self.rotate(k), v)
+        return self.out(y.transpose(1, 2).reshape(*x.shape[:2], 8))
+
+
+@pytest.mark.parametrize("rotated", [0, 2, 4])
+def test_rotary_halves_may_be_empty(rotated: int) -> None:
+    model, x = RotaryHalves(rotated), torch.randn(2, 5, 6)
+    graph = ParameterGraph.trace(model, (x,))
+    assert graph.rung == "traced"
+    heads, head_size = graph.parameters["out.weight"].axes[1][0]
+    assert graph.groups[heads].permutable
+    assert graph.groups[head_size].permutable
+    assert graph.verify(model, (x,)).ok
+
+
+class EmptyPieces(nn.Module):
+    def __init__(self, pieces: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.nothing, self.pieces = nn.Parameter(torch.zeros(0, 8)), pieces
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        match self.pieces:
+            case "split":
+                first, all_of_it, last = h.split([0, 8, 0], -1)
+                h = torch.cat([last, all_of_it.relu(), first], -1)
+            case "slice":
+                h = torch.cat([h[:, 8:], h[:, :8].tanh()], -1)
+            case "tensor_split":
+                first, rest = h.tensor_split([0], -1)
+                h = torch.cat([first.flatten().view(x.shape[0], 0), rest.sigmoid()], -1)
+            case "rows":
+                h = torch.cat([h.relu(), self.nothing, self.nothing.tanh()], 0)
+            case "pad":
+                h = F.pad(h[:, 8:], (8, 0)) + h.relu()
+            case "sum":
+                h = h.relu() + h[:, :0].sum() + self.b.weight[:, 8:].sum()
+            case "product":
+                return self.b(h.relu()) + h[:, :0] @ self.b.weight[:, :0].T
+        return self.b(h)
+
+
+@pytest.mark.parametrize("pieces", ["split", "slice", "tensor_split", "rows", "pad", "sum", "product"])
+def test_pieces_may_be_empty(pieces: str) -> None:
+    model, x = EmptyPieces(pieces), torch.randn(5, 4)
+    graph = ParameterGraph.trace(model, (x,))
+    assert graph.rung == "traced"
+    hidden = graph.groups[graph.parameters["a.weight"].axes[0][0][0]]
+    assert (hidden.size, hidden.kind) == (8, "hidden")
+    assert {m[0] for m in hidden.members} >= {"a.weight", "a.bias", "b.weight"}
+    assert graph.verify(model, (x,)).ok
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4), (0, 3, 4)])
+def test_a_batch_without_entries_shows_the_same_graph(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    empty, full = (ParameterGraph.trace(model, (torch.zeros(s),)) for s in (shape, (2, 4)))
+    assert [spec.axes for spec in empty.parameters.values()] == [s.axes for s in full.parameters.values()]
+    assert [(g.size, g.kind) for g in empty.groups] == [(g.size, g.kind) for g in full.groups]

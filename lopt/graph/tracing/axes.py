@@ -182,24 +182,28 @@ def _bisect_concat(root: Axis, inner: int) -> tuple[Axis, Axis] | None:
 
 
 def cut(axis: Axis, sizes: Sequence[int]) -> list[Axis] | None:
-    """Consecutive segments of the given sizes; None (and nothing changed) where the structure does not allow it."""
-    root = find(axis)
-    sizes = list(sizes)
-    if len(sizes) == 1:
-        return [root]
+    """Consecutive segments of the given sizes; None (and nothing changed) where the structure does not allow it.
+
+    Segments of size 0 are no part of the axis: a concatenation of one piece and nothing would hold itself as its part
+    as soon as the two were tied.
+    """
+    pieces = _cut(find(axis), [size for size in sizes if size])
+    if pieces is None:
+        return None
+    left = iter(pieces)
+    return [next(left) if size else Axis(0, "position") for size in sizes]
+
+
+def _cut(root: Axis, sizes: Sequence[int]) -> list[Axis] | None:
+    if len(sizes) <= 1:
+        return [root][: len(sizes)]
     if root.form != "concat" and is_fixed(root):
         why = strongest(*[leaf.fixed for leaf in leaves(root)])
         return [Axis(size, why) for size in sizes]
     if root.form == "atom":
-        parts = [_like(root, size) for size in sizes if size]
-        root.form, root.children = "concat", parts
-        return _with_empty(parts, sizes)
+        root.form, root.children = "concat", [_like(root, size) for size in sizes]
+        return list(root.children)
     return _cut_product(root, sizes) if root.form == "product" else _cut_concat(root, sizes)
-
-
-def _with_empty(parts: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
-    left = iter(parts)
-    return [next(left) if size else Axis(0, "position") for size in sizes]
 
 
 def _cut_product(root: Axis, sizes: Sequence[int]) -> list[Axis] | None:
@@ -210,7 +214,7 @@ def _cut_product(root: Axis, sizes: Sequence[int]) -> list[Axis] | None:
     outer = cut(first, [size // inner for size in sizes])
     if outer is None:
         return None
-    return [merge([piece, *rest]) if piece.size else piece for piece in outer]
+    return [merge([piece, *rest]) for piece in outer]
 
 
 def _cut_concat(root: Axis, sizes: Sequence[int]) -> list[Axis] | None:
@@ -229,7 +233,7 @@ def _cut_concat(root: Axis, sizes: Sequence[int]) -> list[Axis] | None:
             taken.append(child)
             size -= child.size
         pieces.append(taken)
-    return [join(taken) if taken else Axis(0, "position") for taken in pieces]
+    return [join(taken) for taken in pieces]
 
 
 def _unify_products(a: Axis, b: Axis) -> Axis:

@@ -136,6 +136,8 @@ def view(s: Speech, x: Value, shape: Any, *args: Any) -> Any:
         return x if s.shapes[0] == x.shape else None
     target = s.shapes[0]
     blocks = matching_blocks(x.shape, target)
+    if 0 in target:
+        x = s.whole(x)
     if x.segments:
         at = x.segment_dim
         source, result = next(block for block in blocks if at in block[0])
@@ -149,22 +151,39 @@ Blocks = list[tuple[list[int], list[int]]]
 
 
 def matching_blocks(source: Sequence[int], target: Sequence[int]) -> Blocks:
-    """The finest pairing of runs of dimensions with equal products; dimensions of size 1 belong to none."""
+    """The finest pairing of runs of dimensions with equal products; dimensions of size 1 belong to none.
+
+    Pairs are sought from the last dimension on. Where there are no entries the products say too little from the
+    dimension of size 0 on: what is left there is one run, whose products may differ.
+    """
     left = [i for i, n in enumerate(source) if n != 1]
     right = [i for i, n in enumerate(target) if n != 1]
     blocks: Blocks = []
     while left and right:
-        a, b = [left.pop(0)], [right.pop(0)]
-        while (x := math.prod(source[i] for i in a)) != (y := math.prod(target[i] for i in b)):
-            a.append(left.pop(0)) if x < y else b.append(right.pop(0))
-        blocks.append((a, b))
+        a, b = [left.pop()], [right.pop()]
+        while (x := _count(source, a)) != (y := _count(target, b)) and (left if x < y else right):
+            a.insert(0, left.pop()) if x < y else b.insert(0, right.pop())
+        blocks.insert(0, (a, b))
+    if blocks and (left or right):
+        blocks[0] = ([*left, *blocks[0][0]], [*right, *blocks[0][1]])
     return blocks
+
+
+def _count(shape: Sequence[int], places: Sequence[int]) -> int:
+    """Entries of a run of dimensions; a size of 0 counts as a prime of its own, so that it meets itself alone."""
+    return math.prod(shape[i] or 2**61 - 1 for i in places)
 
 
 def _view_whole(s: Speech, x: Value, blocks: Blocks, target: Sequence[int]) -> Any:
     dims: list[Dim] = [Dim(1, None)] * len(target)
     pieces: tuple[int, list[list[Dim]]] | None = None
     for source, result in blocks:
+        if len(source) + len(result) > 2 and any(x.dims[i].size == 0 for i in source):
+            for i in source:
+                s.fix(x.dims[i])
+            for i in result:
+                dims[i] = s.fixed(target[i])
+            continue
         origin = frozenset().union(*[x.dims[i].origin for i in source])
         axis = _merged(s, [x.dims[i] for i in source])
         sizes = [target[i] for i in result]
@@ -443,6 +462,8 @@ def _padded(s: Speech, x: Value, at: int, front: int, back: int) -> Dim:
     front, back = max(front, 0), max(back, 0)
     if not front and not back:
         return dim
+    if not dim.size:
+        return Dim(front + back, None)
     if dim.axis is None or is_fixed(dim.axis):
         return s.fixed(front + dim.size + back)
     parts = [Axis(front), dim.axis, Axis(back)]
