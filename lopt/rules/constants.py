@@ -8,7 +8,8 @@ Fresh, w = 0, it is what the config says. Shapes: B parameters (tensors).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -39,43 +40,65 @@ their averages' bias takes them to be; so are those that say what happens when."
 
 
 class Constants(nn.Module):
-    """The constants that are learned; nothing for those that are not."""
+    """The constants that are learned, all of them moved at once; nothing for those that are not."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    select: Tensor
+    """(3 N, W) which constant and feature each weight is for."""
+
+    def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
-        self.weights = nn.ParameterDict({name: nn.Parameter(torch.zeros(CONSTANTS[name])) for name in names})
+        self.names = tuple(names)
+        cells = [3 * i + k for i, name in enumerate(names) for k in range(CONSTANTS[name])]
+        self.weights = nn.Parameter(torch.zeros(len(cells))) if cells else None
+        select = torch.eye(3 * len(names))[cells].T
+        self.register_buffer("select", select, persistent=False)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.weights
+    def of(self, name: str) -> Tensor:
+        """(2,) or (3,) the weights of one constant, as a view."""
+        assert self.weights is not None
+        widths = [CONSTANTS[each] for each in self.names]
+        return self.weights.split(widths)[self.names.index(name)]
 
-    def shift(self, name: str, steps: Tensor, horizon: Tensor) -> Tensor:
-        """(B,) x at the steps taken (B,) of horizons (B,), 0 for unknown."""
-        weights = self.weights[name].to(steps.dtype) * SPEED
-        features = horizon_features(steps, horizon)[: len(weights)]
-        return sum((weight * row for weight, row in zip(weights.unbind(), features, strict=True)), 0 * steps)
+    def forward(self, steps: Tensor, horizon: Tensor) -> Moved:
+        """What has become of them at the steps taken (B,) of horizons (B,), 0 for unknown."""
+        if self.weights is None:
+            return Moved({})
+        table = (self.select @ self.weights).reshape(-1, 3).to(steps.dtype)
+        shifts = SPEED * table @ torch.stack(horizon_features(steps, horizon))
+        return Moved(dict(zip(self.names, shifts.unbind(), strict=True)))
 
-    def factor(self, name: str, steps: Tensor, horizon: Tensor) -> Tensor | float:
+
+@dataclass(frozen=True)
+class Moved:
+    """x, (B,), of each constant that is learned."""
+
+    shifts: Mapping[str, Tensor]
+
+    def factor(self, name: str) -> Tensor | float:
         """(B,) exp(x), what a positive constant is multiplied by; 1 if it is not learned."""
-        return torch.exp(self.shift(name, steps, horizon)) if name in self else 1.0
+        return torch.exp(self.shifts[name]) if name in self.shifts else 1.0
 
-    def share(self, name: str, share: float, steps: Tensor, horizon: Tensor) -> Tensor | float:
+    def share(self, name: str, share: float) -> Tensor | float:
         """(B,) a share between 0 and 1, moved in its logit; as it is if it is not learned."""
-        return (
-            torch.sigmoid(math.log(share / (1 - share)) + self.shift(name, steps, horizon))
-            if name in self
-            else share
+        return torch.sigmoid(_logit(share) + self.shifts[name]) if name in self.shifts else share
+
+    def log_decay(self, name: str, decay: float) -> Tensor | None:
+        """(B,) the logarithm of a decay moved in its logit, exact where that is near 1; None if it is not learned."""
+        return logsigmoid(_logit(decay) + self.shifts[name]) if name in self.shifts else None
+
+    def rates(self, found: Sequence[str]) -> Tensor | float:
+        """(B,) factors on the rate of tensors of these classes; 1 if none is learned."""
+        learned = {name: x for name in CLASSES if (x := self.shifts.get(f"{name}_rate")) is not None}
+        if not learned:
+            return 1.0
+        rows = torch.stack(list(learned.values()))
+        return torch.exp(
+            (rows * rows.new_tensor([[name == each for each in found] for name in learned])).sum(0)
         )
 
-    def rates(self, found: Sequence[str], steps: Tensor, horizon: Tensor) -> Tensor | float:
-        """(B,) factors on the rate of tensors of these classes; 1 if none is learned."""
-        names = [f"{name}_rate" for name in CLASSES if f"{name}_rate" in self]
-        if not names:
-            return 1.0
-        total = 0 * steps
-        for name in names:
-            of_class = steps.new_tensor([f"{each}_rate" == name for each in found])
-            total = total + of_class * self.shift(name, steps, horizon)
-        return torch.exp(total)
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share))
 
 
 def horizon_features(steps: Tensor, horizon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,8 +107,3 @@ def horizon_features(steps: Tensor, horizon: Tensor) -> tuple[Tensor, Tensor, Te
     length = torch.log10(horizon.clamp(min=1) / USUAL_HORIZON).clamp(SHORTEST, LONGEST)
     over = 2 * ((steps - 1) / horizon.clamp(min=1)).clamp(max=1) - 1
     return torch.ones_like(steps), known * length, known * over
-
-
-def log_decay(decay: float, shift: Tensor) -> Tensor:
-    """log d with d = sigmoid(logit(decay) + shift), exact where d is near 1."""
-    return logsigmoid(math.log(decay / (1 - decay)) + shift)

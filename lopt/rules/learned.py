@@ -24,7 +24,7 @@ from lopt.numerics.schedules import annealing, decay_share
 from lopt.numerics.segments import LONG, segment_expand, segment_mean, segment_means
 from lopt.rules.base import BoundRule, Rule, State, Tensors, working_dtype
 from lopt.rules.config import LearnedRuleConfig
-from lopt.rules.constants import SPEED, Constants, log_decay
+from lopt.rules.constants import SPEED, Constants, Moved
 from lopt.rules.directions import EPS, History
 from lopt.rules.forms import FORMS
 
@@ -58,6 +58,7 @@ class LearnedRule(Rule):
 
     def on(self, graph: ParameterGraph, meta_parameters: Tensors | None = None) -> BoundRule:
         # Now, because `torch.compile` can use what is derived from a graph, but not trace how.
+        _ = graph.shapes, graph.sizes, graph.numel
         _static(graph)
         _hidden(graph)
         classes(graph)
@@ -97,7 +98,8 @@ class LearnedRule(Rule):
             torch.stack([state[name][key] for name in names]).to(dtype) for key in ("step", "total_steps")
         )
         steps = steps + 1
-        new, new_second, corrections = self._decays(steps, horizon)
+        moved = self.constants(steps, horizon)
+        new, new_second, corrections = self._decays(steps, moved)
         momenta, second = (
             graph.flatten({n: state[n][key] for n in names}).to(dtype) for key in ("momenta", "second")
         )
@@ -114,8 +116,10 @@ class LearnedRule(Rule):
             raw, memory = self.metanet(graph, features.to(like), context.to(like), memory)
         step = self._step(history, raw.to(dtype))
         if self.config.weight_decay:
-            step = step - segment_expand(self._weight_decay(graph, steps, horizon)[None], sizes)[0] * p
-        delta = step * segment_expand(self._factor(graph, step, param_rms, steps, horizon)[None], sizes)[0]
+            step = step - segment_expand(self._weight_decay(graph, moved, steps, horizon)[None], sizes)[0] * p
+        delta = (
+            step * segment_expand(self._factor(graph, step, param_rms, moved, steps, horizon)[None], sizes)[0]
+        )
         changed = {
             "momenta": graph.unflatten(momenta),
             "second": graph.unflatten(second),
@@ -127,13 +131,13 @@ class LearnedRule(Rule):
         }
         return graph.unflatten(delta), next_state
 
-    def _decays(self, steps: Tensor, horizon: Tensor) -> tuple[Tensor, Tensor | float, Tensor]:
+    def _decays(self, steps: Tensor, moved: Moved) -> tuple[Tensor, Tensor | float, Tensor]:
         """The weights 1 - decay of what is new, and (K + 1, B) bias corrections, the last one of the second moment.
 
         The weights are (K, 1) for the momenta and a number for the second moment; as a learned constant, that of the
         fastest momentum makes it (K, B), and that of the second moment (B,).
         """
-        config, constants = self.config, self.constants
+        config = self.config
         new, new_second = 1 - steps.new_tensor(config.decays)[:, None], 1 - config.second_decay
         corrections = moments.bias_correction(steps, (*config.decays, config.second_decay))
         if self.decay_shift is not None:
@@ -143,15 +147,13 @@ class LearnedRule(Rule):
             new = torch.cat([1 - torch.sigmoid(logit).reshape(1, 1), new[1:]])
             corrected = -1 / torch.expm1(logsigmoid(logit) * steps)
             corrections = torch.cat([corrected[None], corrections[1:]])
-        if "momentum_decay" in constants:
-            log = log_decay(config.decays[0], constants.shift("momentum_decay", steps, horizon))
+        if (log := moved.log_decay("momentum_decay", config.decays[0])) is not None:
             new = torch.cat([-torch.expm1(log)[None], new[1:].expand(-1, len(steps))])
             corrections = torch.cat([(-1 / torch.expm1(log * steps))[None], corrections[1:]])
-        if "second_decay" not in constants:
-            return new, new_second, corrections
-        log = log_decay(config.second_decay, constants.shift("second_decay", steps, horizon))
-        corrections = torch.cat([corrections[:-1], (-1 / torch.expm1(log * steps))[None]])
-        return new, -torch.expm1(log), corrections
+        if (log := moved.log_decay("second_decay", config.second_decay)) is not None:
+            corrections = torch.cat([corrections[:-1], (-1 / torch.expm1(log * steps))[None]])
+            return new, -torch.expm1(log), corrections
+        return new, new_second, corrections
 
     def _observe(
         self, graph: ParameterGraph, p: Tensor, g: Tensor, m: Moments, steps: Tensor, horizon: Tensor
@@ -200,16 +202,22 @@ class LearnedRule(Rule):
         """() the logarithm of the base rate."""
         return self.log_rate * SPEED
 
-    def _weight_decay(self, graph: ParameterGraph, steps: Tensor, horizon: Tensor) -> Tensor:
+    def _weight_decay(self, graph: ParameterGraph, moved: Moved, steps: Tensor, horizon: Tensor) -> Tensor:
         """(B,) how much of each tensor is taken away at the full base rate; nothing of vectors."""
         decayed = steps.new_tensor([found != "vector" for found in classes(graph)])
         rate = self._log_rate().exp().to(steps.dtype)
         share = decay_share(steps, horizon, self.config.decay_horizon)
-        rate = rate * self.constants.factor("weight_decay", steps, horizon)
+        rate = rate * moved.factor("weight_decay")
         return decayed * rate * self.config.weight_decay * share
 
     def _factor(
-        self, graph: ParameterGraph, step: Tensor, param_rms: Tensor, steps: Tensor, horizon: Tensor
+        self,
+        graph: ParameterGraph,
+        step: Tensor,
+        param_rms: Tensor,
+        moved: Moved,
+        steps: Tensor,
+        horizon: Tensor,
     ) -> Tensor:
         """(B,) what each tensor's step is multiplied by: annealing, its scales, and a bound on its rms.
 
@@ -217,15 +225,15 @@ class LearnedRule(Rule):
         """
         factor = torch.ones_like(steps)
         if self.config.anneal:
-            warm_up = self.constants.share("warm_up", self.config.warm_up, steps, horizon)
-            power = self.constants.factor("cool_down", steps, horizon)
+            warm_up = moved.share("warm_up", self.config.warm_up)
+            power = moved.factor("cool_down")
             factor = annealing(steps, horizon, warm_up, self.config.fade, power)
         if self.config.scales or self.config.widest:
             factor = factor * steps.new_tensor(scales_of(graph, self.config.scales, self.config.widest))
         if self.config.relative:
-            exponent = self.constants.factor("relative", steps, horizon)
+            exponent = moved.factor("relative")
             factor = factor * relative_rates(graph, param_rms) ** exponent
-        factor = factor * self.constants.rates(classes(graph), steps, horizon)
+        factor = factor * moved.rates(classes(graph))
         rms = torch.sqrt(segment_mean((step * step)[None], graph.sizes)[0] + moments.TINY)
         return torch.minimum(factor, self.config.max_step * param_rms.clamp(min=0.1) / rms)
 
@@ -233,10 +241,11 @@ class LearnedRule(Rule):
         """Figures worth watching in meta-training."""
         found = {"base_rate": self._log_rate().exp().item()}
         if self.decay_shift is not None:
-            one = self.decay_shift.detach().new_ones(1)
-            found["momentum_decay"] = 1 - self._decays(one, one)[0][0].item()
-        moved = self.constants.weights.items()
-        return found | {f"constants/{name}": SPEED * weights[0].item() for name, weights in moved}
+            found["momentum_decay"] = (
+                1 - self._decays(self.decay_shift.detach().new_ones(1), Moved({}))[0][0].item()
+            )
+        names = self.constants.names
+        return found | {f"constants/{name}": SPEED * self.constants.of(name)[0].item() for name in names}
 
     def describe(self) -> dict[str, Any]:
         """The config as JSON-able values, for the rule file."""
