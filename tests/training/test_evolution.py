@@ -26,7 +26,7 @@ from lopt.training.estimators import (
     TruncatedBackprop,
     WholeLives,
 )
-from lopt.training.estimators.perturbed import FITNESS
+from lopt.training.estimators.perturbed import FITNESS, draw_perturbations
 from tests.helpers import seeded
 
 K, TRUNCATIONS, SIGMA = 2, 3, 0.15
@@ -248,6 +248,15 @@ def test_fitness_of_pairs() -> None:
         torch.testing.assert_close(FITNESS[name](outer.flip(0)), -found)
         if name != "difference":  # the scale of the losses does not count
             torch.testing.assert_close(FITNESS[name](1024 * outer), found)
+
+
+def test_frozen_meta_parameters_are_not_perturbed() -> None:
+    rule = Rate(0.6)
+    rule.other = nn.Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False)
+    epsilon = draw_perturbations(rule, 3, 0.1, seeded(0))
+    assert (epsilon["theta"] != 0).all()
+    assert (epsilon["other"] == 0).all()
+    assert torch.equal(epsilon["theta"], draw_perturbations(Rate(0.6), 3, 0.1, seeded(0))["theta"])
 
 
 @pytest.mark.parametrize("fitness", ["sign", "rank"])

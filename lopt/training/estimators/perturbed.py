@@ -39,9 +39,11 @@ class Pair(NamedTuple):
 
 
 def draw_perturbations(rule: Rule, count: int, sigma: float, generator: Generator) -> dict[str, Tensor]:
-    """(T, *shape) for each meta-parameter: normal with deviation sigma, for each network its own."""
+    """(T, *shape) for each meta-parameter: normal with deviation sigma, for each network its own; 0 if it is frozen."""
     return {
-        name: (sigma * torch.randn(count, *p.shape, generator=generator, dtype=p.dtype)).to(p.device)
+        name: (sigma * p.requires_grad * torch.randn(count, *p.shape, generator=generator, dtype=p.dtype)).to(
+            p.device
+        )
         for name, p in rule.named_parameters()
     }
 
