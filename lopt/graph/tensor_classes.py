@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
-from lopt.graph.spec import ParameterSpec
+from lopt.graph.spec import AxisSpec, ParameterSpec
 
-ADAMW_KINDS = frozenset({"embedding", "position", "depthwise"})
-"""Tensors of two axes that are tables of vectors, or filters each of its own, rather than matrices."""
+TABLES = frozenset({"embedding", "position"})
+"""Kinds of tensors that are tables of vectors."""
+
+NO_MATRICES = TABLES | {"depthwise"}
+"""Kinds of tensors of two axes or more that are vectors, or filters each of its own, rather than matrices."""
+
+VECTORS = frozenset({"bias", "scale", "shift"})
+"""Kinds of tensors with one entry for each neuron, whatever axes of size one they have besides: (1, C, 1, 1)."""
 
 CLASSES = ("kernel", "matrix", "output", "table", "vector")
 """Kernels and dense matrices that feed hidden neurons; the output layer; embeddings and depthwise kernels; the rest."""
-
-TABLES = ADAMW_KINDS - {"depthwise"}
-"""Kinds of tensors that are tables of vectors."""
 
 HIDDEN = ("kernel", "matrix")
 """The classes that feed hidden neurons."""
@@ -28,31 +32,78 @@ LEAST = 0.1
 """Of the rate, that is left to a tensor of small weights: those that begin at zero must be able to leave it."""
 
 
-def is_hidden_matrix(graph: ParameterGraph, name: str) -> bool:
-    """Whether a parameter maps neurons to hidden neurons: a matrix or convolution kernel, not the output layer."""
+class Matrices(NamedTuple):
+    """How a tensor is read as matrices: those of its members, one after another in memory."""
+
+    members: int
+    rows: int
+    columns: int
+
+
+def stacked_axes(graph: ParameterGraph, spec: ParameterSpec) -> int:
+    """How many leading axes count members (of an ensemble, experts) of which each has a matrix or vector of its own.
+
+    They stand before the axes of neurons that a weight feeds and reads; a bias shares them with a weight.
+    """
+    leading = 0
+    while leading < len(spec.roles) and spec.roles[leading] == "tap":
+        leading += 1
+    if not {"out", "in"} & set(spec.roles[leading:]):
+        leading = 0
+    if leading == 0 and len(spec.shape) > 1 and spec.kind == "position":
+        return int(set(_groups(spec.axes[0])) <= _member_groups(graph))
+    return leading
+
+
+@made_once
+def _member_groups(graph: ParameterGraph) -> set[int]:
+    """The groups that count members of stacked weights."""
+    weights = [s for s in graph.parameters.values() if {"out", "in"} <= set(s.roles) and s.roles[0] == "tap"]
+    return {group for spec in weights for group in _groups(spec.axes[0])}
+
+
+def _groups(axis: AxisSpec) -> list[int]:
+    return [group for segment in axis for group in segment]
+
+
+def matrices_of(graph: ParameterGraph, name: str) -> Matrices:
+    """A tensor of two axes or more read as (first axis, the rest), for each member where several are stacked."""
     spec = graph.parameters[name]
-    if len(spec.shape) < 2 or spec.kind in ADAMW_KINDS:
-        return False
-    out = {
-        group
-        for axis, role in zip(spec.axes, spec.roles, strict=True)
-        if role == "out"
-        for s in axis
-        for group in s
-    }
-    return not any(graph.groups[group].kind == "output" for group in out)
+    at = stacked_axes(graph, spec)
+    return Matrices(prod(spec.shape[:at]), spec.shape[at], prod(spec.shape[at + 1 :]))
+
+
+def is_hidden_matrix(graph: ParameterGraph, name: str) -> bool:
+    """Whether a parameter maps neurons to hidden neurons: matrices or convolution kernels, not the output layer."""
+    return class_of(graph, name) in HIDDEN
 
 
 def class_of(graph: ParameterGraph, name: str) -> str:
     """One of `CLASSES`. Without a traced graph no tensor is known to be the output layer."""
     spec = graph.parameters[name]
-    if len(spec.shape) < 2:
+    if _is_vector(graph, spec):
         return "vector"
-    if spec.kind in ADAMW_KINDS:
+    if spec.kind in NO_MATRICES:
         return "table"
-    if not is_hidden_matrix(graph, name):
+    out = {
+        group
+        for axis, role in zip(spec.axes, spec.roles, strict=True)
+        if role == "out"
+        for group in _groups(axis)
+    }
+    if any(graph.groups[group].kind == "output" for group in out):
         return "output"
-    return "kernel" if len(spec.shape) > 2 else "matrix"
+    return "kernel" if len(spec.shape) - stacked_axes(graph, spec) > 2 else "matrix"
+
+
+def _is_vector(graph: ParameterGraph, spec: ParameterSpec) -> bool:
+    if len(spec.shape) - stacked_axes(graph, spec) < 2 or spec.kind in VECTORS:
+        return True
+    if spec.kind == "position" and stacked_axes(graph, spec):
+        return True
+    # (1, 1, D) is a token or a gain, and (1, C, 1, 1) a gain; a weight that reads one neuron has kind "weight".
+    reads = {"in", "out"} <= set(spec.roles) and spec.kind not in (*TABLES, "other")
+    return len(spec.shape) > 2 and sum(size > 1 for size in spec.shape) <= 1 and not reads
 
 
 @made_once
@@ -69,13 +120,14 @@ def scales_of(graph: ParameterGraph, scales: Mapping[str, float], widest: float)
     see by a given amount must be (Yang, Simon & Bernstein 2023, arXiv 2310.17813); 0: no such limit.
     """
     return [
-        scales.get(found, 1.0) * (_width_factor(spec.shape, widest) if found in HIDDEN else 1.0)
-        for found, spec in zip(classes(graph), graph.parameters.values(), strict=True)
+        scales.get(of_class, 1.0)
+        * (_width_factor(matrices_of(graph, name), widest) if of_class in HIDDEN else 1.0)
+        for of_class, name in zip(classes(graph), graph.parameters, strict=True)
     ]
 
 
-def _width_factor(shape: tuple[int, ...], widest: float) -> float:
-    long = max(shape[0], prod(shape[1:]))
+def _width_factor(matrices: Matrices, widest: float) -> float:
+    long = max(matrices.rows, matrices.columns)
     return min(1.0, (widest / long) ** 0.5) if widest and long else 1.0
 
 
@@ -96,16 +148,17 @@ def relative_rates(graph: ParameterGraph, param_rms: Tensor) -> Tensor:
 @made_once
 def usual_rms(graph: ParameterGraph) -> list[float]:
     """1 / sqrt(3 fan-in), as PyTorch draws weights; a table of vectors has a fan-in of 1; vectors have none: 0."""
-    return [_usual(spec) for spec in graph.parameters.values()]
+    return [_usual(graph, spec) for spec in graph.parameters.values()]
 
 
-def _usual(spec: ParameterSpec) -> float:
-    if len(spec.shape) < 2:
+def _usual(graph: ParameterGraph, spec: ParameterSpec) -> float:
+    if _is_vector(graph, spec):
         return 0.0
+    at = stacked_axes(graph, spec)
     if spec.kind in TABLES:
         fan_in = 1
-    elif spec.roles == ("in", "out"):  # x @ W, as in Hugging Face's GPT-2
-        fan_in = spec.shape[0]
+    elif spec.roles[at:] == ("in", "out"):  # x @ W, as in Hugging Face's GPT-2
+        fan_in = spec.shape[at]
     else:
-        fan_in = prod(spec.shape[1:])
+        fan_in = prod(spec.shape[at + 1 :])
     return (3 * max(fan_in, 1)) ** -0.5

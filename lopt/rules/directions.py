@@ -7,12 +7,12 @@ by a learning rate or a sign. Shapes: P scalars, B parameters (tensors), K decay
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lopt.graph.tensor_classes import Matrices
 from lopt.numerics.moments import TINY, Moments
 from lopt.numerics.newton_schulz import orthogonalised
 from lopt.numerics.segments import segment_expand, segment_mean
@@ -39,15 +39,12 @@ class History(NamedTuple):
     """(P,) square root of the factored second moment, if a direction or a feature wants it."""
     momentum_rms: Tensor
     """(B,) root-mean-square of the fastest momentum over each tensor."""
-    shapes: list[tuple[int, ...]]
-    hidden: list[bool]
-    """Which tensors are matrices or kernels that feed hidden neurons, see `classical.muon.is_hidden_matrix`."""
+    sizes: list[int]
+    """(B,) scalars of each tensor."""
+    hidden: list[Matrices | None]
+    """(B,) how the tensors are read that are matrices or kernels feeding hidden neurons; None for all others."""
     by_tensor: bool = False
     """Whether raw outputs are (R, B), one for each tensor, in place of (R, P)."""
-
-    @property
-    def sizes(self) -> list[int]:
-        return [prod(shape) for shape in self.shapes]
 
     def spread(self, row: Tensor) -> Tensor:
         """A row made of raw outputs, (P,) or (B,) -> (P,)."""
@@ -137,14 +134,20 @@ def _for_hidden(
     h: History, momentum: Tensor, direction: Callable[..., Tensor], like: Tensor, *others: Tensor
 ) -> Tensor:
     """`like`, but for hidden matrices direction(O, like, *others), O (rows, columns) the orthogonalised momentum."""
-    momenta, parts = momentum.split(h.sizes), list(like.split(h.sizes))
-    further = [other.split(h.sizes) for other in others]
-    hidden = [index for index, found in enumerate(h.hidden) if found and h.sizes[index]]
-    matrices = orthogonalised([momenta[i].reshape(h.shapes[i][0], -1) for i in hidden])
-    for i, matrix in zip(hidden, matrices, strict=True):
-        seen = (part.reshape(matrix.shape) for part in (parts[i], *(split[i] for split in further)))
-        parts[i] = direction(matrix, *seen).reshape(-1)
+    columns = [tensor.split(h.sizes) for tensor in (momentum, like, *others)]
+    parts = list(columns[1])
+    hidden = {i: shape for i, shape in enumerate(h.hidden) if shape and h.sizes[i]}
+    members = {i: [_members(column[i], shape) for column in columns] for i, shape in hidden.items()}
+    found = iter(orthogonalised([matrix for momenta, *_ in members.values() for matrix in momenta]))
+    for i, (momenta, *seen) in members.items():
+        steps = [direction(next(found), *own).reshape(-1) for _, *own in zip(momenta, *seen, strict=True)]
+        parts[i] = steps[0] if len(steps) == 1 else torch.cat(steps)
     return torch.cat(parts)
+
+
+def _members(part: Tensor, shape: Matrices) -> list[Tensor]:
+    """(n,) -> the matrices (rows, columns) of one tensor."""
+    return [member.reshape(shape.rows, shape.columns) for member in part.chunk(shape.members)]
 
 
 def _at_rms(x: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,15 @@ from torch.nn.functional import logsigmoid
 from lopt.features import per_scalar, per_tensor
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
-from lopt.graph.tensor_classes import classes, is_hidden_matrix, relative_rates, scales_of, usual_rms
+from lopt.graph.tensor_classes import (
+    Matrices,
+    classes,
+    is_hidden_matrix,
+    matrices_of,
+    relative_rates,
+    scales_of,
+    usual_rms,
+)
 from lopt.metanets import METANETS
 from lopt.numerics import moments
 from lopt.numerics.moments import Moments
@@ -162,7 +170,7 @@ class LearnedRule(Rule):
 
         There are no features, F = 0, where the metanet looks at none.
         """
-        shapes, sizes = graph.shapes, graph.sizes
+        sizes = graph.sizes
         fastest = m.momenta[0]
         pairs = (p, p), (g, g), (fastest, fastest), (m.root, m.root), (g, fastest)
         means = segment_means((a * b for a, b in pairs), sizes)
@@ -170,10 +178,10 @@ class LearnedRule(Rule):
         agreement = means[4] / ((grad_rms + per_scalar.FLOOR) * (momentum_rms + per_scalar.FLOOR))
         sees_scalars = self.metanet.sees_scalars
         wanted = (self.config.factored and sees_scalars) or "factored" in self.config.directions
-        factored = moments.factored_root(m.root * m.root, shapes) if wanted else None
+        factored = moments.factored_root(m.root * m.root, graph.shapes) if wanted else None
         inverse = 1 / (m.root + EPS)
         by_tensor = not sees_scalars and graph.numel >= LONG
-        history = History(p, g, m, inverse, factored, momentum_rms, shapes, _hidden(graph), by_tensor)
+        history = History(p, g, m, inverse, factored, momentum_rms, sizes, _hidden(graph), by_tensor)
         if sees_scalars:
             spread = segment_expand(torch.stack([param_rms, torch.sqrt(root_rms + per_scalar.FLOOR)]), sizes)
             seen = factored if self.config.factored else None
@@ -270,5 +278,5 @@ def _static(graph: ParameterGraph) -> Tensor:
 
 
 @made_once
-def _hidden(graph: ParameterGraph) -> list[bool]:
-    return [is_hidden_matrix(graph, name) for name in graph.parameters]
+def _hidden(graph: ParameterGraph) -> list[Matrices | None]:
+    return [matrices_of(graph, n) if is_hidden_matrix(graph, n) else None for n in graph.parameters]

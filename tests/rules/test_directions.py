@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from lopt.graph.tensor_classes import Matrices
 from lopt.numerics.moments import Moments, factored_root
 from lopt.rules.directions import DIRECTIONS, History
 from tests.helpers import seeded
 
 SHAPES = [(4, 3), (3, 5), (5,), (), (1, 4), (4, 1), (2, 3, 2, 2), (1,)]
 HIDDEN = [True, True, False, False, False, False, True, False]
+READ = [
+    Matrices(1, shape[0], math.prod(shape[1:])) if hidden else None
+    for shape, hidden in zip(SHAPES, HIDDEN, strict=True)
+]
 """Which of them are matrices that feed hidden neurons; one has the shape of a matrix and is none."""
 SHAPES.append((3, 2))
 HIDDEN.append(False)
@@ -32,7 +38,7 @@ def history(scale: float = 1.0) -> tuple[History, list[dict[str, Tensor]]]:
     factored = factored_root(root**2, SHAPES)
 
     rms = torch.stack([part.square().mean().sqrt() for part in momenta[0].split(SIZES)])
-    whole = History(p, g, Moments(momenta, root), 1 / (root + 1e-8), factored, rms, SHAPES, HIDDEN)
+    whole = History(p, g, Moments(momenta, root), 1 / (root + 1e-8), factored, rms, SIZES, READ)
     rows = {"p": p, "g": g, "m": momenta[0], "m1": momenta[1], "r": root}
     cut = {
         key: [t.reshape(s) for t, s in zip(x.split(SIZES), SHAPES, strict=True)] for key, x in rows.items()
@@ -122,7 +128,7 @@ def test_finite_with_a_finite_derivative_where_everything_is_zero(name: str) -> 
     root = (g * g + momenta[0] ** 2 + 1e-30).sqrt()
     rms = (momenta[0].square().mean() + 1e-30).sqrt().expand(len(SHAPES))
     factored, inverse = factored_root(root**2, SHAPES), 1 / (root + 1e-8)
-    h = History(g, g, Moments(momenta, root), inverse, factored, rms, SHAPES, HIDDEN)
+    h = History(g, g, Moments(momenta, root), inverse, factored, rms, SIZES, READ)
     step = DIRECTIONS[name](h)
     assert torch.equal(step, torch.full_like(step, name == "constant"))
     if not step.requires_grad:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lopt import load_rule, make_rule, save_rule
 from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
+from lopt.graph.tensor_classes import Matrices
 from lopt.numerics.moments import Moments
 from lopt.numerics.newton_schulz import newton_schulz
 from lopt.rules import LearnedRule
@@ -87,7 +88,7 @@ def test_a_decay_of_zero_stays() -> None:
 def history() -> History:
     row = torch.linspace(-1, 1, 7, dtype=torch.float64)
     moments = Moments(torch.stack([row * 2, row]), row.abs() + 1)
-    return History(row, row + 1, moments, 1 / (moments.root + 1e-8), row + 2, row[:1], [(7,)], [False])
+    return History(row, row + 1, moments, 1 / (moments.root + 1e-8), row + 2, row[:1], [7], [None])
 
 
 def test_formulas() -> None:
@@ -117,7 +118,7 @@ def matrix_history() -> tuple[History, Tensor]:
     )
     raw[0] = 0
     m = Moments(momentum, torch.rand(24, generator=generator, dtype=torch.float64) + 0.1)
-    return History(grads, grads, m, 1 / (m.root + 1e-8), None, grads[:1], [(6, 4)], [True]), raw
+    return History(grads, grads, m, 1 / (m.root + 1e-8), None, grads[:1], [24], [Matrices(1, 6, 4)]), raw
 
 
 def step_of(form: str, h: History, raw: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class ClassicalRule(Rule):
         for name, param in params.items():
             dtype = working_dtype(param)
             step = self.part(graph, name).step
+            for _ in range(self.stacked(graph, name)):
+                step = torch.vmap(step)
             # State may come from a file of another precision.
             own = {key: value.to(dtype) for key, value in state[name].items()}
             deltas[name], next_state[name] = step(grads[name].to(dtype), own, param.to(dtype))
@@ -51,6 +53,10 @@ class ClassicalRule(Rule):
     def part(self, graph: ParameterGraph, name: str) -> ClassicalRule:
         """The rule that moves parameter `name`: this one, unless it leaves some parameters to another."""
         return self
+
+    def stacked(self, graph: ParameterGraph, name: str) -> int:
+        """How many leading axes of parameter `name` count members that are each stepped by themselves."""
+        return 0
 
 
 def zeros(param: Tensor, shape: torch.Size | None = None) -> Tensor:

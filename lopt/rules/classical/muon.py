@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lopt.graph import ParameterGraph
-from lopt.graph.tensor_classes import is_hidden_matrix
+from lopt.graph.tensor_classes import is_hidden_matrix, stacked_axes
 from lopt.numerics.newton_schulz import newton_schulz
 from lopt.rules.classical.adam import AdamW
 from lopt.rules.classical.base import ClassicalRule, decay, require, zeros
@@ -39,6 +39,9 @@ class Muon(ClassicalRule):
 
     def part(self, graph: ParameterGraph, name: str) -> ClassicalRule:
         return self if is_hidden_matrix(graph, name) else self.rest
+
+    def stacked(self, graph: ParameterGraph, name: str) -> int:
+        return stacked_axes(graph, graph.parameters[name]) if is_hidden_matrix(graph, name) else 0
 
     def start(self, param: Tensor) -> dict[str, Tensor]:
         return {"momentum": zeros(param)}

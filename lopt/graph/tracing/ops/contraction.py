@@ -61,8 +61,11 @@ def _name_weights(s: Speech, operands: Sequence[Value], labels: Sequence[str], o
     for value, names in zip(operands, labels, strict=True):
         if value.pure:
             s.kind(value, "output" if attended else "weight")
+            read = [name for name in names if name in data_labels and name not in output]
             for dim, name in zip(value.dims, names, strict=True):
-                s.role(dim, "in" if name in data_labels and name not in output else "out")
+                # A weight that reads data has a matrix for each entry of what it only shares with them (experts).
+                shared = bool(read) and name in data_labels and name in output
+                s.role(dim, "tap" if shared else "in" if name in read else "out")
     s.mark = None
 
 

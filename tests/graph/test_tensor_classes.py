@@ -1,0 +1,107 @@
+"""What a tensor is to its network, whatever axes of size one it has and however many members it stacks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lopt import LearnedOptimizer, load_rule
+from lopt.errors import GraphWarning
+from lopt.graph import ParameterGraph
+from lopt.graph.tensor_classes import Matrices, class_of, matrices_of, usual_rms
+from lopt.rules.classical import Muon
+
+
+class Mixed(nn.Module):
+    """Experts and their biases, a gain, a token, a convolution and a dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.conv = nn.Conv1d(6, 8, 3)
+        self.gain = nn.Parameter(torch.ones(1, 8, 1))
+        self.dense = nn.Linear(8, 6)
+        self.up, self.up_bias = nn.Parameter(torch.randn(5, 6, 9)), nn.Parameter(torch.zeros(5, 1, 9))
+        self.down, self.down_bias = nn.Parameter(torch.randn(5, 9, 3)), nn.Parameter(torch.zeros(5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x, self.token.expand(len(x), -1, -1)], 1)
+        x = self.dense((self.conv(x.mT) * self.gain).mT).flatten(0, 1)
+        h = torch.relu(torch.bmm(x[None].expand(5, -1, -1), self.up) + self.up_bias)
+        return (torch.bmm(h, self.down) + self.down_bias[:, None]).mean(0)
+
+
+def test_a_traced_graph_tells_gains_tokens_and_experts_from_kernels() -> None:
+    graph = ParameterGraph.trace(Mixed(), (torch.randn(2, 7, 6),))
+    classes = {name: class_of(graph, name) for name in graph.parameters}
+    assert classes == {
+        "token": "vector", "conv.weight": "kernel", "conv.bias": "vector", "gain": "vector",
+        "dense.weight": "matrix", "dense.bias": "vector",
+        "up": "matrix", "up_bias": "vector", "down": "output", "down_bias": "vector",
+    }  # fmt: skip
+    assert matrices_of(graph, "up") == Matrices(5, 6, 9)
+    assert matrices_of(graph, "conv.weight") == Matrices(1, 8, 18)
+    usual = dict(zip(graph.parameters, usual_rms(graph), strict=True))
+    assert usual["up"] == pytest.approx((3 * 6) ** -0.5)
+    assert usual["gain"] == usual["up_bias"] == 0
+    assert graph.groups[graph.parameters["up"].axes[0][0][0]].permutable
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("gain", (1, 8, 1, 1), "vector"), ("gain", (8, 1, 1), "vector"), ("token", (1, 1, 8), "vector"),
+        ("w", (8, 6), "matrix"), ("w", (1, 6), "matrix"), ("w", (8, 6, 3), "kernel"), ("w", (8, 6, 3, 3), "kernel"),
+        ("w", (768, 48, 128), "kernel"), ("w", (4, 32, 24), "matrix"), ("experts.w", (8, 4, 6), "matrix"),
+        ("w", (8, 1, 3), "kernel"), ("w", (2, 1, 3, 3), "kernel"), ("b", (), "vector"),
+    ],
+)  # fmt: skip
+def test_without_a_graph_shapes_and_names_tell(name: str, shape: tuple[int, ...], expected: str) -> None:
+    graph = ParameterGraph.untied([(name, torch.zeros(shape)), ("other", torch.zeros(3))])
+    assert class_of(graph, name) == expected
+
+
+def test_a_stacked_ensemble_without_a_graph_is_read_by_member_and_told() -> None:
+    shapes = {"0.weight": (3, 8, 6), "0.bias": (3, 8), "2.weight": (3, 3, 8), "2.bias": (3, 3)}
+    with pytest.warns(GraphWarning, match="all 4 parameters have 3 entries along their first axis"):
+        graph = ParameterGraph.untied((name, torch.zeros(shape)) for name, shape in shapes.items())
+    assert [class_of(graph, name) for name in shapes] == ["matrix", "vector", "matrix", "vector"]
+    assert matrices_of(graph, "0.weight") == Matrices(3, 8, 6)
+
+
+def test_muon_steps_each_expert_as_if_it_were_alone() -> None:
+    torch.manual_seed(0)
+    stack = torch.randn(4, 20, 24)
+    together = Muon(lr=0.1).on(ParameterGraph.untied([("experts", stack), ("b", torch.zeros(2))]))
+    alone = Muon(lr=0.1).on(ParameterGraph.untied([("w", stack[0])]))
+    grads = torch.randn_like(stack)
+    all_params = {"experts": stack, "b": torch.zeros(2)}
+    new, _ = together.update({"experts": grads, "b": torch.zeros(2)}, together.init(all_params), all_params)
+    for member, grad, found in zip(stack, grads, new["experts"], strict=True):
+        params = {"w": member}
+        expected, _ = alone.update({"w": grad}, alone.init(params), params)
+        torch.testing.assert_close(found, expected["w"])
+
+
+@pytest.mark.parametrize("rule", ["lopt-small", "lopt-base"])
+def test_gains_of_any_shape_take_the_steps_of_vectors(rule: str) -> None:
+    """All but what the number of axes itself tells a metanet of scalars."""
+    ends = []
+    for shape in ((8,), (1, 8, 1, 1)):
+        gain = nn.Parameter(torch.linspace(0.5, 1.5, 8).reshape(shape))
+        optimizer = LearnedOptimizer([gain], rule=load_rule(rule))
+        for t in range(20):
+            gain.grad = torch.sin(torch.arange(8.0) + t).reshape(shape)
+            optimizer.step()
+        ends.append(gain.detach().flatten())
+    torch.testing.assert_close(ends[0], ends[1], atol=0.02, rtol=0)
+
+
+def test_a_gain_without_gradient_is_left_alone() -> None:
+    gain = nn.Parameter(torch.ones(1, 8, 1, 1))
+    optimizer = LearnedOptimizer([gain], rule="lopt-small")
+    for _ in range(30):
+        gain.grad = torch.zeros_like(gain)
+        optimizer.step()
+    torch.testing.assert_close(gain, torch.ones_like(gain))
