@@ -31,8 +31,9 @@ class ParameterGraph(GraphSpec):
         """Derive the graph of `model` from its operations on the example inputs; the model is left unchanged.
 
         Warns once, naming the operation and parameters, where axes had to be left untied.
-        Raises `GraphError` for a model without parameters, with complex, integer or sparse parameters,
-        or one that fails on the example inputs.
+        Parameters that are not real floating-point numbers (quantised weights) are fixed parts of the graph.
+        Raises `GraphError` for a model without parameters, with sparse, uninitialised or trained complex ones, one
+        without Python code (`torch.jit`, `DataParallel`), or one that fails on the example inputs.
         """
         return cls._of(trace(model, example_args, example_kwargs))
 

@@ -45,8 +45,8 @@ def trace(
     """Derive the graph of `model` from its operations on the example inputs; the model is left unchanged.
 
     Warns once (`GraphWarning`) where axes had to be left untied, naming the operations and parameters.
-    Raises `GraphError` for a model without parameters, with complex, integer, sparse or uninitialised ones, or one
-    that fails on the example inputs.
+    Raises `GraphError` for a model without parameters, with sparse, uninitialised or trained complex ones, one
+    without Python code (`torch.jit`, `DataParallel`), or one that fails on the example inputs.
     """
     kwargs = dict(example_kwargs or {})
     check_model(model)
@@ -96,7 +96,7 @@ def _graph(model: nn.Module, tape: Tape, rung: str, remark: str | None) -> Graph
             f"expected tensors in what {type(model).__name__} returns, found none: without outputs nothing is known of"
             " what its parameters do"
         )
-    kinds = {name: "parameter" for name, _ in model.named_parameters()}
+    kinds = {name: "parameter" if p.is_floating_point() else "fixed" for name, p in model.named_parameters()}
     kinds.update({name: "buffer" for name, _ in model.named_buffers()})
     interpreter = interpret(tape, kinds)
     remarks = [remark] if remark else []
@@ -141,6 +141,7 @@ def check_model(model: nn.Module) -> None:
     """Raise `GraphError` if no graph can be made of the model's parameters."""
     if not isinstance(model, nn.Module):
         raise GraphError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
+    check_code(model)
     parameters = dict(model.named_parameters())
     if not parameters:
         raise GraphError(
@@ -152,15 +153,34 @@ def check_model(model: nn.Module) -> None:
             raise GraphError(f"expected dense real floating-point parameters, found {name} which is {found}")
 
 
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def check_code(model: nn.Module) -> None:
+    """Raise `GraphError` for a model whose forward pass is not Python code of its own, telling what to pass."""
+    kind = type(model).__name__
+    if isinstance(model, _PARALLEL):
+        raise GraphError(f"expected the network itself, found it wrapped in {kind}: pass model.module")
+    scripted = next(
+        (name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None
+    )
+    if scripted is not None:
+        raise GraphError(
+            f"expected a network of Python code, found {scripted or 'the network itself'} ({kind}) compiled by"
+            " torch.jit: pass the module that it was made from, or train without a graph, which works"
+        )
+
+
 def _unsuitable(p: Tensor) -> str | None:
     if isinstance(p, nn.parameter.UninitializedParameter):
-        return "not initialised yet: run one forward pass through the lazy module first"
+        return "not initialised yet: run one forward pass through the lazy module first, or use trace_on_first_forward"
     if p.layout is not torch.strided:
         return f"sparse ({p.layout}): store it densely, with sparse=False"
-    if p.is_complex():
-        return f"complex ({p.dtype}): store its real and imaginary parts as two real parameters"
-    if not p.is_floating_point():
-        return f"not floating point ({p.dtype}): register it as a buffer instead"
+    if p.is_complex() and p.requires_grad:
+        return (
+            f"complex ({p.dtype}) and trained: store its real and imaginary parts as one real parameter and join them"
+            " in the forward pass with torch.view_as_complex, or freeze it"
+        )
     return None
 
 

@@ -229,8 +229,12 @@ class _Runner:
         self.args, self.kwargs = tree_map(
             lambda x: wide.get(id(x), x) if isinstance(x, Tensor) else x, (args, kwargs)
         )
-        self.parameters = {name: self.randomised(p.detach()) for name, p in model.named_parameters()}
-        self.constants = {n: _wide(b) for n, b in model.named_buffers() if n not in graph.buffers}
+        named = dict(model.named_parameters())
+        self.parameters = {
+            name: self.randomised(p.detach()) for name, p in named.items() if p.is_floating_point()
+        }
+        self.constants = {name: _wide(p) for name, p in named.items() if not p.is_floating_point()}
+        self.constants |= {n: _wide(b) for n, b in model.named_buffers() if n not in graph.buffers}
         self.statistics = {n: self._positive(b) for n, b in model.named_buffers() if n in graph.buffers}
         self._writes = False
         for floor in FLOORS:

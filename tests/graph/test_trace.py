@@ -394,10 +394,10 @@ def test_casts_go_along_and_unused_parameters_stay_in_place() -> None:
     assert {graph.groups[s[0]].kind for s in graph.parameters["spare.weight"].axes[0]} == {"unused"}
 
 
-class Complex(nn.Module):
+class Scaled(nn.Module):
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()
-        self.w = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        self.w = nn.Parameter(tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.w
@@ -415,9 +415,20 @@ class Raises(nn.Module):
 X = torch.ones(2)
 BAD = {
     "no parameters": (nn.ReLU(), (X,), "found none in ReLU"),
-    "complex": (Complex(torch.ones(2, dtype=torch.complex64)), (X,), "found w which is complex"),
-    "integer": (Complex(torch.ones(2, dtype=torch.int64)), (X,), "found w which is not floating point"),
-    "sparse": (Complex(torch.eye(2).to_sparse()), (X,), "found w which is sparse"),
+    "complex": (
+        Scaled(torch.ones(2, dtype=torch.complex64)),
+        (X,),
+        "found w which is complex.*view_as_complex",
+    ),
+    "scripted": (
+        torch.jit.script(nn.Linear(2, 2)),
+        (X,),
+        "found the network itself .*made from.*without a graph",
+    ),
+    "scripted part": (nn.Sequential(torch.jit.script(nn.Linear(2, 2))), (X,), "Python code, found 0 "),
+    "jit.trace": (torch.jit.trace(nn.Linear(2, 2), X), (X,), "compiled by torch.jit"),
+    "DataParallel": (nn.DataParallel(nn.Linear(2, 2)), (X,), "wrapped in DataParallel: pass model.module"),
+    "sparse": (Scaled(torch.eye(2).to_sparse()), (X,), "found w which is sparse"),
     "lazy": (nn.LazyLinear(3), (X,), "not initialised yet"),
     "not a module": (torch.relu, (X,), "expected a torch.nn.Module"),
     "not a tuple": (nn.Linear(2, 2), X, r"found Tensor: write \(x,\)"),

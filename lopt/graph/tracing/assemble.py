@@ -44,7 +44,7 @@ def assemble(interpreter: Interpreter, aliases: dict[str, tuple[str, ...]], rung
     top = max(know.depths.values(), default=1)
     parameters: dict[str, ParameterSpec] = {}
     for name, value in interpreter.tensors.items():
-        if interpreter.state_names[name] != "parameter":
+        if interpreter.state_names[name] == "buffer":
             continue
         parts = know.part_kinds(name)
         axes, ranges = _axes(value, register, parts)

@@ -22,7 +22,7 @@ MAX_PASSES = 6
 
 
 def interpret(tape: Tape, state_names: Mapping[str, str]) -> Interpreter:
-    """The interpreter after the last pass; `state_names` says "parameter" or "buffer" for each name."""
+    """The interpreter after the last pass; `state_names` says "parameter", "fixed" or "buffer" of each."""
     views: Views = {}
     for _ in range(MAX_PASSES):
         interpreter = Interpreter(tape, state_names, {key: set(cuts) for key, cuts in views.items()})
@@ -76,7 +76,8 @@ class Interpreter:
         for number, name in self.tape.names.items():
             value = self.tensors[name]
             written = self.tape.infos[number].storage in self.tape.mutated
-            if self.state_names[name] == "buffer" and not written and name not in self.know.state:
+            state = self.state_names[name]
+            if state == "fixed" or (state == "buffer" and not written and name not in self.know.state):
                 self._fix(value, "constant")
             if number not in self.speech.used and number not in self.tape.outputs:
                 self._fix(value, "unused")
