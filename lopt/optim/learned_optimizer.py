@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
@@ -17,13 +18,31 @@ from torch.optim import Optimizer
 from lopt.errors import ConfigError, GraphError
 from lopt.graph import ParameterGraph
 from lopt.graph.first_forward import FirstForwardGraph
+from lopt.optim import averages
 from lopt.optim.loss_guard import LossGuard, base_of, mean_over_ranks
-from lopt.optim.matching import Entry, Naming
+from lopt.optim.matching import Binding, labels_of
 from lopt.optim.sharding import gathered, is_sharded, sharded_like
-from lopt.optim.step import all_finite, apply, check, check_gradient, check_group, chosen, owned
-from lopt.rules.base import BoundRule, Rule, State
+from lopt.optim.skips import IN_A_ROW, Skips, is_told, warn_of
+from lopt.optim.step import (
+    all_finite,
+    apply,
+    check,
+    check_gradient,
+    check_group,
+    chosen,
+    nonfinite_as_zero,
+    owned,
+    write,
+)
+from lopt.rules.base import BoundRule, Rule, State, Tensors
 
-_Key = tuple[bool, tuple[tuple[int, int, torch.device], ...]]
+LEFT_AT_ADAMS = 0.01
+"""Learning rates up to here are one meant for another optimizer, most often AdamW's 1e-3."""
+
+MAX_PLANS = 8
+"""How many sets of parameters with gradients are remembered at once: a plan may hold an index for every scalar."""
+
+_Key = tuple[bool, tuple[tuple[int, torch.device], ...]]
 
 
 class LearnedOptimizer(Optimizer):
@@ -37,7 +56,10 @@ class LearnedOptimizer(Optimizer):
     the rule decides, so 1.0 is right and schedulers work on it. `weight_decay` is decoupled and means what it
     means to AdamW at its default learning rate of 1e-3; it comes on top of what a rule decays by itself. Gradients
     are never modified. A step with a gradient that is not finite changes nothing and is counted in
-    `skipped_steps`.
+    `skipped_steps`; ten in a row are told of. Weights that are not finite stay so, and harm no others.
+
+    Names follow the parameters themselves: groups may change as those of every torch optimizer, by
+    `add_param_group` or by hand, and tensors in them may be replaced. What the graph does not know stays untied.
 
     Args:
         params: parameters, named parameters or parameter groups. A group may have its own lr, weight_decay and
@@ -53,8 +75,8 @@ class LearnedOptimizer(Optimizer):
         loss_guard: let the rule's base optimizer take over while the training loss rises. Needs the losses: pass a
             closure to `step`, or call `observe(loss)` before it. `guard` tells who is in charge, and for how long.
 
-    Raises `GraphError` if parameters and graph do not fit, `ConfigError` for a value out of range, and, in `step`,
-    `GradientError` for sparse gradients.
+    Raises `GraphError` if parameters and graph do not fit, `ConfigError` for a value out of range or a parameter given
+    twice, and, in `step`, `GradientError` for sparse gradients.
     """
 
     def __init__(
@@ -71,41 +93,54 @@ class LearnedOptimizer(Optimizer):
     ) -> None:
         fits = total_steps is None or 0 < total_steps < math.inf
         check(fits, "total_steps", "a number above 0 or None", total_steps)
-        self._naming: Naming | None = None
-        self._calls: dict[_Key, list[_Call]] = {}
+        # Before the constructor of torch, which calls add_param_group. Trainers wrap an optimizer in objects that copy
+        # its __dict__: what changes later is changed in place, so that they see it, too.
+        self._binding: Binding | None = None
+        self._plans: dict[_Key, list[_Call]] = {}
         self._rules: dict[tuple[torch.device, bool], Rule] = {}
-        self._skipped = torch.zeros((), dtype=torch.int64)
+        self._skips = Skips()
+        self._unchecked = True
         self.guard = LossGuard() if loss_guard else None
-        self._observed = False
-        self._given_graph = graph
         self.total_steps = total_steps
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
         self.rule = _frozen_copy(rule)
-        self._first_groups = len(self.param_groups)
+        self._given_graph = graph
+        self._first = self._params()
+        """What has to be in the graph: the parameters that were there from the beginning."""
         if not isinstance(graph, FirstForwardGraph):
-            self._naming = self._find_names()
+            self._follow()
+        if 0 < max(group["lr"] for group in self.param_groups) <= LEFT_AT_ADAMS:
+            warnings.warn(
+                f"lr: expected about 1, found {lr!r}; it multiplies what the rule decides, and is no learning rate of"
+                " AdamW's: leave it out for full steps",
+                stacklevel=2,
+            )
 
     @property
     def graph(self) -> ParameterGraph | None:
         """The graph in use, with whatever was added to it; None before the first forward pass has given it."""
-        return None if self._naming is None else self._naming.graph
+        if self._binding is not None:
+            self._follow()
+        return None if self._binding is None else self._binding.graph
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were skipped because a gradient was not finite."""
-        return int(self._skipped)
+        """How many steps were skipped because a gradient, or what the rule made of it, was not finite."""
+        return int(self._skips.total)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; those that the graph does not hold are tied to nothing."""
+        if not isinstance(param_group.get("params"), (Tensor, set, type(None))):
+            param_group["params"] = list(param_group["params"])  # it may be a generator, and is read twice
+        labels = labels_of(param_group, self.param_groups)
         super().add_param_group(param_group)
         try:
-            check_group(self.param_groups[-1])
-            if self._naming is not None:
-                number = len(self.param_groups) - 1
-                self._naming = self._naming.add(_entries(self.param_groups[-1]), number)
+            check_group(self.param_groups[-1], labels)
         except ValueError:
             self.param_groups.pop()
             raise
+        if self._binding is not None:
+            self._follow()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -121,9 +156,9 @@ class LearnedOptimizer(Optimizer):
                 loss = closure()
             self.observe(loss)
         if self.guard is not None:
-            told = self._observed or self._makes_state()
+            told = self.guard.told or self._makes_state()
             check(told, "loss_guard", "a closure, or observe(loss) before each step", "neither")
-            self._observed = False
+            self.guard.told = False
         with torch.no_grad():
             if torch.compiler.is_compiling() and not self._is_bound():
                 self._uncompiled_step()
@@ -131,11 +166,39 @@ class LearnedOptimizer(Optimizer):
                 self._step()
         return loss
 
-    def observe(self, loss: float | Tensor) -> None:
-        """Tell the loss guard, if there is one, the training loss (to be minimised) before a step."""
+    def observe(self, loss: float | Tensor | None) -> None:
+        """Tell the loss guard, if there is one, the training loss (to be minimised) before a step.
+
+        None is a batch that has no loss: nothing is learned from it about the rule.
+        """
         if self.guard is not None:
-            self.guard.observe(mean_over_ranks(loss))
-            self._observed = True
+            found = mean_over_ranks(loss)
+            if found is not None:
+                self.guard.observe(found)
+            self.guard.told = True
+
+    @_disable_dynamo
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As for every torch optimizer; warns of many skipped steps where the steps themselves could not."""
+        in_a_row = self._skips.poll()
+        if in_a_row >= IN_A_ROW:
+            warn_of(in_a_row, self._nonfinite())
+        super().zero_grad(set_to_none)
+
+    def eval(self) -> None:
+        """Put averaged weights in the place of the trained ones, to evaluate or save; nothing if the rule has none.
+
+        For rules that train at one point and average at another ("schedule-free"). Call `train` before the next step.
+        """
+        if self._binding is not None and averages.has_averages(self.rule):
+            self._follow()
+            with torch.no_grad():
+                averages.put_in(self.rule, self._binding.named(), self.param_groups, self.state)
+
+    def train(self) -> None:
+        """Put the trained weights back, bit for bit; nothing if they are in place."""
+        with torch.no_grad():
+            averages.take_out(self.state)
 
     def _makes_state(self) -> bool:
         """Whether a step only makes state: before loading, torch.distributed.checkpoint does one with an lr of 0."""
@@ -143,136 +206,189 @@ class LearnedOptimizer(Optimizer):
 
     @_disable_dynamo
     def _uncompiled_step(self) -> None:
-        """The first step of its kind: what it makes anew would cut the compiled one into pieces for good.
-
-        It leaves state in the memory layout of compiled steps, or else the next one would be compiled twice.
-        """
+        """The first step of its kind: what it makes anew would cut the compiled one into pieces for good."""
         self._step()
-        self._untangle()
 
     def _step(self) -> None:
-        calls = self._plan()
+        params, calls = self._params(), self._plan()
         if not calls:
             return
-        inputs = [[gathered(p.grad) for p in call.params] for call in calls]  # type: ignore[arg-type]
+        if averages.has_averages(self.rule):
+            averages.check_taken_out(self.state)
+        inputs = [[gathered(params[i].grad) for i in call.indices] for call in calls]
         finite = all_finite([g for grads in inputs for g in grads])
-        if finite.device != self._skipped.device:
-            self._skipped = self._skipped.to(finite.device)
-        self._skipped += ~finite
-        # Elsewhere than on the CPU, asking for the value would stall the device: there a skipped step is a step of
-        # size zero that keeps the old state.
-        gate = finite if finite.device.type != "cpu" or torch.compiler.is_compiling() else None
-        if gate is None and not finite:
+        # Elsewhere than on the CPU, asking for a value would stall the device: there a skipped step is a step of size
+        # zero that keeps the old state.
+        asks = finite.device.type == "cpu" and not torch.compiler.is_compiling()
+        results = []
+        if not asks or finite:
+            for call, grads in zip(calls, inputs, strict=True):
+                deltas, new, fits = self._decide(call, params, grads, asks)
+                results.append((deltas, new))
+                finite = finite & fits.to(finite.device)
+        self._skips.count(finite, asks)
+        if asks and not finite:
+            in_a_row = int(self._skips.in_a_row)
+            if is_told(in_a_row):
+                warn_of(in_a_row, self._nonfinite())
             return
-        for call, grads in zip(calls, inputs, strict=True):
-            self._run(
-                call, grads, None if gate is None else gate.to(call.params[0].device, non_blocking=True)
-            )
+        for call, (deltas, new) in zip(calls, results, strict=True):
+            gate = None if asks else finite.to(params[call.indices[0]].device, non_blocking=True)
+            self._apply(call, params, deltas, new, gate)
 
-    def _run(self, call: _Call, grads: list[Tensor], gate: Tensor | None) -> None:
-        """Let the rule act on the parameters of one device."""
-        old = self._states(call)
-        params = dict(zip(call.names, map(gathered, call.params), strict=True))
+    def _decide(
+        self, call: _Call, params: Sequence[Tensor], grads: list[Tensor], asks: bool
+    ) -> tuple[Tensors, State, Tensor]:
+        """What the rule wants for the parameters of one device, their next state, and () whether all is finite.
+
+        Weights and state that are not finite are shown to the rule as 0, so that they spoil no statistic over a tensor
+        or the network: where values can be asked for, only once the rule has tripped over them.
+        """
+        old, owners = self._states(call, params), [params[i] for i in call.indices]
+        values = dict(zip(call.names, map(gathered, owners), strict=True))
         for part in call.parts:
             if self.param_groups[part.group]["maximize"]:
                 for i in part.indices:
                     grads[i] = -grads[i]
-        with torch.autocast(call.params[0].device.type, enabled=False):
-            deltas, new = call.bound.delta(dict(zip(call.names, grads, strict=True)), old, params)
+        named = dict(zip(call.names, grads, strict=True))
+        with torch.autocast(owners[0].device.type, enabled=False):
+            if not asks:
+                values = {name: nonfinite_as_zero(value) for name, value in values.items()}
+            deltas, new = call.bound.delta(named, old, values)
+            fits = all_finite(list(deltas.values()))
+            if asks and not fits:
+                values = {name: nonfinite_as_zero(value) for name, value in values.items()}
+                old = {
+                    name: {key: nonfinite_as_zero(value) for key, value in state.items()}
+                    for name, state in old.items()
+                }
+                deltas, new = call.bound.delta(named, old, values)
+                fits = all_finite(list(deltas.values()))
+        return deltas, new, fits
+
+    def _apply(
+        self, call: _Call, params: Sequence[Tensor], deltas: Tensors, new: State, gate: Tensor | None
+    ) -> None:
+        """Move the parameters of one device and write their next state; a closed gate leaves all as it is."""
         if gate is not None:
             deltas = {name: torch.where(gate, delta, 0) for name, delta in deltas.items()}
-            new = chosen(gate, new, old)
-        self._remember(call, new)
+            new = chosen(gate, new, self._states(call, params))
+        self._remember(call, params, new)
         for part in call.parts:
             apply(
-                [call.params[i] for i in part.indices],
+                [params[call.indices[i]] for i in part.indices],
                 [deltas[call.names[i]] for i in part.indices],
                 self.param_groups[part.group],
                 gate,
             )
 
-    def _states(self, call: _Call) -> State:
+    def _states(self, call: _Call, params: Sequence[Tensor]) -> State:
         """The state of every parameter of a call, made for those that have none."""
-        states = dict(zip(call.names, (self.state[p] for p in call.params), strict=True))
+        states = {name: self.state[params[i]] for name, i in zip(call.names, call.indices, strict=True)}
         if not all(states.values()):
-            states.update(self._first_states(call, [name for name, state in states.items() if not state]))
+            self._make_states(call, params, [name for name, state in states.items() if not state])
+            states = {name: self.state[params[i]] for name, i in zip(call.names, call.indices, strict=True)}
         if call.sharded:
             return {n: {key: gathered(value) for key, value in state.items()} for n, state in states.items()}
         return states
 
     @_disable_dynamo
-    def _first_states(self, call: _Call, names: list[str]) -> State:
-        owners = dict(zip(call.names, call.params, strict=True))
-        params = {name: gathered(owners[name]) for name in names}
-        return call.bound.rule.init(call.bound.graph.subset(names), params, self.total_steps)
+    def _make_states(self, call: _Call, params: Sequence[Tensor], names: Sequence[str]) -> None:
+        owners = {name: params[i] for name, i in zip(call.names, call.indices, strict=True)}
+        values = {name: gathered(owners[name]) for name in names}
+        made = call.bound.rule.init(call.bound.graph.subset(names), values, self.total_steps)
+        for name in names:
+            p = owners[name]
+            self.state[p] = {key: owned(sharded_like(value, p)) for key, value in made[name].items()}
 
-    def _remember(self, call: _Call, new: State) -> None:
-        owners = list(zip(call.names, call.params, strict=True))
-        if call.params[0].is_cuda and torch.cuda.is_current_stream_capturing():
-            # A CUDA graph replays on the memory it was captured with.
-            pairs = [(self.state[p][key], value) for name, p in owners for key, value in new[name].items()]
-            torch._foreach_copy_([old for old, _ in pairs], [value for _, value in pairs])
-            return
-        for name, p in owners:
-            state = new[name]
-            self.state[p] = {k: sharded_like(t, p) for k, t in state.items()} if call.sharded else state
-        if len(self.state) > len(owners):
-            self._untangle()
-
-    @_disable_dynamo
-    def _untangle(self) -> None:
-        """Give every state memory of its own.
-
-        A step's new states are views of a few tensors. Where steps differ in their parameters, a single state that
-        is not replaced would keep the memory of all its step.
-        """
-        for p, state in self.state.items():
-            self.state[p] = {key: owned(value) for key, value in state.items()}
-
-    def _plan(self) -> list[_Call]:
-        """The rule bound to the parameters that have a gradient now, one call for each device."""
-        if self._naming is None:
-            naming = self._find_names()
-            self._check_states(naming, [(p, self.state.get(p, {})) for p in self._params()])
-            self._naming = naming
-        params = self._params()
-        base, active = key = self._key(params)
-        for i, _, _ in active:
-            check_gradient(self._naming.names[i], params[i].grad)
-        if key not in self._calls:
-            self._calls[key] = self._bind(self._naming, base, active)
-        return self._calls[key]
+    def _remember(self, call: _Call, params: Sequence[Tensor], new: State) -> None:
+        """Write the next state into the memory of the old one, which others may share, as AdamW does."""
+        pairs = []
+        for name, i in zip(call.names, call.indices, strict=True):
+            p, state = params[i], self.state[params[i]]
+            for key, value in new[name].items():
+                found, old = sharded_like(value, p), state.get(key)
+                if old is None or old.dtype != found.dtype or old.shape != found.shape:
+                    state[key] = owned(found)
+                else:
+                    pairs.append((old, found))
+        write(pairs)
 
     def _params(self) -> list[Any]:
         """Every parameter, group after group."""
         return [p for group in self.param_groups for p in group["params"]]
 
+    @_disable_dynamo
+    def _follow(self) -> None:
+        """Name the parameters that the groups hold now."""
+        if self._binding is None:
+            self._binding = Binding(self._traced_graph(), self.param_groups, self._first)
+            self._first = []
+        elif not self._binding.follow(self.param_groups, self.state):
+            return
+        self._plans.clear()
+        self._unchecked = True
+
+    def _traced_graph(self) -> ParameterGraph | None:
+        graph = self._given_graph
+        if not isinstance(graph, FirstForwardGraph):
+            return graph
+        if graph.graph is None:
+            raise GraphError(
+                "expected a forward pass of the model given to trace_on_first_forward before the first step,"
+                " found none; call the model itself, or pass a ParameterGraph"
+            )
+        self._given_graph = graph.graph
+        return graph.graph
+
+    def _plan(self) -> list[_Call]:
+        """The rule bound to the parameters that have a gradient now, one call for each device."""
+        if not self._is_bound():
+            self._bind()
+        return self._plans[self._key(self._params())]
+
     def _key(self, params: Sequence[Tensor]) -> _Key:
         """What a plan depends on: whether the guard has fallen back, and which parameters have a gradient."""
-        active = [(i, id(p), p.device) for i, p in enumerate(params) if p.grad is not None and p.numel() > 0]
+        active = [(i, p.device) for i, p in enumerate(params) if p.grad is not None and p.numel() > 0]
         return self.guard is not None and self.guard.fallback, tuple(active)
 
     def _is_bound(self) -> bool:
         """Whether there has been a step of the kind that is to be done now."""
-        return self._naming is not None and self._key(self._params()) in self._calls
+        params = self._params()
+        return (
+            self._binding is not None
+            and not self._unchecked
+            and self._binding.holds(params)
+            and self._key(params) in self._plans
+        )
 
     @_disable_dynamo
-    def _bind(
-        self, naming: Naming, base: bool, active: Sequence[tuple[int, int, torch.device]]
-    ) -> list[_Call]:
-        owners = [(p, number) for number, group in enumerate(self.param_groups) for p in group["params"]]
+    def _bind(self) -> None:
+        """Make the plan for a step of the present kind."""
+        self._follow()
+        assert self._binding is not None
+        if self._unchecked:
+            self._check_states((p, self.state.get(p, {})) for p in self._params())
+            self._unchecked = False
+        params, graph = self._params(), self._binding.graph
+        base, active = key = self._key(params)
+        for i, _ in active:
+            check_gradient(self._binding.names[i], params[i].grad)
+        groups = [number for number, group in enumerate(self.param_groups) for _ in group["params"]]
         calls = []
-        for device in dict.fromkeys(device for _, _, device in active):
-            here = {naming.names[i]: owners[i] for i, _, d in active if d == device}
-            whole = here.keys() == naming.graph.parameters.keys()
-            graph = naming.graph if whole else naming.graph.subset(here)
-            names = list(graph.parameters)
-            params, groups = zip(*(here[name] for name in names), strict=True)
-            bound, sharded = self._rule_on(device, base).on(graph), any(map(is_sharded, params))
-            calls.append(_Call(bound, names, list(params), _parts(groups), sharded))
-        if len(self._calls) >= MAX_PLANS:
-            self._calls.clear()
-        return calls
+        for device in dict.fromkeys(device for _, device in active):
+            here = {str(self._binding.names[i]): i for i, d in active if d == device}
+            part = graph if here.keys() == graph.parameters.keys() else graph.subset(here)
+            names = list(part.parameters)
+            indices = [here[name] for name in names]
+            # What a rule derives from a graph is made on the CPU, whatever the default device is.
+            with torch.device("cpu"):
+                bound = self._rule_on(device, base).on(part)
+            sharded = any(is_sharded(params[i]) for i in indices)
+            calls.append(_Call(bound, names, indices, _parts([groups[i] for i in indices]), sharded))
+        if len(self._plans) >= MAX_PLANS:
+            self._plans.pop(next(iter(self._plans)))
+        self._plans[key] = calls
 
     def _rule_on(self, device: torch.device, base: bool = False) -> Rule:
         """The rule or its base optimizer where the parameters are."""
@@ -282,33 +398,30 @@ class LearnedOptimizer(Optimizer):
             self._rules[device, base] = rule if there else copy.deepcopy(rule).to(device)
         return self._rules[device, base]
 
-    def _find_names(self) -> Naming:
-        graph = self._given_graph
-        if isinstance(graph, FirstForwardGraph):
-            if graph.graph is None:
-                raise GraphError(
-                    "expected a forward pass of the model given to trace_on_first_forward before the first step,"
-                    " found none; call the model itself, or pass a ParameterGraph"
-                )
-            self._given_graph = graph = graph.graph
-        groups = [_entries(group) for group in self.param_groups]
-        naming = Naming.of(groups[: self._first_groups], graph)
-        for number, group in enumerate(groups[self._first_groups :], self._first_groups):
-            naming = naming.add(group, number)
-        return naming
+    def _nonfinite(self) -> list[str]:
+        """The names of the parameters whose gradients are not finite."""
+        assert self._binding is not None
+        return [
+            name
+            for name, p in self._binding.named()
+            if p.grad is not None and not torch.isfinite(gathered(p.grad)).all()
+        ]
 
     def state_dict(self) -> dict[str, Any]:
-        """As for every torch optimizer, and the count of skipped steps and what the loss guard has seen.
+        """As for every torch optimizer, and the count of skipped steps and what the loss guard has seen, as tensors.
 
         `torch.distributed.checkpoint.state_dict` takes over what every torch optimizer has, and these two begin anew.
         """
-        guard = {} if self.guard is None else {"loss_guard": asdict(self.guard)}
-        return {**super().state_dict(), "skipped_steps": self.skipped_steps, **guard}
+        if self._binding is not None:
+            self._follow()
+        guard = {} if self.guard is None else {"loss_guard": self.guard.tensors()}
+        return {**super().state_dict(), "skipped_steps": self._skips.total.clone(), **guard}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As for every torch optimizer, except that state keeps its dtype; it moves to the parameters' devices.
 
-        Raises `ConfigError`, before anything changes, for the state of another rule.
+        State of a run that was planned for another number of steps takes this optimizer's `total_steps`, with a
+        warning. Raises `ConfigError`, before anything changes, for the state of another rule.
         """
         final: dict[str, Any] = {}
         hooks = (
@@ -329,22 +442,26 @@ class LearnedOptimizer(Optimizer):
             for groups in (loaded["param_groups"], self.param_groups)
         ]
         # Torch refuses other groups itself; without names yet, the first step checks what was loaded.
-        if self._naming is not None and sizes[0] == sizes[1]:
-            self._check_states(self._naming, self._loaded_states(loaded))
+        if self._binding is not None and sizes[0] == sizes[1]:
+            self._follow()
+            self._check_states(self._loaded_states(loaded))
 
-    def _check_states(self, naming: Naming, states: list[tuple[Tensor, dict[str, Any]]]) -> None:
+    def _check_states(self, states: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> None:
         """Raise a `ConfigError` unless all that are not empty have the keys and shapes that the rule starts with."""
-        saved = {name: state for name, (_, state) in zip(naming.names, states, strict=False) if state}
-        shapes = {name: naming.graph.parameters[name].shape for name in saved}
+        assert self._binding is not None
+        names = {id(p): name for name, p in self._binding.named()}
+        saved = {names[id(p)]: state for p, state in states if state and id(p) in names}
+        shapes = {name: self._binding.graph.parameters[name].shape for name in saved}
         meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         if not meta:
             return
-        fresh = self.rule.init(naming.graph.subset(meta), meta, self.total_steps)
+        fresh = self.rule.init(self._binding.graph.subset(meta), meta, self.total_steps)
         for name, state in saved.items():
             expected, found = _shapes(fresh[name]), _shapes(state)
+            found.pop(averages.TRAINED, None)
             # A rule that starts with nothing, such as `TorchOptim`, makes its state in the first step.
             fits = not expected or found == expected
-            check(fits, "state_dict", f"this rule's {expected} for {shapes[name]}", found)
+            check(fits, "state_dict", f"this rule's {expected} for {name!r} of {shapes[name]}", found)
 
     def _loaded_states(self, state_dict: Mapping[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
@@ -355,33 +472,49 @@ class LearnedOptimizer(Optimizer):
         for p, saved in self._loaded_states(state_dict):
             if saved:
                 self.state[p] = {
-                    key: value.to(p.device, copy=True) if isinstance(value, Tensor) else value
+                    key: owned(value.to(p.device, copy=True)) if isinstance(value, Tensor) else value
                     for key, value in saved.items()
                 }
-        self._skipped = torch.tensor(state_dict.get("skipped_steps", 0), dtype=torch.int64)
+        self._unchecked = True
+        self._replan()
+        self._skips.total.fill_(int(state_dict.get("skipped_steps", 0)))
         if self.guard is not None and "loss_guard" in state_dict:
-            self.guard = LossGuard(**state_dict["loss_guard"])
+            self.guard.load(state_dict["loss_guard"])
+
+    def _replan(self) -> None:
+        """Let loaded state aim at this optimizer's horizon."""
+        if self.total_steps is None:
+            return
+        horizons = [state["total_steps"] for state in self.state.values() if "total_steps" in state]
+        found = {float(horizon) for horizon in horizons} - {float(self.total_steps)}
+        if found:
+            for horizon in horizons:
+                horizon.fill_(self.total_steps)
+            warnings.warn(
+                f"total_steps: the state was saved by a run planned for {max(found):g} steps (0: unknown); from here on"
+                f" it is {self.total_steps:g}, as given to this optimizer",
+                stacklevel=5,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         own = (
             "rule",
             "total_steps",
             "_given_graph",
-            "_first_groups",
-            "_naming",
-            "_skipped",
+            "_first",
+            "_binding",
+            "_skips",
             "guard",
-            "_observed",
         )
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._calls, self._rules = {}, {}
-
-
-MAX_PLANS = 64
-"""How many sets of parameters with gradients are remembered at once."""
+        # Groups of an older checkpoint lack the options that came later.
+        for group in self.param_groups:
+            for key in ("lr", "weight_decay", "maximize"):
+                group.setdefault(key, self.defaults[key])
+        self._plans, self._rules, self._unchecked = {}, {}, True
 
 
 @dataclass(frozen=True)
@@ -394,22 +527,18 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Call:
-    """The rule bound to some of the parameters, in the order of its graph."""
+    """The rule bound to some of the parameters, in the order of its graph. It holds no tensor of theirs."""
 
     bound: BoundRule
     names: list[str]
-    params: list[Tensor]
+    indices: list[int]
+    """Of each among all parameters of the optimizer."""
     parts: list[_Part]
     sharded: bool
 
 
 def _parts(groups: Sequence[int]) -> list[_Part]:
     return [_Part(group, [i for i, g in enumerate(groups) if g == group]) for group in dict.fromkeys(groups)]
-
-
-def _entries(group: Mapping[str, Any]) -> list[Entry]:
-    names = group.get("param_names", [None] * len(group["params"]))
-    return list(zip(names, group["params"], strict=True))
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:

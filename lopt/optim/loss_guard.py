@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class LossGuard:
     best: float = math.inf
     best_noise: float = 0.0
     waited: int = 0
+    told: bool = False
+    """Whether a loss has been observed since the last step."""
 
     def observe(self, loss: float) -> None:
         """Take one more loss into account, before the step that follows from it."""
@@ -47,6 +50,18 @@ class LossGuard:
             self._average(loss)
         self._judge(math.isfinite(loss))
         self.fallback_steps += self.fallback
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it knows, for a checkpoint of tensors alone."""
+        return {
+            key: torch.tensor(value, dtype=torch.float64, device="cpu") for key, value in vars(self).items()
+        }
+
+    def load(self, saved: Mapping[str, float | Tensor]) -> None:
+        """The inverse of `tensors`, in place."""
+        for field in fields(self):
+            if field.name in saved:
+                setattr(self, field.name, type(getattr(self, field.name))(saved[field.name]))
 
     def _average(self, loss: float) -> None:
         self.count += 1
@@ -97,12 +112,17 @@ class _Silent(Metanet):
         return context.new_zeros(self.outputs, context.shape[-1])
 
 
-def mean_over_ranks(loss: float | Tensor) -> float:
-    """The loss that all processes agree on, so that they also agree on who is in charge."""
-    value, distributed = float(loss.detach() if isinstance(loss, Tensor) else loss), torch.distributed
+def mean_over_ranks(loss: float | Tensor | None) -> float | None:
+    """The loss that all processes agree on, so that they also agree on who is in charge.
+
+    None is a batch without a loss, such as one that Lightning's `training_step` leaves out. Processes that have one
+    are averaged; the others still take part, or else the first would wait for them.
+    """
+    value = None if loss is None else float(loss.detach() if isinstance(loss, Tensor) else loss)
+    distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return value
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    total = torch.tensor(value, dtype=torch.float64, device=device)
+    total = torch.tensor([value or 0.0, value is not None], dtype=torch.float64, device=device)
     distributed.all_reduce(total)
-    return float(total) / distributed.get_world_size()
+    return float(total[0] / total[1]) if total[1] else None

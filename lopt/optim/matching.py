@@ -1,23 +1,29 @@
 """Which parameter of an optimizer is which parameter of a graph.
 
 A `ParameterGraph` holds no tensors, so parameters are matched by their names or, where the user gave none, by
-their shapes in order.
+their shapes in order. From then on a name belongs to the tensor, wherever the tensor is moved.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from lopt.errors import GraphError
+from lopt.errors import ConfigError, GraphError
 from lopt.graph import ParameterGraph, ParameterSpec
 
 Shape = tuple[int, ...]
 Entry = tuple[str | None, Tensor]
 """A parameter as an optimizer knows it: its name, if the user gave one, and the tensor."""
+Group = Mapping[str, Any]
+"""A parameter group of `torch.optim`."""
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """What DataParallel, torch.compile, FSDP and activation checkpointing insert into names."""
@@ -27,33 +33,147 @@ REMEDY = (
 )
 
 
-@dataclass(frozen=True)
-class Naming:
-    """A graph and the name that it has for every parameter of an optimizer, in the order of the groups."""
+class Binding:
+    """The names that a graph has for the parameters of an optimizer, through all that is done to its groups.
 
-    graph: ParameterGraph
-    names: list[str]
+    Groups may be removed, put back and assigned anew in any order, and tensors may be replaced: a name follows its
+    tensor. A tensor that comes in later takes the name that the user gave it, else that of a tensor of its shape which
+    it replaces, else the only place that is free in the graph; what the graph does not know is tied to nothing.
 
-    @classmethod
-    def of(cls, groups: Sequence[Sequence[Entry]], graph: ParameterGraph | None) -> Naming:
-        """Find every parameter in the graph; without one, the names of a graph that ties nothing."""
-        if graph is not None:
-            return cls(graph, match(groups, graph))
-        names = untied_names(groups)
-        tensors = [tensor for group in groups for _, tensor in group]
-        return cls(ParameterGraph.untied(zip(names, tensors, strict=True)), names)
+    Args:
+        given: the user's graph; None: nothing is tied.
+        groups: the groups to begin with.
+        first: those of the parameters that have to be in the graph; `GraphError` if they do not fit.
+    """
 
-    def add(self, group: Sequence[Entry], number: int) -> Naming:
-        """With one more group, which may be a part of the graph not used yet, else is tied to nothing."""
-        free = self.graph.subset(self.graph.parameters.keys() - set(self.names))
-        try:
-            return Naming(self.graph, self.names + match([group], free))
-        except GraphError:
-            added = untied_names([group], number)
-            while not self.graph.parameters.keys().isdisjoint(added):
-                added = [f"{number}.{name}" for name in added]
-            tensors = [tensor for _, tensor in group]
-            return Naming(extended(self.graph, zip(added, tensors, strict=True)), self.names + added)
+    def __init__(
+        self, given: ParameterGraph | None, groups: Sequence[Group], first: Sequence[Tensor]
+    ) -> None:
+        self._given = given
+        # Strong references, and renewed at every change: weak ones would forbid `torch.utils.swap_tensors`, with which
+        # Module.to moves DTensors. Only what has left the groups is remembered weakly, with its state.
+        self.params: list[Tensor] = []
+        self.names: list[str | None] = []
+        """Of the parameters, group after group; None for lazy ones, which have no shape yet."""
+        self._shapes: list[Shape | None] = []
+        self._lengths: list[int] = []
+        self._left: Any = WeakTensorKeyDictionary()
+        known: dict[int, str | None] = {}
+        if given is not None:
+            has_to_fit = set(map(id, first))
+            strict = [[e for e in entries(g) if id(e[1]) in has_to_fit and not is_lazy(e[1])] for g in groups]
+            ids = [id(p) for group in strict for _, p in group]
+            known.update(zip(ids, match(strict, given), strict=True))
+        self._take(groups, known)
+
+    def holds(self, params: Sequence[Tensor]) -> bool:
+        """Whether the names are those of these parameters, in this order and with their present shapes."""
+        return len(params) == len(self.params) and all(
+            new is old and _shape(new) == shape
+            for new, old, shape in zip(params, self.params, self._shapes, strict=True)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has no way to know which of the tensors that have left come along.
+        return {**vars(self), "_left": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _left=WeakTensorKeyDictionary())
+
+    def named(self) -> list[tuple[str, Tensor]]:
+        """The parameters that have a name."""
+        return [(name, p) for name, p in zip(self.names, self.params, strict=True) if name is not None]
+
+    def follow(self, groups: Sequence[Group], state: MutableMapping[Any, dict[str, Any]]) -> bool:
+        """Name what the groups hold now; returns whether anything has changed.
+
+        The state of what they hold no more is put aside, for as long as the tensor lives and may come back.
+        """
+        params = [p for group in groups for p in group["params"]]
+        if self.holds(params):
+            return False
+        known = {id(p): name for p, name in zip(self.params, self.names, strict=True)}
+        present = set(map(id, params))
+        for p in [*self.params, *(key for key in state if isinstance(key, Tensor))]:
+            if id(p) not in present and p not in self._left:
+                self._left[p] = known.pop(id(p), None), state.pop(p, None)
+        held = set(known.values())
+        for p in params:
+            if p in self._left:
+                name, kept = self._left.pop(p)
+                known[id(p)] = None if name in held else name
+                if kept and p not in state:
+                    state[p] = kept
+        self._take(groups, known)
+        return True
+
+    def _take(self, groups: Sequence[Group], known: Mapping[int, str | None]) -> None:
+        self.params, lengths = [p for g in groups for p in g["params"]], [len(g["params"]) for g in groups]
+        predecessors = self.names if lengths == self._lengths else [None] * len(self.params)
+        self._shapes, self._lengths = [_shape(p) for p in self.params], lengths
+        self.names = self._named(groups, known, predecessors)
+        named = zip(self.names, self.params, strict=True)
+        untied = [(name, p) for name, p in named if name is not None and name not in self._specs]
+        if self._given is None:
+            self.graph = ParameterGraph.untied(untied)
+        else:
+            self.graph = extended(self._given, untied) if untied else self._given
+
+    @property
+    def _specs(self) -> dict[str, ParameterSpec]:
+        return {} if self._given is None else self._given.parameters
+
+    def _named(
+        self, groups: Sequence[Group], known: Mapping[int, str | None], predecessors: Sequence[str | None]
+    ) -> list[str | None]:
+        """A name for every parameter that has a shape: those known by identity keep theirs."""
+        names = [self._kept(known.get(id(p)), p) for p in self.params]
+        taken, start = set(names), 0
+        for number, group in enumerate(groups):
+            new = {
+                start + position: entry
+                for position, entry in enumerate(entries(group))
+                if names[start + position] is None and not is_lazy(entry[1])
+            }
+            for index, name in self._places(new, predecessors, taken).items():
+                names[index] = name
+                taken.add(name)
+            for index, (given, _) in new.items():
+                if names[index] is None:
+                    name = f"{number}.{index - start}" if given is None else given
+                    while name in taken or name in self._specs:
+                        name = f"{number}.{name}"
+                    names[index] = name
+                    taken.add(name)
+            start += len(group["params"])
+        return names
+
+    def _kept(self, name: str | None, p: Tensor) -> str | None:
+        """The name, unless the tensor has outgrown the place that it stands for."""
+        if name is None or is_lazy(p) or (name in self._specs and self._specs[name].shape != p.shape):
+            return None
+        return name
+
+    def _places(
+        self, new: Mapping[int, Entry], predecessors: Sequence[str | None], taken: set[str | None]
+    ) -> dict[int, str]:
+        """The free places in the given graph for some newcomers of one group, as far as there are any."""
+        if self._given is None:
+            return {}
+        found: dict[int, str] = {}
+        free = {name: spec for name, spec in self._specs.items() if name not in taken}
+        aliases = _by_alias(free.values())
+        for index, (given, p) in new.items():
+            spec = free.get(predecessors[index] or "") if given is None else _known(given, aliases)
+            if spec is not None and spec.shape == p.shape and spec.name not in found.values():
+                found[index] = spec.name
+        rest = {index: entry for index, entry in new.items() if index not in found and entry[0] is None}
+        # Tensors that have left and still live may come back to their places.
+        away = {name for name, _ in self._left.values()}
+        graph = self._given.subset(free.keys() - set(found.values()) - away)
+        with suppress(GraphError):
+            found.update(zip(rest, _match_shapes(list(rest.values()), graph), strict=True))
+        return found
 
 
 def match(groups: Sequence[Sequence[Entry]], graph: ParameterGraph) -> list[str]:
@@ -80,23 +200,24 @@ def match(groups: Sequence[Sequence[Entry]], graph: ParameterGraph) -> list[str]
     return names
 
 
-def untied_names(groups: Sequence[Sequence[Entry]], first_group: int = 0) -> list[str]:
-    """Names for parameters without a graph: the user's where they are distinct, with the group's number where that
-    makes them so, else group and position."""
-    given = [name for group in groups for name, _ in group]
-    if None not in given and _distinct(given):
-        return [str(name) for name in given]
-    entries = [
-        (number, position, name)
-        for number, group in enumerate(groups, first_group)
-        for position, (name, _) in enumerate(group)
-    ]
-    named = [f"{number}.{position if name is None else name}" for number, position, name in entries]
-    return named if _distinct(named) else [f"{number}.{position}" for number, position, _ in entries]
+def labels_of(group: Group, others: Sequence[Group]) -> list[str]:
+    """What the parameters of a group still to be added are called in messages: by the user, else by their position.
 
-
-def _distinct(names: Sequence[str | None]) -> bool:
-    return len(set(names)) == len(names)
+    Raises `ConfigError` for one that is given twice.
+    """
+    params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+    found: dict[int, str] = {}
+    elsewhere = {id(p) for other in others for p in other["params"]}
+    for position, given in enumerate(params):
+        name, p = given if isinstance(given, tuple) else (f"{len(others)}.{position}", given)
+        if isinstance(p, Tensor) and (id(p) in found or id(p) in elsewhere):
+            place = f"also as {found[id(p)]!r}" if id(p) in found else "in more than one parameter group"
+            raise ConfigError(
+                f"params: expected each parameter once, found {name!r} (shape {_shape(p)}) {place};"
+                " leave out all but one of them"
+            )
+        found[id(p)] = str(name)
+    return list(found.values())
 
 
 def extended(graph: ParameterGraph, named: Iterable[tuple[str, Tensor]]) -> ParameterGraph:
@@ -112,13 +233,31 @@ def extended(graph: ParameterGraph, named: Iterable[tuple[str, Tensor]]) -> Para
     return replace(graph, parameters={**graph.parameters, **shifted}, groups=groups)
 
 
+def entries(group: Group) -> list[Entry]:
+    """The parameters of a group with the names that the user gave, if they are still as many as the parameters."""
+    params, names = group["params"], group.get("param_names", [])
+    return list(zip(names if len(names) == len(params) else [None] * len(params), params, strict=True))
+
+
+def _shape(p: Tensor) -> Shape | None:
+    return None if is_lazy(p) else tuple(p.shape)
+
+
 def _match_names(entries: Sequence[Entry], graph: ParameterGraph) -> list[str]:
-    known = {alias: spec for spec in graph.parameters.values() for alias in (spec.name, *spec.aliases)}
+    known = _by_alias(graph.parameters.values())
     return [_find(str(name), tensor, known).name for name, tensor in entries]
 
 
+def _by_alias(specs: Iterable[ParameterSpec]) -> dict[str, ParameterSpec]:
+    return {alias: spec for spec in specs for alias in (spec.name, *spec.aliases)}
+
+
+def _known(name: str, known: Mapping[str, ParameterSpec]) -> ParameterSpec | None:
+    return known.get(name) or known.get(".".join(part for part in name.split(".") if part not in WRAPPERS))
+
+
 def _find(name: str, tensor: Tensor, known: dict[str, ParameterSpec]) -> ParameterSpec:
-    spec = known.get(name) or known.get(".".join(part for part in name.split(".") if part not in WRAPPERS))
+    spec = _known(name, known)
     if spec is None:
         raise GraphError(
             f"parameter {name!r} is not in the graph, which holds {_some(known)}; trace the module whose"

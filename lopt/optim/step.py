@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,11 @@ def all_finite(grads: list[Tensor]) -> Tensor:
     return torch.stack([extreme.to(device) for extreme in extremes]).isfinite().all()
 
 
+def nonfinite_as_zero(tensor: Tensor) -> Tensor:
+    """A copy in which what is not finite is 0, so that no statistic over the tensor hears of it."""
+    return tensor.nan_to_num(0.0, 0.0, 0.0)
+
+
 def chosen(gate: Tensor, new: State, old: State) -> State:
     """The new state where the gate is open, else the old one, or zero where there was none."""
     return {
@@ -41,9 +47,18 @@ def _chosen(gate: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
 
 
 def owned(value: Tensor) -> Tensor:
-    """The tensor, copied if it is a view of a larger one; shards are copies already."""
-    whole = is_sharded(value) or value.untyped_storage().nbytes() <= value.numel() * value.element_size()
-    return value if whole else value.clone(memory_format=torch.contiguous_format)
+    """The tensor, contiguous and in memory of its own; shards have theirs already."""
+    if is_sharded(value):
+        return value
+    own = value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    return value if own and value.is_contiguous() else value.clone(memory_format=torch.contiguous_format)
+
+
+def write(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Copy each second tensor into its first one, on this process's part of both."""
+    pairs = [(local(old), local(new)) for old, new in pairs if new is not old]
+    if pairs:
+        torch._foreach_copy_([old for old, _ in pairs], [new for _, new in pairs])
 
 
 def apply(
@@ -51,7 +66,8 @@ def apply(
 ) -> None:
     """p <- (1 - lr * 1e-3 * weight_decay) p + lr * delta, in place, on this process's part of every tensor."""
     lr, decay = group["lr"], DECAY_RATE * group["weight_decay"]
-    lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
+    # Schedulers may have put in a numpy number, which the operations below do not take.
+    lr = lr.reshape(()) if isinstance(lr, Tensor) else float(lr)
     steps = [local(sharded_like(delta, p)) for p, delta in zip(params, deltas, strict=True)]
     locals_ = [local(p) for p in params]
     if decay:
@@ -67,18 +83,35 @@ def check(valid: object, name: str, expected: str, found: object) -> None:
         raise ConfigError(f"{name}: expected {expected}, found {found!r}")
 
 
-def check_group(group: Mapping[str, Any]) -> None:
-    lr = group["lr"]
-    check(not isinstance(lr, Tensor) or lr.numel() == 1, "lr", "a number or a one-element tensor", lr)
-    check(lr >= 0, "lr", "a number from 0", lr)
-    check(group["weight_decay"] >= 0, "weight_decay", "a number from 0", group["weight_decay"])
-    for p in group["params"]:
-        check(p.is_floating_point(), "params", "real floating-point tensors", p.dtype)
+def check_group(group: dict[str, Any], names: Sequence[str]) -> None:
+    """Raise a `ConfigError` for what a group must not hold; numpy's numbers become Python's."""
+    for key in ("lr", "weight_decay"):
+        value = group[key]
+        if isinstance(value, Tensor):
+            fits = value.numel() == 1
+        else:
+            array = np.asarray(value)
+            fits = array.size == 1 and array.dtype.kind in "biuf"
+        check(fits, key, "a number or a one-element tensor", value)
+        if not isinstance(value, Tensor):
+            group[key] = float(array.item())
+        check(group[key] >= 0, key, "a number from 0", group[key])
+    for name, p in zip(names, group["params"], strict=True):
+        if p.requires_grad and not p.is_floating_point():
+            raise ConfigError(
+                f"params: {name!r}: expected real floating-point tensors, found {p.dtype}; train its real and imaginary"
+                " part as one real parameter (torch.view_as_real), or set requires_grad=False"
+            )
 
 
-def check_gradient(name: str, grad: Tensor) -> None:
+def check_gradient(name: str | None, grad: Tensor) -> None:
     if grad.layout is not torch.strided:
         raise GradientError(
             f"parameter {name!r}: expected a dense gradient, found a sparse one ({grad.layout}); build its layer with"
             " sparse=False, or train it with torch.optim.SparseAdam"
+        )
+    if not grad.is_floating_point():
+        raise GradientError(
+            f"parameter {name!r}: expected a real floating-point gradient, found {grad.dtype}; train its real and"
+            " imaginary part as one real parameter (torch.view_as_real)"
         )

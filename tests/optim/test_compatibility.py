@@ -9,6 +9,7 @@ import pytest
 from tests.optim.features import FEATURES, MAKERS, REASONS
 
 
+@pytest.mark.filterwarnings("ignore:lr. expected about 1")  # rates that suit AdamW, too
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("name", FEATURES)
 def test_feature(name, maker):

@@ -6,7 +6,7 @@ from torch import nn
 
 from lopt.errors import GraphError
 from lopt.graph import ParameterGraph
-from lopt.optim.matching import extended, match, untied_names
+from lopt.optim.matching import Binding, extended, match
 
 
 def equal_layers() -> nn.Sequential:
@@ -19,6 +19,10 @@ def graph_of(model: nn.Module) -> ParameterGraph:
 
 def unnamed(*tensors: torch.Tensor) -> list[tuple[None, torch.Tensor]]:
     return [(None, tensor) for tensor in tensors]
+
+
+def named(**tensors: torch.Tensor) -> dict:
+    return {"params": list(tensors.values()), "param_names": list(tensors)}
 
 
 def test_all_parameters_in_order():
@@ -117,13 +121,17 @@ def test_one_parameter_of_the_graph_given_twice():
         match([[("0.weight", model[0].weight), ("module.0.weight", model[1].weight)]], graph_of(model))
 
 
-def test_untied_names_are_distinct():
+def names_of(*groups: dict) -> list[str | None]:
+    return Binding(None, groups, ()).names
+
+
+def test_names_without_a_graph_are_distinct():
     one, two = torch.ones(1), torch.ones(2)
-    assert untied_names([[("a", one)], [("b", two)]]) == ["a", "b"]
-    assert untied_names([[("a", one)], [("a", two)]]) == ["0.a", "1.a"]
-    assert untied_names([unnamed(one, two), unnamed(one)], first_group=3) == ["3.0", "3.1", "4.0"]
-    assert untied_names([[("a", one), ("b", one), ("a", two), ("b", two)]]) == ["0.0", "0.1", "0.2", "0.3"]
-    assert untied_names([[("1", one), (None, two)]]) == ["0.0", "0.1"]
+    assert names_of(named(a=one), named(b=two)) == ["a", "b"]
+    assert names_of(named(a=one), named(a=two)) == ["a", "1.a"]
+    assert names_of({"params": [one, two]}, {"params": [torch.ones(1)]}) == ["0.0", "0.1", "1.0"]
+    twice = {"params": [one, two], "param_names": ["a", "a"]}
+    assert len(set(names_of(twice))) == 2
 
 
 def test_extended_graph_holds_both_parts():
