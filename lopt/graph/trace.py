@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map
 from lopt.errors import GraphError, GraphWarning
 from lopt.graph.spec import GraphSpec
 from lopt.graph.tracing.assemble import assemble
+from lopt.graph.tracing.choices import EveryChoice
 from lopt.graph.tracing.interpreter import Interpreter, interpret
 from lopt.graph.tracing.isolation import forget_fakes, input_tensors, output_tensors, plain_kernels, untouched
 from lopt.graph.tracing.tape import Tape, recording
@@ -244,7 +245,7 @@ def _record_fake(model: nn.Module, tape: Tape, args: tuple[Any, ...], kwargs: di
     real = input_tensors((args, kwargs))
     fakes = {id(t): _fake(mode, t) for t in real}
     args, kwargs = tree_map(lambda x: fakes.get(id(x), x) if isinstance(x, Tensor) else x, (args, kwargs))
-    with mode, recording(tape):
+    with mode, EveryChoice(), recording(tape):
         _call(model, tape, stand_ins, args, kwargs, [*fakes.values(), *real])
 
 

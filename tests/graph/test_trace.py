@@ -542,3 +542,117 @@ def test_a_batch_without_entries_shows_the_same_graph(shape: tuple[int, ...]) ->
     empty, full = (ParameterGraph.trace(model, (torch.zeros(s),)) for s in (shape, (2, 4)))
     assert [spec.axes for spec in empty.parameters.values()] == [s.axes for s in full.parameters.values()]
     assert [(g.size, g.kind) for g in empty.groups] == [(g.size, g.kind) for g in full.groups]
+
+
+class LoopedExperts(nn.Module):
+    """Each expert runs on the tokens that chose it; how they are found is written in as many ways as are common."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.gate, self.out, self.way = nn.Linear(6, 4), nn.Linear(6, 3), way
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6)) for _ in range(4)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, chosen = self.gate(x).softmax(-1).topk(2)
+        total = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            mine = chosen == i
+            match self.way:
+                case "where":
+                    rows, place = torch.where(mine)
+                    if len(rows) == 0:
+                        continue
+                    total = total.index_add(0, rows, expert(x[rows]) * weight[rows, place, None])
+                case "mask":
+                    rows = mine.any(-1)
+                    if not rows.any():
+                        continue
+                    total[rows] += expert(x[rows]) * (weight * mine).sum(-1)[rows, None]
+                case "one hot":
+                    rows, place = F.one_hot(chosen, 4)[..., i].nonzero(as_tuple=True)
+                    total.index_add_(0, rows, expert(x[rows]) * weight[rows, place, None])
+                case "masked_select":
+                    rows = torch.arange(len(x)).masked_select(mine.any(-1))
+                    total.index_add_(0, rows, expert(x[rows]) * (weight * mine).sum(-1)[rows, None])
+        return self.out(x + total)
+
+
+@pytest.mark.parametrize("way", ["where", "mask", "one hot", "masked_select"])
+def test_experts_are_traced_whatever_the_example_routes(way: str) -> None:
+    torch.manual_seed(0)
+    model, x = LoopedExperts(way), torch.randn(3, 6)
+    graph = ParameterGraph.trace(model, (x[:1],))  # one token: at least two experts see none
+    assert graph.rung == "traced"
+    for i in range(4):
+        hidden = graph.groups[graph.parameters[f"experts.{i}.0.weight"].axes[0][0][0]]
+        assert hidden.permutable
+        assert [name for name, _ in hidden.members] == [
+            f"experts.{i}.{n}" for n in ("0.weight", "0.bias", "2.weight")
+        ]
+    assert graph.verify(model, (torch.randn(30, 6),)).ok
+
+
+def test_questions_about_other_values_stay_open() -> None:
+    class Guarded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+            if (ids == 7).any() or x.isnan().any():
+                return torch.zeros(len(x), 2)
+            return self.b(self.a(x).relu())
+
+    example = (torch.randn(3, 4), torch.arange(3))
+    with pytest.warns(match="read from one forward pass"):
+        graph = ParameterGraph.trace(Guarded(), example)
+    assert graph.rung == "recorded"
+    assert graph.groups[graph.parameters["b.weight"].axes[1][0][0]].permutable
+
+
+class GroupedExperts(nn.Module):
+    """Tokens sorted by expert, and one grouped product for all experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.out = nn.Linear(8, 4), nn.Linear(8, 3)
+        self.up, self.down = nn.Parameter(torch.randn(4, 16, 8)), nn.Parameter(torch.randn(4, 8, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, chosen = self.gate(x).softmax(-1).topk(2)
+        order = chosen.flatten().argsort()
+        token = order // 2
+        ends = torch.histc(chosen.float(), bins=4, min=0, max=3).cumsum(0, dtype=torch.int32)
+        hidden = torch._grouped_mm(x[token], self.up.transpose(1, 2), offs=ends).relu()
+        rows = torch._grouped_mm(hidden, self.down.transpose(1, 2), offs=ends) * weight.flatten()[order, None]
+        return self.out(torch.zeros_like(x).index_add(0, token, rows))
+
+
+def test_grouped_products_are_traced_in_any_dtype() -> None:
+    torch.manual_seed(0)
+    model, x = GroupedExperts(), torch.randn(10, 8)
+    graph = ParameterGraph.trace(model, (x,))
+    assert graph.rung == "traced"
+    ((hidden,),) = graph.parameters["up"].axes[1]
+    assert graph.groups[hidden].permutable
+    assert list(graph.groups[hidden].members) == [("up", 1), ("down", 2)]
+    assert graph.verify(model, (x,)).ok
+
+
+def test_triangular_systems_are_solved_row_by_row() -> None:
+    class Solver(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(4, 5), nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            k = self.a(x)
+            lower = (k @ k.mT).tril(-1) + torch.eye(x.shape[-2])
+            return self.out(torch.linalg.solve_triangular(lower, self.b(x), upper=False, unitriangular=True))
+
+    model, x = Solver(), torch.randn(2, 3, 4)
+    graph = ParameterGraph.trace(model, (x,))
+    assert [g.size for g in graph.groups if g.permutable] == [5, 6]
+    assert graph.verify(model, (x,)).ok

@@ -221,3 +221,16 @@ def pdist(s: Speech, x: Value, *_: Any) -> tuple[Dim, ...]:
     """Distances between all rows of one matrix."""
     s.fix(x.dims[0])
     return (s.fixed(s.shapes[0][0]),)
+
+
+@rule("linalg_solve_triangular")
+def solve_triangular(s: Speech, a: Value, b: Value, *, left: bool = True, **_: Any) -> tuple[Dim, ...]:
+    """x with a x = b (or x a = b): what is above and what below the diagonal stays so."""
+    if a.rank != b.rank:
+        raise NoRuleError
+    for dim in (*a.dims[-2:], b.dims[-2 if left else -1]):
+        s.fix(dim)
+    batch = string.ascii_uppercase[: a.rank - 2]
+    if left:
+        return contract(s, [a, b], [batch + "ij", batch + "jk"], batch + "ik")
+    return contract(s, [b, a], [batch + "ki", batch + "ij"], batch + "kj")
