@@ -1,4 +1,4 @@
-"""The demo: meta-train a rule on digits, then hold it against tuned Adam and AdamW on fresh networks.
+"""The demo: meta-train a rule on digits, then hold it against tuned AdamW and Muon on fresh networks.
 
     python -m benchmarks demo        (or: make demo)
 
@@ -9,84 +9,184 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 import lopt
-from lopt import config as configs
-from lopt.cli import main as command_line
 from lopt.comparison.compare import compare
-from lopt.comparison.report import plot_curves, render_table, write_results
+from lopt.comparison.report import render_table, smoothed, write_results
 from lopt.comparison.tuning import Budget
-from lopt.training.run_config import RunConfig
+from lopt.rules import LearnedRule
+from lopt.tables import aligned
+from lopt.training import train
 from meta_tasks import make_task
 
-CONFIG = "configs/demo.yaml"
-STEPS = 300
-"""As long as the longest life of a network in meta-training; the comparison also runs three times as far."""
+CONFIG = Path("configs/demo.yaml")
+STEPS, LONG_FACTOR = 300, 3
+"""Baselines are tuned at the shorter horizon; the comparison also runs three times as far, and the rule, which has
+met horizons from 60 to 900, is told how far."""
 
-TASKS = (
-    ("mlp", {"widths": [32, 32], "batch_size": 64}),
-    ("cnn", {"widths": [8, 12], "strides": "alternate", "batch_size": 64}),
-)
+TASKS = {
+    "perceptron 64-32-32-10": ("mlp", {"widths": [32, 32], "batch_size": 64}),
+    "convolutional network 8-12": ("cnn", {"widths": [8, 12], "strides": "alternate", "batch_size": 64}),
+}
 """Networks to train in the comparison, on seeds that neither meta-training nor tuning has seen."""
+
+BASELINES = {"muon": "#dd8452", "adamw": "#c44e52"}
+COLOURS = {"learned": "#1f4e9c", "fresh": "#7fa3d9", "lopt-small": "#55a868", **BASELINES}
+
+FIGURES = {
+    "mean_train_loss": "mean loss",
+    "final_train_loss": "final training loss",
+    "test_loss": "test loss",
+    "test_accuracy": "test accuracy",
+}
 
 
 def main() -> None:
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    start = time.perf_counter()
-    config = configs.load(RunConfig, CONFIG)
-    out = Path(config.out or f"runs/{config.name}")
+    )
+    parser.parse_args()
+    start, cpu = time.perf_counter(), time.process_time()
+    out = Path("runs/demo")
     shutil.rmtree(out, ignore_errors=True)
-    print(f"meta-training for {config.meta.steps} outer steps ({CONFIG})", flush=True)
-    if code := command_line(["train", CONFIG]):
-        sys.exit(code)
+    print(f"meta-training ({CONFIG})", flush=True)
+    rule = train(CONFIG, {"out": str(out)}).best_rule
     trained = time.perf_counter()
-    rule = lopt.load_rule(out)
-    results = [
-        compare({"learned": rule}, make_task(*task), steps=STEPS, budget=Budget(steps=STEPS))
-        for task in TASKS
-    ]
-    for result in results:
-        print(f"\n{render_table(result)}")
-    total = {"summary": averaged([result["summary"] for result in results]), "tasks": results}
-    write_results(total, out / "results.json")
-    plot_curves(results, out / "curves.png")
-    print(f"\n{verdict(total['summary'])}")
+    rules = {
+        "learned": rule,
+        "fresh": LearnedRule.from_description(rule.describe()),
+        "lopt-small": lopt.load_rule("lopt-small"),
+    }
+    results = {}
+    for name, (family, options) in TASKS.items():
+        print(f"comparing on a {name}", flush=True)
+        results[name] = compare(
+            rules, make_task(family, options), baselines=tuple(BASELINES), steps=STEPS, long_factor=LONG_FACTOR,
+            budget=Budget(steps=STEPS),
+        )  # fmt: skip
+        print(f"\n{render_table(results[name])}\n", flush=True)
+    seconds = {
+        "meta_training": round(trained - start),
+        "comparison": round(time.perf_counter() - trained),
+        "processor": round(time.process_time() - cpu),
+    }
+    table = outcome(results)
+    write_results({"outcome": table, "seconds": seconds, "tasks": results}, out / "results.json")
+    picture(results).savefig(out / "curves.png", dpi=130)
+    print("\n".join(["", table, "", *verdicts(results)]))
     print(
-        f"meta-training {trained - start:.0f} s, comparison {time.perf_counter() - trained:.0f} s; see {out}/"
+        f"meta-training {seconds['meta_training']} s, comparison {seconds['comparison']} s,"
+        f" {seconds['processor']} s of processor time; see {out}/curves.png"
     )
 
 
-def averaged(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One summary out of several of the same form: means of numbers, "or" of flags, other values joined."""
-    return {key: _averaged([summary[key] for summary in summaries]) for key in summaries[0]}
+def outcome(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The long horizon in one table: a row for each optimizer, means over the seeds."""
+    header = ["", *(f"{name}: {title}" for name in results for title in FIGURES.values())]
+    names = next(iter(results.values()))["entries"]
+    rows = [
+        [name, *(_short(result["entries"][name], key) for result in results.values() for key in FIGURES)]
+        for name in names
+    ]
+    return aligned(header, rows)
 
 
-def _averaged(values: Sequence[Any]) -> Any:
-    if isinstance(values[0], Mapping):
-        return averaged(values)
-    if any(value is None for value in values):
-        return None
-    if isinstance(values[0], bool):
-        return any(values)
-    if isinstance(values[0], (int, float)):
-        return sum(values) / len(values)
-    return ", ".join(dict.fromkeys(values))
+def _short(entry: Mapping[str, Any], key: str) -> str:
+    mean = entry["long_horizon"][key]["mean"]
+    if mean is None:
+        return "diverged"
+    return f"{mean:.1%}" if key == "test_accuracy" else f"{mean:.2g}"
 
 
-def verdict(summary: Mapping[str, Any]) -> str:
-    """The result in one sentence."""
-    learned, baseline = summary["learned"], summary["best_baseline"]
-    return (
-        f"mean training loss over {STEPS} steps, mean of {len(TASKS)} tasks: learned {learned['mean_train_loss']:.4f},"
-        f" best tuned baseline ({baseline['name']}) {baseline['mean_train_loss']:.4f}"
+def verdicts(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """For each task a sentence: where the learned rule is ahead of tuned AdamW at the long horizon, and where not."""
+    sentences = []
+    for name, result in results.items():
+        means = {
+            key: [result["entries"][who]["long_horizon"][key]["mean"] for who in ("learned", "adamw")]
+            for key in ("mean_train_loss", "final_train_loss", "test_loss")
+        }
+        told = ", ".join(
+            f"{FIGURES[key]} {_or_diverged(ours)} against {_or_diverged(theirs)}"
+            for key, (ours, theirs) in means.items()
+        )
+        won = sum(ours is not None and (theirs is None or ours < theirs) for ours, theirs in means.values())
+        sentences.append(
+            f"{name}, {result['long_steps']} steps: the learned rule is ahead of tuned AdamW in {won} of {len(means)}:"
+            f" {told}"
+        )
+    return sentences
+
+
+def _or_diverged(value: float | None) -> str:
+    return "diverged" if value is None else f"{value:.2g}"
+
+
+def picture(results: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """A row for each task: training loss over both horizons, and the test loss at the end of the longer one."""
+    figure = Figure(figsize=(14, 4.4 * len(results)), layout="constrained")
+    grid = figure.subplots(len(results), 3, squeeze=False, width_ratios=(1, 1, 0.75))
+    for row, (name, result) in zip(grid, results.items(), strict=True):
+        for axes, horizon in zip(row, ("horizon", "long_horizon"), strict=False):
+            _curves(axes, result, horizon)
+        row[0].set_ylabel(f"{name}\n\ntraining loss")
+        _test_losses(row[2], result)
+    seeds = len(next(iter(results.values()))["seeds"])
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.suptitle(f"fresh networks on digits, {seeds} seeds: median and range, smoothed", fontsize=11)
+    return figure
+
+
+def _curves(axes: Axes, result: Mapping[str, Any], horizon: str) -> None:
+    for name, entry in reversed(result["entries"].items()):
+        curve = entry[horizon]["curve"]
+        losses = np.array(curve["train_loss"], dtype=float)  # None, of a network that diverged, is nan
+        losses = np.exp(smoothed(np.log(losses + 1e-7), len(curve["steps"]) // 20))
+        steps, wide = curve["steps"], name == "learned"
+        axes.plot(
+            steps, np.median(losses, 0), color=COLOURS[name], linewidth=2.8 if wide else 1.6, label=_label(name, entry)
+        )  # fmt: skip
+        axes.fill_between(steps, losses.min(0), losses.max(0), color=COLOURS[name], alpha=0.12, linewidth=0)
+    axes.set(
+        yscale="log",
+        xlabel="training steps",
+        xlim=(0, steps[-1]),
+        title=f"{result['long_steps' if horizon == 'long_horizon' else 'steps']} steps",
     )
+    axes.grid(alpha=0.3, linewidth=0.5)
+
+
+def _test_losses(axes: Axes, result: Mapping[str, Any]) -> None:
+    entries = result["entries"]
+    for place, (name, entry) in enumerate(reversed(entries.items())):
+        found = entry["long_horizon"]["test_loss"]
+        values = [value for value in found["values"] if value is not None]
+        if found["mean"] is None:
+            axes.text(0, place, " diverged", va="center")
+            continue
+        axes.barh(place, found["mean"], color=COLOURS[name], height=0.62, alpha=0.85)
+        axes.plot(values, [place] * len(values), "o", color="black", markersize=3, alpha=0.6)
+        accuracy = entry["long_horizon"]["test_accuracy"]["mean"]
+        axes.text(
+            max(values), place, f"  {found['mean']:.3f}  ({accuracy:.1%})", va="center", fontsize="small"
+        )
+    axes.set_yticks(range(len(entries)), list(reversed(entries)))
+    axes.set(xlabel="test loss (and accuracy)", title=f"after {result['long_steps']} steps")
+    axes.margins(x=0.45)
+    axes.set_xlim(left=0)
+
+
+def _label(name: str, entry: Mapping[str, Any]) -> str:
+    return f"{name} (tuned)" if entry["kind"] == "baseline" else name
 
 
 if __name__ == "__main__":
