@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from lopt.inner.step import Networks, second_order_step
 from lopt.inner.task import Task
+from lopt.progress import tracked
 from lopt.rules.base import Rule
 from lopt.training.config import MetaConfig
 from lopt.training.outer import LIMIT
@@ -34,7 +35,7 @@ def validation_curve(rule: Rule, task: Task, config: MetaConfig) -> Tensor:
     losses: list[Tensor] = []
     with torch.no_grad():
         networks = Networks(params, torch.vmap(bound.init)(params, told))
-        for _ in range(config.validation_steps):
+        for _ in tracked(range(config.validation_steps), f"validation, {task.name}"):
             loss, networks = step(networks, task.sample("train", count, generator))
             losses.append(loss)
     ratio = torch.stack(losses) / losses[0].clamp(min=1e-8)
