@@ -29,12 +29,12 @@ def progress(total: int, desc: str, unit: str = "step", initial: int = 0, leave:
     return PlainProgress(total, desc, unit, initial)
 
 
-def tracked(steps: range, desc: str) -> Iterator[int]:
+def tracked(steps: range, desc: str, unit: str = "step") -> Iterator[int]:
     """The steps one by one while their progress is shown, for as long as they last; all is quiet without `desc`."""
     if not desc:
         yield from steps
         return
-    shown = progress(len(steps), desc, leave=False)
+    shown = progress(len(steps), desc, unit, leave=False)
     try:
         for step in steps:
             yield step

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"\npicture: {args.draw}")
     if args.no_verify:
         return 0
-    report = graph.verify(model, example_args, example_kwargs=example_kwargs)
+    report = graph.verify(model, example_args, example_kwargs=example_kwargs, progress=True)
     print(f"\n{report}")
     return 0 if report.ok else 1
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from lopt.errors import GraphError
 from lopt.graph.spec import GraphSpec, Permutation, axis_index
 from lopt.graph.tracing.isolation import input_tensors, output_tensors, plain_kernels, untouched
+from lopt.progress import tracked
 
 WIDE = {
     torch.float16: torch.float64,
@@ -93,12 +94,14 @@ def verify(
     generator: torch.Generator | None = None,
     tolerance: float = 1e-9,
     max_controls: int | None = None,
+    progress: bool = False,
 ) -> VerificationReport:
     """Check f(P theta) = f(theta) in float64 with randomised parameters, then the negative controls.
 
     The model runs in evaluation mode; neither it nor the example inputs are changed. `max_controls` bounds the
     number of forward passes spent on controls, chosen at random; by default all on models of up to a million
-    parameters, 64 above. Axes of groups with a single member have nothing to be uncoupled from.
+    parameters, 64 above. Axes of groups with a single member have nothing to be uncoupled from. `progress` shows on
+    stderr how many controls are done.
     Raises `GraphError` for a graph of another model, parameters without values, or inputs that do not fit.
     """
     _check(graph, model, example_args)
@@ -116,7 +119,7 @@ def verify(
         reference = run(run.tensors)
         shown |= any(bool(output.isfinite().any()) for output in reference)
         max_error = max(max_error, _difference(reference, run(graph.permute(run.tensors, permutation))))
-        undetected, inert = _unnoticed(graph, run, reference, permutation, tolerance, left)
+        undetected, inert = _unnoticed(graph, run, reference, permutation, tolerance, left, progress)
         left = [(c.group, c.tensor, c.axis) for c in (*undetected, *inert)]
         if not left:
             break
@@ -159,12 +162,13 @@ def _moving(size: int, generator: torch.Generator) -> Tensor:
 
 def _unnoticed(
     graph: GraphSpec, run: _Runner, reference: list[Tensor], permutation: Permutation, tolerance: float,
-    axes: list[tuple[int, str, int]],
+    axes: list[tuple[int, str, int]], progress: bool,
 ) -> tuple[list[Control], list[Control]]:  # fmt: skip
     """Permute axes alone; where nothing changes, ask whether the tensor matters at all."""
     undetected: list[Control] = []
     inert: list[Control] = []
-    for group, name, dim in axes:
+    for k in tracked(range(len(axes)), "verifying" if progress else "", "control"):
+        group, name, dim = axes[k]
         alone = _permute_alone(graph, run.tensors[name], name, dim, {group: permutation[group]})
         if _difference(reference, run({**run.tensors, name: alone})) > tolerance:
             continue

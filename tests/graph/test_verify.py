@@ -250,3 +250,15 @@ def test_a_grouped_product_is_verified_though_its_kernel_has_no_float64() -> Non
     report = graph.verify(model, (X,))
     assert report.ok
     assert report.controls == report.controls_detected == 5
+
+
+def test_progress_counts_controls_where_it_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lopt.progress.SECONDS_BETWEEN_LINES", 0.0)
+    model, args = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), (torch.randn(5, 3),)
+    graph = ParameterGraph.trace(model, args)
+    report = graph.verify(model, args)
+    assert capsys.readouterr().err == ""
+    assert graph.verify(model, args, progress=True) == report
+    assert f"verifying: 1 of {report.controls} controls" in capsys.readouterr().err
