@@ -31,6 +31,7 @@ from lopt.optim.step import (
     check_group,
     chosen,
     nonfinite_as_zero,
+    number,
     owned,
     write,
 )
@@ -91,8 +92,10 @@ class LearnedOptimizer(Optimizer):
         maximize: bool = False,
         loss_guard: bool = False,
     ) -> None:
-        fits = total_steps is None or 0 < total_steps < math.inf
-        check(fits, "total_steps", "a number above 0 or None", total_steps)
+        if total_steps is not None:
+            expected = "a number above 0 or None"
+            total_steps = number("total_steps", expected, total_steps)
+            check(0 < total_steps < math.inf, "total_steps", expected, total_steps)
         # Before the constructor of torch, which calls add_param_group. Trainers wrap an optimizer in objects that copy
         # its __dict__: what changes later is changed in place, so that they see it, too.
         self._binding: Binding | None = None
@@ -241,8 +244,8 @@ class LearnedOptimizer(Optimizer):
     ) -> tuple[Tensors, State, Tensor]:
         """What the rule wants for the parameters of one device, their next state, and () whether all is finite.
 
-        Weights and state that are not finite are shown to the rule as 0, so that they spoil no statistic over a tensor
-        or the network: where values can be asked for, only once the rule has tripped over them.
+        Weights that are not finite are shown to the rule as 0, so that they spoil no statistic over a tensor or the
+        network; so is state that it has tripped over.
         """
         old, owners = self._states(call, params), [params[i] for i in call.indices]
         values = dict(zip(call.names, map(gathered, owners), strict=True))
@@ -251,13 +254,12 @@ class LearnedOptimizer(Optimizer):
                 for i in part.indices:
                     grads[i] = -grads[i]
         named = dict(zip(call.names, grads, strict=True))
+        if not asks or not all_finite(list(values.values())):
+            values = {name: nonfinite_as_zero(value) for name, value in values.items()}
         with torch.autocast(owners[0].device.type, enabled=False):
-            if not asks:
-                values = {name: nonfinite_as_zero(value) for name, value in values.items()}
             deltas, new = call.bound.delta(named, old, values)
             fits = all_finite(list(deltas.values()))
             if asks and not fits:
-                values = {name: nonfinite_as_zero(value) for name, value in values.items()}
                 old = {
                     name: {key: nonfinite_as_zero(value) for key, value in state.items()}
                     for name, state in old.items()

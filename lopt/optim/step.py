@@ -83,18 +83,21 @@ def check(valid: object, name: str, expected: str, found: object) -> None:
         raise ConfigError(f"{name}: expected {expected}, found {found!r}")
 
 
+def number(name: str, expected: str, value: Any) -> float:
+    """Python's own number for one of Python's or numpy's, or for an array of one."""
+    array = np.asarray(value)
+    check(array.size == 1 and array.dtype.kind in "biuf", name, expected, value)
+    return float(array.item())
+
+
 def check_group(group: dict[str, Any], names: Sequence[str]) -> None:
     """Raise a `ConfigError` for what a group must not hold; numpy's numbers become Python's."""
     for key in ("lr", "weight_decay"):
         value = group[key]
         if isinstance(value, Tensor):
-            fits = value.numel() == 1
+            check(value.numel() == 1, key, "a number or a one-element tensor", value)
         else:
-            array = np.asarray(value)
-            fits = array.size == 1 and array.dtype.kind in "biuf"
-        check(fits, key, "a number or a one-element tensor", value)
-        if not isinstance(value, Tensor):
-            group[key] = float(array.item())
+            group[key] = number(key, "a number or a one-element tensor", value)
         check(group[key] >= 0, key, "a number from 0", group[key])
     for name, p in zip(names, group["params"], strict=True):
         if p.requires_grad and not p.is_floating_point():

@@ -41,7 +41,9 @@ def load_rule(name_or_path: str | os.PathLike[str]) -> LearnedRule:
     path = locate(name_or_path)
     tensors, header = read(path, FORMAT, VERSION)
     try:
-        rule = LearnedRule.from_description(header["rule"])
+        # Where the file's numbers are, whatever the default device is: on "meta" they would be lost.
+        with torch.device("cpu"):
+            rule = LearnedRule.from_description(header["rule"])
     except (KeyError, TypeError, ConfigError) as error:
         raise RuleFileError(
             f"{path}: the file describes a rule that this version cannot build: {error}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -437,3 +439,110 @@ def test_parameters_on_other_device_than_the_rule_stay_together():
     moved = optimizer._rule_on(torch.device("meta"))
     assert all(p.device.type == "meta" for p in moved.parameters())
     assert all(p.device.type == "cpu" for p in optimizer.rule.parameters())
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.01, torch.tensor(1e-3), np.float32(1e-3)])
+def test_a_rate_left_at_adamws_is_told_of(lr):
+    with pytest.warns(UserWarning, match=r"lr: expected about 1, found .*0\.0.* no learning rate of AdamW's"):
+        learned(mlp().parameters(), lr=lr)
+    with pytest.warns(UserWarning, match="lr: expected about 1"):
+        learned([{"params": layer.parameters(), "lr": lr} for layer in (mlp()[0], mlp()[2])])
+
+
+def test_a_low_rate_of_some_layers_is_none_of_these():
+    model = mlp()
+    learned([{"params": model[0].parameters(), "lr": 1e-3}, {"params": model[2].parameters()}])
+    learned(model.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize(
+    "lr", [np.float32(0.5), np.float64(0.5), np.array(0.5), np.array([0.5]), np.int64(1)]
+)
+def test_numbers_of_numpy(lr):
+    models = [mlp(), mlp()]
+    for model, wrap in zip(models, (float, lambda value: value), strict=True):
+        rate = float(np.asarray(lr).item()) if wrap is float else lr
+        optimizer = learned(model.parameters(), lr=rate, weight_decay=wrap(np.float32(0.25)))
+        assert type(optimizer.param_groups[0]["lr"]) is float
+        train(model, optimizer, 1)
+        optimizer.param_groups[0]["lr"] = rate if wrap is float else np.asarray(lr).reshape(())[()]
+        train(model, optimizer, 1)
+    assert same(values(models[0]), values(models[1]))
+
+
+@pytest.mark.parametrize("bad", ["1e-3", None, np.ones(2), 1j])
+def test_what_is_no_number(bad):
+    with pytest.raises(ConfigError, match=r"lr: expected a number or a one-element tensor, found"):
+        learned(mlp().parameters(), lr=bad)
+    if bad is not None:
+        with pytest.raises(ConfigError, match=r"total_steps: expected a number above 0 or None, found"):
+            learned(mlp().parameters(), total_steps=bad)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_parameter_given_twice_is_named(named):
+    model = mlp()
+    params = list(model.named_parameters() if named else model.parameters())
+    again = ("head", model[0].bias) if named else model[0].bias
+    name, first = ("'head'", "'0.bias'") if named else (r"'0\.4'", r"'0\.1'")
+    with pytest.raises(ConfigError, match=rf"found {name} \(shape \(8,\)\) also as {first}"):
+        learned([*params, again])
+    optimizer = learned(params)
+    name = "'head'" if named else r"'1\.0'"
+    with pytest.raises(ConfigError, match=rf"found {name} \(shape \(8,\)\) in more than one parameter group"):
+        optimizer.add_param_group({"params": [again]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_everything_under_a_default_device_without_memory():
+    models = [mlp(), mlp()]
+    train(models[0], learned(models[0].parameters(), rule="lopt-small"))
+    with torch.device("meta"):
+        optimizer = learned(models[1].parameters(), rule="lopt-small")
+        assert all(p.device.type == "cpu" for p in optimizer.rule.parameters())
+    train(models[1], optimizer)
+    assert same(values(models[0]), values(models[1]))
+    for model in models:
+        model.zero_grad()
+        give_gradients(model)
+    first = learned(models[0].parameters(), rule="lopt-base")
+    with torch.device("meta"):
+        second = learned(models[1].parameters(), rule="lopt-base")
+        second.step()
+    first.step()
+    assert same(values(models[0]), values(models[1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.complex64])
+def test_frozen_parameters_of_any_dtype(dtype):
+    model, frozen = mlp(), nn.Parameter(torch.zeros(3, 2, dtype=dtype), requires_grad=False)
+    optimizer = learned([*model.parameters(), frozen], weight_decay=0.1)
+    losses = train(model, optimizer, 20)
+    assert losses[-1] < losses[0]
+    assert not frozen.any()
+
+
+def test_complex_parameters_that_train_later_are_refused_by_name():
+    model, turns = mlp(), nn.Parameter(torch.ones(2, dtype=torch.complex64), requires_grad=False)
+    optimizer = learned([*model.named_parameters(), ("turns", turns)])
+    turns.requires_grad_(True)
+    turns.abs().sum().backward()
+    with pytest.raises(
+        GradientError, match=r"'turns': expected a real .* found torch.complex64; .*view_as_real"
+    ):
+        optimizer.step()
+
+
+def test_scripted_models_and_data_parallel_ones():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        models = [torch.jit.script(mlp()), torch.jit.trace(mlp(), torch.zeros(2, 6)), nn.DataParallel(mlp())]
+    plain = mlp()
+    train(plain, learned(plain.parameters()))
+    for model in models:
+        train(model, learned(model.parameters()))
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(values(model), values(plain), strict=True))
+        with pytest.raises(GraphError, match=r"compiled by torch.jit: pass the module|pass model\.module"):
+            lopt.ParameterGraph.trace(model, (torch.zeros(2, 6),))
+    named = models[2].named_parameters()
+    assert set(learned(named, graph=mlp_graph()).graph.parameters) == set(mlp_graph().parameters)

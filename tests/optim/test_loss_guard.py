@@ -171,3 +171,54 @@ def test_guard_without_losses_says_so():
         ConfigError, match=r"loss_guard: expected a closure, or observe\(loss\) before each step"
     ):
         optimizer.step()
+
+
+def test_a_batch_without_a_loss():
+    """Lightning's closure returns None where `training_step` leaves a batch out."""
+    model = mlp()
+    optimizer = learned(model.parameters(), loss_guard=True)
+    give_gradients(model)
+    assert optimizer.step(lambda: None) is None
+    assert optimizer.guard.count == 0
+    optimizer.observe(None)
+    optimizer.step()
+    with pytest.raises(ConfigError, match="loss_guard"):
+        optimizer.step()
+
+
+def wrapper_of(optimizer):
+    """An object with a copy of the optimizer's `__dict__`, whose step is the optimizer's: as in Fabric."""
+    kind = type(
+        "Wrapper", (type(optimizer),), {"__init__": lambda self: None, "step": lambda self: optimizer.step()}
+    )
+    wrapper = kind()
+    vars(wrapper).update({key: value for key, value in vars(optimizer).items() if key != "step"})
+    return wrapper
+
+
+def test_a_wrapper_observes_for_the_optimizer():
+    model = mlp()
+    optimizer = learned(model.parameters(), loss_guard=True)
+    wrapper = wrapper_of(optimizer)
+    saved = learned(mlp().parameters(), loss_guard=True)
+    saved.observe(1.0)
+    optimizer.load_state_dict(saved.state_dict())
+    for seed in range(3):
+        optimizer.zero_grad()
+        give_gradients(model, seed)
+        if seed == 1:
+            model[0].weight.grad[0, 0] = math.nan
+        wrapper.observe(2.0)
+        wrapper.step()
+    assert wrapper.guard is optimizer.guard
+    assert optimizer.guard.count == 4
+    assert wrapper.skipped_steps == optimizer.skipped_steps == 1
+    assert wrapper.graph is optimizer.graph
+
+
+def test_a_checkpoint_of_numbers_from_before():
+    optimizer = learned(mlp().parameters(), loss_guard=True)
+    state = optimizer.state_dict()
+    state["loss_guard"] = {"fallback": True, "count": 12, "smooth": 0.5, "best": 0.4, "fallback_steps": 3}
+    optimizer.load_state_dict(state)
+    assert optimizer.guard == LossGuard(fallback=True, count=12, smooth=0.5, best=0.4, fallback_steps=3)
