@@ -19,9 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import lopt
-from lopt.comparison.compare import compare
-from lopt.comparison.report import render_table, smoothed, write_results
-from lopt.comparison.tuning import Budget
+from lopt.comparison import compare
+from lopt.comparison.report import smoothed, write_results
 from lopt.rules import LearnedRule
 from lopt.tables import aligned
 from lopt.training import train
@@ -68,11 +67,10 @@ def main() -> None:
     results = {}
     for name, (family, options) in TASKS.items():
         print(f"comparing on a {name}", flush=True)
-        results[name] = compare(
-            rules, make_task(family, options), baselines=tuple(BASELINES), steps=STEPS, long_factor=LONG_FACTOR,
-            budget=Budget(steps=STEPS),
-        )  # fmt: skip
-        print(f"\n{render_table(results[name])}\n", flush=True)
+        task = make_task(family, options)
+        comparison = compare(rules, [task], tuple(BASELINES), steps=STEPS, long_factor=LONG_FACTOR)
+        print(f"\n{comparison}\n", flush=True)
+        results[name] = comparison.record()
     seconds = {
         "meta_training": round(trained - start),
         "comparison": round(time.perf_counter() - trained),

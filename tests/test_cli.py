@@ -20,6 +20,7 @@ import lopt
 from lopt.cli import main
 from lopt.cli.compare import labels
 from lopt.cli.train import parse_overrides
+from lopt.comparison.figures import Statistic
 from lopt.comparison.report import spread
 from lopt.errors import ConfigError
 from lopt.training.trainer import Trainer
@@ -448,9 +449,9 @@ def test_rules_in_tables_have_short_names_unless_two_agree(tmp_path: Path) -> No
 
 
 def test_a_diverged_figure_is_said_so() -> None:
-    assert spread({"mean": None, "std": None}) == "diverged"
+    assert str(Statistic(None, None, (None,))) == "diverged"
     assert spread(None) == "-"
-    assert spread({"mean": 1.25, "std": 0.5}) == "1.25 ± 0.5"
+    assert str(Statistic(1.25, 0.5, (1.0, 1.5))) == "1.25 ± 0.5"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-16"])

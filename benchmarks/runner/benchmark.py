@@ -18,8 +18,7 @@ from benchmarks.runner.log import Log, Record, Run
 from benchmarks.runner.pictures import plot_tasks
 from benchmarks.runner.recipe import Recipe
 from benchmarks.runner.search import Search, Setting, search_of
-from lopt.comparison.figures import figures
-from lopt.comparison.report import spread
+from lopt.comparison.figures import Figures, Statistic
 from lopt.comparison.timing import time_step
 from lopt.comparison.tuning import Trial, find_baseline
 from lopt.files import digest
@@ -196,7 +195,7 @@ def line(record: Record) -> str:
         return f"{record['task']} {record['optimizer']}: {shown}"
     split, found = SPLIT[record["purpose"]], record["figures"]
     metrics = ("accuracy", "loss") if f"{split}_accuracy" in found else ("loss",)
-    shown = ", ".join(f"{split} {metric} {spread(found[f'{split}_{metric}'])}" for metric in metrics)
+    shown = ", ".join(f"{split} {metric} {Statistic.read(found[f'{split}_{metric}'])}" for metric in metrics)
     setting = f"lr {record['lr']:g} {record['schedule']}"
     return f"{record['task']} {record['optimizer']} {setting}: {shown} ({record['seconds']:.0f} s)"
 
@@ -221,7 +220,7 @@ def fingerprint(rule: LearnedRule) -> str:
 
 
 def _figures(curves: Curves) -> dict[str, Any]:
-    found = figures(curves, points=CURVE_POINTS)
+    found = Figures.of(curves, points=CURVE_POINTS).record()
     del found["steps_to_baseline"]  # the baseline may still be running
     return _short(found)
 

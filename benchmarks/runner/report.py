@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lopt.comparison.report import spread
+from lopt.comparison.figures import Statistic
 from lopt.files import write_atomically
 from lopt.tables import aligned
 
@@ -82,7 +82,7 @@ def _row(name: str, entry: Mapping[str, Any], accuracy: bool) -> list[str]:
         f"**{name}**" if entry["kind"] == "rule" else name,
         "its own" if entry["kind"] == "rule" else _setting(entry),
         *([percent(entry.get("test_accuracy"))] if accuracy else []),
-        *(spread(entry[key]) for key in ("test_loss", "mean_train_loss", "final_train_loss")),
+        *(str(Statistic.read(entry[key])) for key in ("test_loss", "mean_train_loss", "final_train_loss")),
         "-" if reached is None else str(reached),
         f"{entry['ms_per_step']:.1f}" + (f" ({compiled:.1f})" if compiled else ""),
         f"{entry['failed']} of {len(entry['test_loss']['values'])}",

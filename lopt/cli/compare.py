@@ -14,12 +14,14 @@ DESCRIPTION = """Tune each baseline (learning rates x schedules, on validation s
 with every rule and baseline: to the given number of steps, and to a multiple of it with the same settings.
 
 Prints a table, and writes curves.png and results.json to the --out folder (one folder below it for each
-task if there are several). A baseline is sgd, adam, adamw, adafactor, lion, muon, schedule_free_adamw or
-the name of a class of torch.optim. "(edge)" marks a learning rate at the end of its grid.
+task if there are several). A baseline is sgd, adam, adamw, adafactor, lion, muon, schedule_free_adamw,
+the name of a class of torch.optim, or the dotted name of any optimizer class. "(edge)" marks a learning
+rate at the end of its grid. With several tasks each baseline is shown twice: tuned for the task, and at the
+one setting that is best over all tasks.
 
 examples:
   lopt compare runs/demo --task digits-mlp
-  lopt compare lopt-base runs/mine --task fm-16 --data ~/data --steps 1000 --baselines adamw muon NAdam"""
+  lopt compare lopt-base runs/mine --task fm-16 --data ~/data --baselines adamw NAdam pytorch_optimizer.SOAP"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,31 +57,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import lopt
-    from lopt.comparison.compare import compare
-    from lopt.comparison.report import plot_curves, render_table, write_results
-    from lopt.comparison.tuning import Budget, find_baseline
+    from lopt.comparison import Budget, compare
     from lopt.training.runtime import prepare_cpu
 
     prepare_cpu()
-    for name in args.baselines:  # before any long work
-        find_baseline(name)
-    rules = {label: lopt.load_rule(rule) for label, rule in labels(args.rules).items()}
+    rules = labels(args.rules)
     tasks = find_tasks(args.task, args.data)
     folder = user_path(args.out)
     folder.mkdir(
         parents=True, exist_ok=True
     )  # a place that cannot be written is noticed before any long work
     budget = Budget(args.rates, tuple(args.schedules), tuple(range(1, 1 + args.tuning_seeds)), args.steps)
-    for name, task in tasks.items():
-        out = folder / name if len(tasks) > 1 else folder
-        results = compare(
-            rules, task, baselines=args.baselines, steps=args.steps, seeds=fresh_seeds(args.seeds),
-            budget=budget, long_factor=args.long,
-        )  # fmt: skip
-        write_results(results, out / "results.json")
-        plot_curves([results], out / "curves.png")
-        print(render_table(results))
+    results = compare(
+        rules, list(tasks.values()), args.baselines, steps=args.steps, seeds=fresh_seeds(args.seeds),
+        budget=budget, long_factor=args.long,
+    )  # fmt: skip
+    folders = [folder / name for name in tasks] if len(tasks) > 1 else [folder]
+    for out, found in zip(folders, results.alone(), strict=True):
+        found.write(out / "results.json")
+        found.plot().savefig(out / "curves.png", dpi=140)
+        print(found)
         print(f"\nfigures: {out / 'results.json'}   curves: {out / 'curves.png'}\n", flush=True)
     return 0
 

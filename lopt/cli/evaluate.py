@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lopt.cli.arguments import positive
 from lopt.cli.tasks import HELP, find_tasks, fresh_seeds
 from lopt.files import user_path
+
+if TYPE_CHECKING:
+    from lopt.comparison import Evaluation
 
 DESCRIPTION = """Train fresh networks with a rule on each task, and print mean ± standard deviation over the
 seeds of: the training loss over the run and at its end, and loss and accuracy on the test data.
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import lopt
-    from lopt.comparison.compare import evaluate
+    from lopt.comparison import evaluate
     from lopt.comparison.report import write_results
     from lopt.runs.provenance import provenance
     from lopt.tables import aligned
@@ -50,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
         for name, task in find_tasks(args.tasks, args.data).items()
     }
     if args.json:
-        record = {"rule": args.rule, "steps": args.steps, "tasks": results, "provenance": provenance()}
+        tasks = {name: found.record() for name, found in results.items()}
+        record = {"rule": args.rule, "steps": args.steps, "tasks": tasks, "provenance": provenance()}
         write_results(record, user_path(args.json))
     header = ["task", *(column.replace("_", " ") for column in COLUMNS), "ms/step", "diverged"]
     print(f"{args.rule}, {args.steps} steps, mean ± deviation over {args.seeds} seeds\n")
@@ -58,8 +62,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _row(name: str, found: dict[str, Any]) -> list[str]:
+def _row(name: str, found: Evaluation) -> list[str]:
     from lopt.comparison.report import spread
 
-    cells = [spread(found.get(column)) for column in COLUMNS]
-    return [name, *cells, f"{found['ms_per_step']:.2f}", str(found["diverged"])]
+    figures = found.figures
+    metrics = (spread(figures.metrics.get(metric)) for metric in COLUMNS[2:])
+    losses = (str(figures.mean_train_loss), str(figures.final_train_loss))
+    return [name, *losses, *metrics, f"{found.ms_per_step:.2f}", str(figures.diverged)]

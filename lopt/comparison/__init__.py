@@ -1,0 +1,7 @@
+"""Rules beside tuned baselines."""
+
+from lopt.comparison.protocol import Evaluation, compare, evaluate
+from lopt.comparison.results import Comparison, Entry, TaskComparison
+from lopt.comparison.tuning import Budget
+
+__all__ = ["Budget", "Comparison", "Entry", "Evaluation", "TaskComparison", "compare", "evaluate"]

@@ -6,8 +6,9 @@ Shapes: L learning rates, S schedules, N seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lopt.inner.evaluation import Curves, train_networks
 from lopt.inner.task import Task
 from lopt.rules.base import Rule
 from lopt.rules.classical import CLASSICAL, SGD, ClassicalRule, TorchOptim
+from lopt.rules.classical.torch_optim import optimizer_class
 
 Criterion = Callable[[Curves], Tensor]
 """(T,) scores of T networks, the lower the better; inf or nan for one that diverged."""
@@ -86,9 +88,18 @@ class Tuned:
     trials: tuple[Trial, ...]
     budget: Budget
 
-    def record(self) -> dict[str, Any]:
-        """All of it as JSON-able values, the trials as a table."""
-        return asdict(self)
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Tuned:
+        """Out of a results file, where a score that is not finite is None."""
+        own = {name: record[name] for name in ("lr", "schedule", "at_edge")}
+        trials = [
+            Trial(t["lr"], t["schedule"], math.inf if t["score"] is None else t["score"])
+            for t in record["trials"]
+        ]
+        budget: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in record["budget"].items()
+        }
+        return cls(**own, trials=tuple(trials), budget=Budget(**budget))
 
 
 @dataclass(frozen=True)
@@ -112,17 +123,27 @@ BASELINES: dict[str, Baseline] = {
 """The baselines by name; "sgd" has momentum 0.9."""
 
 
+USUAL = 3e-3
+"""Where the search for the learning rate of any other optimizer begins, unless its class has a default of its own."""
+
+
 def find_baseline(name: str) -> Baseline:
-    """One of `BASELINES`, or any class of `torch.optim` by its name; raises ConfigError for any other name."""
+    """One of `BASELINES`, a class of `torch.optim` by its name, or any optimizer's by its dotted one.
+
+    Raises ConfigError if there is none of that name.
+    """
     if name in BASELINES:
         return BASELINES[name]
     try:
-        TorchOptim(name)
+        optimizer = optimizer_class(name)
     except ConfigError as error:
         raise ConfigError(
-            f"baseline: expected one of {', '.join(BASELINES)} or of torch.optim. {error}"
+            f"baseline: expected one of {', '.join(BASELINES)}, of torch.optim, or a dotted name such as"
+            f" torch.optim.Muon. {error}"
         ) from None
-    return Baseline(lambda lr: TorchOptim(name, lr=lr), 3e-3)
+    rate = signature(optimizer).parameters.get("lr")
+    default = rate.default if rate and "." in name and isinstance(rate.default, float) else USUAL
+    return Baseline(lambda lr: TorchOptim(optimizer, lr=lr), default)
 
 
 def grid(centre: float, count: int) -> list[float]:
@@ -130,30 +151,30 @@ def grid(centre: float, count: int) -> list[float]:
     return [_round(centre * 10 ** (0.5 * (k - (count - 1) // 2))) for k in range(count)]
 
 
-def tune(baseline: Baseline, task: Task, budget: Budget, chunk: int | None = None, label: str = "") -> Tuned:
+def tune(baseline: Baseline, task: Task, budget: Budget, label: str = "") -> Tuned:
     """Try the whole grid on the validation seeds; extend it where the best rate lies at an end of it.
 
-    Everything of the grid is trained under one vmap (`chunk` networks at a time) if the rule's step is linear in
+    Everything of the grid is trained under one vmap if the rule's step is linear in
     its learning rate, else learning rate by learning rate.
     """
-    trials = run_trials(baseline, task, grid(baseline.centre, budget.learning_rates), budget, chunk, label)
+    trials = run_trials(baseline, task, grid(baseline.centre, budget.learning_rates), budget, label)
     for _ in range(budget.extend):
         further = beyond(trials)
         if further is None:
             break
-        trials += run_trials(baseline, task, [further], budget, chunk, label)
+        trials += run_trials(baseline, task, [further], budget, label)
     best = min(trials, key=lambda trial: trial.score)
     return Tuned(best.lr, best.schedule, beyond(trials) is not None, tuple(sorted(trials, key=_key)), budget)
 
 
 def run_trials(
-    baseline: Baseline, task: Task, rates: Sequence[float], budget: Budget, chunk: int | None, label: str
+    baseline: Baseline, task: Task, rates: Sequence[float], budget: Budget, label: str
 ) -> list[Trial]:
     """One trial for each learning rate and schedule."""
     unit = baseline.make(1.0)
     if isinstance(unit, ClassicalRule) and unit.linear_in_lr:
-        return _run(unit, 1.0, task, rates, budget, chunk, label)
-    return [t for lr in rates for t in _run(baseline.make(lr), lr, task, [lr], budget, chunk, label)]
+        return _run(unit, 1.0, task, rates, budget, label)
+    return [t for lr in rates for t in _run(baseline.make(lr), lr, task, [lr], budget, label)]
 
 
 def _run(
@@ -162,7 +183,6 @@ def _run(
     task: Task,
     rates: Sequence[float],
     budget: Budget,
-    chunk: int | None,
     label: str,
 ) -> list[Trial]:
     settings = [(lr, schedule) for lr in rates for schedule in budget.schedules]
@@ -175,7 +195,6 @@ def _run(
         lr=torch.tensor([lr / own_lr for lr, _, _ in runs], dtype=torch.float64),
         schedule=[schedule for _, schedule, _ in runs],
         total_steps=budget.steps,
-        chunk=chunk,
         label=label,
     )
     scores = CRITERIA[budget.criterion](curves).nan_to_num(nan=math.inf, posinf=math.inf)

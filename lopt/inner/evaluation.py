@@ -5,18 +5,18 @@ Shapes: T networks, S different seeds, E evaluations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from lopt.inner.task import Batch, Task
 from lopt.numerics.schedules import learning_rates
 from lopt.progress import tracked
-from lopt.rules.base import BoundRule, State
+from lopt.rules.base import BoundRule, State, Tensors
 from lopt.rules.classical import TorchOptim
 
 FINAL_STEPS = 20
@@ -67,20 +67,18 @@ def train_networks(
     total_steps: float | None = None,
     splits: Sequence[str] = ("validation",),
     eval_every: int | None = None,
-    chunk: int | None = None,
     label: str = "",
 ) -> Curves:
     """Train one fresh network for each of T seeds, all under one vmap.
 
     Args:
-        rule: any rule on `task.graph`. For a `TorchOptim`, the networks are trained one after the other.
+        rule: any rule on `task.graph`. For a `TorchOptim`, every network has an optimizer of its own.
         seeds: initial weights and order of the data come from the seed alone. A seed may appear several times,
             for example with different learning rates.
         lr: multiplies the rule's step; a number, or (T,).
         schedule: of the learning rate; one of `lopt.numerics.schedules.SCHEDULES`, or one for each network.
         total_steps: what the rule is told of the horizon.
         splits: where metrics are taken, at the end and, given `eval_every`, after every so many steps.
-        chunk: how many networks to train at a time; None: all.
         label: of the progress on stderr; "": none is shown.
 
     Shapes: seeds (T,) -> `Curves` of T networks
@@ -88,27 +86,20 @@ def train_networks(
     # Second moments decay into denormals, which are several times slower to compute with.
     torch.set_flush_denormal(True)
     rates = learning_rates(lr, schedule, len(seeds), steps)
-    size = chunk or len(seeds)
     every = eval_every or steps
     marks = sorted({*range(every, steps, every), steps})
-    parts = []
-    for start in range(0, len(seeds), size):
-        part = slice(start, start + size)
-        run = _Run(rule, task, seeds[part], rates[part], total_steps)
-        parts.append(run.train(marks, splits, label))
-    return _concatenated(parts)
+    kind = _Apart if isinstance(rule.rule, TorchOptim) else _Together
+    return kind(rule, task, seeds, rates, total_steps).train(marks, splits, label)
 
 
-@dataclass
-class _Run:
-    """T networks in training; those that are not finite any more are dropped, so that they can harm no other."""
+class _Together:
+    """T networks in training under one vmap; those not finite any more are dropped, so that they harm no other."""
 
     def __init__(
         self, rule: BoundRule, task: Task, seeds: Sequence[int], rates: Tensor, total_steps: float | None
     ) -> None:
         distinct = list(dict.fromkeys(seeds))
         self.rule, self.task = rule, task
-        self.each = one_by_one if isinstance(rule.rule, TorchOptim) else torch.vmap
         self.seed_of = torch.tensor([distinct.index(seed) for seed in seeds])
         # Even numbers seed the weights and odd ones the data, so that no seed's data repeats another's weights.
         self.initial = _joined([task.init(1, Generator().manual_seed(2 * seed)) for seed in distinct])
@@ -116,7 +107,11 @@ class _Run:
         self.rates = rates.to(next(iter(self.initial.values())).device)
         self.alive = torch.arange(len(seeds))
         self.params: dict[str, Tensor] = _pick(self.initial, self.seed_of)
-        self.state: State = self.each(lambda params: rule.init(params, total_steps))(self.params)
+        self.start(total_steps)
+
+    def start(self, total_steps: float | None) -> None:
+        """The rule's state before the first step."""
+        self.state: State = torch.vmap(lambda params: self.rule.init(params, total_steps))(self.params)
 
     def train(self, marks: Sequence[int], splits: Sequence[str], label: str) -> Curves:
         """All steps, with metrics after those in `marks`."""
@@ -130,47 +125,57 @@ class _Run:
                 self.drop(_all_finite(self.params))
                 for split in splits:
                     metrics[split].append(self.evaluate(split, t))
-        found = {split: {n: torch.stack([m[n] for m in e], 1) for n in e[0]} for split, e in metrics.items()}
-        return Curves(losses, self.diverged(losses), found, torch.tensor(marks))
+        stacked = {
+            split: {name: torch.stack([at[name] for at in taken], 1) for name in taken[0]}
+            for split, taken in metrics.items()
+        }
+        return Curves(losses, self.diverged(losses), stacked, torch.tensor(marks))
 
     def step(self, t: int) -> Tensor:
         """One step of the living networks: their losses before it, inf for those that it drops."""
         batch = _joined([self.task.sample("train", 1, stream) for stream in self.streams])
-        batch = _pick(batch, self.seed_of[self.alive])
-        loss, self.params, self.state = self.each(self.one_step)(
-            self.params, self.state, batch, self.rates[self.alive, t]
-        )
+        loss = self.update(_pick(batch, self.seed_of[self.alive]), self.rates[self.alive, t])
         self.drop(loss.isfinite())
         return loss.float().cpu().where(loss.isfinite().cpu(), torch.inf)
 
-    def one_step(
-        self, params: dict[str, Tensor], state: State, batch: Batch, lr: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor], State]:
-        """The step of one network."""
-        grads, loss = torch.func.grad_and_value(self.task.loss)(params, batch)
-        return loss, *self.rule.update(grads, state, params, lr)
+    def update(self, batch: Batch, rates: Tensor) -> Tensor:
+        """Move the living networks; their losses before that."""
+
+        def one_network(
+            params: dict[str, Tensor], state: State, batch: Batch, lr: Tensor
+        ) -> tuple[Tensor, dict[str, Tensor], State]:
+            grads, loss = torch.func.grad_and_value(self.task.loss)(params, batch)
+            return loss, *self.rule.update(grads, state, params, lr)
+
+        loss, self.params, self.state = torch.vmap(one_network)(self.params, self.state, batch, rates)
+        return loss
 
     def drop(self, keep: Tensor) -> None:
         """Go on with the living networks where `keep` holds."""
         if not keep.all():
             index = keep.nonzero().flatten()
             self.alive = self.alive[index.cpu()]
-            self.params, self.state = _pick(self.params, index), _pick(self.state, index)
+            self.keep(index)
+
+    def keep(self, index: Tensor) -> None:
+        """Let go of all networks but these."""
+        self.params, self.state = _pick(self.params, index), _pick(self.state, index)
 
     def evaluate(self, split: str, t: int) -> dict[str, Tensor]:
         """(T,) of every metric; nan for the networks that were dropped."""
-
-        def metrics(params: dict[str, Tensor], state: State, lr: Tensor) -> dict[str, Tensor]:
-            return self.task.metrics(self.rule.rule.evaluation_params(params, state, lr), split)
-
         if len(self.alive) > 0:
-            figures = torch.vmap(metrics)(self.params, self.state, self.rates[self.alive, t])
+            params = self.evaluation_params(self.rates[self.alive, t])
+            figures = torch.vmap(lambda params: self.task.metrics(params, split))(params)
         else:  # the names of the metrics are still wanted
             figures = torch.vmap(lambda params: self.task.metrics(params, split))(self.initial)
         full = {name: torch.full((len(self.seed_of),), torch.nan) for name in figures}
         for name, figure in full.items():
             figure[self.alive] = figures[name][: len(self.alive)].float().cpu()
         return full
+
+    def evaluation_params(self, rates: Tensor) -> Tensors:
+        """The parameters that the rule would have the living networks judged by."""
+        return torch.vmap(self.rule.rule.evaluation_params)(self.params, self.state, rates)
 
     def diverged(self, losses: Tensor) -> Tensor:
         """(T,): dropped, or far above the first loss at the end."""
@@ -179,15 +184,49 @@ class _Run:
         return dropped | (last > first + (DIVERGED - 1) * first.abs())
 
 
-def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `torch.vmap`, for functions that it cannot map."""
+class _Apart(_Together):
+    """T networks in training, each with a living `torch.optim.Optimizer` of its own, whatever that remembers."""
 
-    def mapped(*args: Any) -> Any:
-        count = len(tree_leaves(args)[0])
-        results = [function(*tree_map(lambda x, i=i: x[i], args)) for i in range(count)]
-        return tree_map(lambda *values: torch.stack(values), results[0], *results[1:])
+    def start(self, total_steps: float | None) -> None:
+        assert isinstance(self.rule.rule, TorchOptim)
+        self.networks = []
+        for k in range(len(self.alive)):
+            params = {name: torch.nn.Parameter(p[k].clone()) for name, p in self.params.items()}
+            self.networks.append((params, self.rule.rule.build(list(params.values()))))
+        self.lr = float(self.networks[0][1].param_groups[0]["lr"])
 
-    return mapped
+    def update(self, batch: Batch, rates: Tensor) -> Tensor:
+        gradients, loss = torch.vmap(torch.func.grad_and_value(self.task.loss))(self.params, batch)
+        for k, (params, optimizer) in enumerate(self.networks):
+            for name, p in params.items():
+                p.grad = gradients[name][k].clone()
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * float(rates[k])
+            optimizer.step()
+        self.gather()
+        return loss
+
+    def gather(self) -> None:
+        """`params` as the optimizers left them."""
+        each = [params for params, _ in self.networks]
+        if each:
+            self.params = {name: torch.stack([params[name].data for params in each]) for name in each[0]}
+
+    def keep(self, index: Tensor) -> None:
+        self.networks = [self.networks[k] for k in index.tolist()]
+        self.params = _pick(self.params, index)
+
+    def evaluation_params(self, rates: Tensor) -> Tensors:
+        # Schedule-free optimizers swap the parameters for their average.
+        averaging = [o for _, o in self.networks if hasattr(o, "eval") and hasattr(o, "train")]
+        for optimizer in averaging:
+            optimizer.eval()
+        self.gather()
+        judged = self.params
+        for optimizer in averaging:
+            optimizer.train()
+        self.gather()
+        return judged
 
 
 def _joined(trees: Sequence[Any]) -> Any:
@@ -203,10 +242,3 @@ def _pick(tree: Any, index: Tensor) -> Any:
 def _all_finite(params: dict[str, Tensor]) -> Tensor:
     """(T,): whether every parameter of a network is finite."""
     return torch.stack([p.flatten(1).isfinite().all(1) for p in params.values()]).all(0)
-
-
-def _concatenated(parts: Sequence[Curves]) -> Curves:
-    """The networks of all parts, one after the other."""
-    metrics = tree_map(lambda *values: torch.cat(values), *[part.metrics for part in parts])
-    loss, diverged = torch.cat([p.train_loss for p in parts]), torch.cat([p.diverged for p in parts])
-    return Curves(loss, diverged, metrics, parts[0].metric_steps)

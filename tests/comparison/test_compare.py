@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from lopt.comparison.compare import compare, evaluate
-from lopt.comparison.figures import drawn, figures, statistic, steps_to
-from lopt.comparison.report import plot_curves, render_table, smoothed, write_results
+from lopt.comparison import Comparison, TaskComparison, compare, evaluate
+from lopt.comparison.figures import DrawnCurve, Figures, Statistic, steps_to
+from lopt.comparison.protocol import FIXED
+from lopt.comparison.report import smoothed
 from lopt.comparison.tuning import Budget, find_baseline
 from lopt.errors import ConfigError
 from lopt.inner.evaluation import Curves, train_networks
@@ -27,90 +30,150 @@ BUDGET = Budget(learning_rates=3, seeds=(1, 2), steps=STEPS, extend=0)
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, Any]:
+def comparison() -> Comparison:
     rules = {"first": Adam(0.03), "wild": SGD(1e30)}
-    return compare(rules, TwoMoons(), baselines=("sgd", "adam"), steps=STEPS, seeds=SEEDS, budget=BUDGET)
+    return compare(rules, [TwoMoons()], ("sgd", "adam"), steps=STEPS, seeds=SEEDS, budget=BUDGET)
+
+
+@pytest.fixture(scope="module")
+def results(comparison: Comparison) -> TaskComparison:
+    (only,) = comparison.tasks
+    return only
+
+
+def mean(statistic: Statistic) -> float:
+    assert statistic.mean is not None
+    return statistic.mean
 
 
 @pytest.mark.parametrize(("horizon", "steps"), [("horizon", STEPS), ("long_horizon", 3 * STEPS)])
 def test_figures_are_those_of_single_runs_with_the_tuned_setting(
-    results: dict[str, Any], horizon: str, steps: int
+    results: TaskComparison, horizon: str, steps: int
 ) -> None:
     task = TwoMoons()
-    tuned = results["tuned"]["adam"]
+    tuned = results.tuned["adam"]
     for name, rule, schedule in (
         ("first", Adam(0.03), "constant"),
-        ("adam", find_baseline("adam").make(tuned["lr"]), tuned["schedule"]),
+        ("adam", find_baseline("adam").make(tuned.lr), tuned.schedule),
     ):
         curves = train_networks(rule.on(task.graph), task, SEEDS, steps, schedule=schedule, splits=("test",))
-        found = results["entries"][name][horizon]
-        assert found["steps"] == steps
-        assert found["mean_train_loss"]["mean"] == pytest.approx(curves.train_loss.mean().item(), rel=1e-4)
-        assert found["final_train_loss"]["values"] == pytest.approx(curves.final_loss.tolist(), rel=1e-4)
+        figures: Figures = getattr(results.entries[name], horizon)
+        assert figures.steps == steps
+        assert mean(figures.mean_train_loss) == pytest.approx(curves.train_loss.mean().item(), rel=1e-4)
+        assert figures.final_train_loss.values == pytest.approx(curves.final_loss.tolist(), rel=1e-4)
         accuracy = curves.final_metric("test", "accuracy")
-        assert found["test_accuracy"]["std"] == pytest.approx(accuracy.std().item(), abs=1e-3)
+        assert figures.metrics["test_accuracy"].std == pytest.approx(accuracy.std().item(), abs=1e-3)
 
 
-def test_summary(results: dict[str, Any]) -> None:
-    summary, entries = results["summary"], results["entries"]
-    losses = {name: entries[name]["horizon"]["mean_train_loss"]["mean"] for name in ("sgd", "adam")}
-    assert (
-        summary["best_baseline"]["name"] == results["best_baseline"] == min(losses, key=lambda n: losses[n])
-    )
-    for key, name in (("learned", "first"), ("best_baseline", results["best_baseline"])):
+def test_summary(results: TaskComparison) -> None:
+    summary, entries = results.summary(), results.entries
+    losses = {name: mean(entries[name].horizon.mean_train_loss) for name in ("sgd", "adam")}
+    assert summary["best_baseline"]["name"] == results.best_baseline == min(losses, key=lambda n: losses[n])
+    for key, name in (("learned", "first"), ("best_baseline", results.best_baseline)):
+        assert name is not None
         found = summary[key]
-        assert found["mean_train_loss"] == entries[name]["horizon"]["mean_train_loss"]["mean"]
-        assert found["final_train_loss"] == entries[name]["horizon"]["final_train_loss"]["mean"]
+        assert found["mean_train_loss"] == entries[name].horizon.mean_train_loss.mean
+        assert found["final_train_loss"] == entries[name].horizon.final_train_loss.mean
         assert 0.5 < found["test_accuracy"] <= 1
         assert found["ms_per_step"] > 0
     long = summary["long_horizon"]
-    assert long["learned_final_train_loss"] == entries["first"]["long_horizon"]["final_train_loss"]["mean"]
+    assert long["learned_final_train_loss"] == entries["first"].long_horizon.final_train_loss.mean
     assert long["diverged"] is False
 
 
-def test_divergence_is_a_figure(results: dict[str, Any]) -> None:
-    wild = results["entries"]["wild"]["horizon"]
-    assert wild["diverged"] == 3
-    assert wild["mean_train_loss"] == {"mean": None, "std": None, "values": [None] * 3}
-    assert wild["steps_to_baseline"] is None
+def test_divergence_is_a_figure(results: TaskComparison) -> None:
+    wild = results.entries["wild"].horizon
+    assert wild.diverged == 3
+    assert wild.mean_train_loss == Statistic(None, None, (None,) * 3)
+    assert wild.steps_to_baseline is None
 
 
-def test_best_baseline_reaches_its_own_final_loss(results: dict[str, Any]) -> None:
-    for horizon in ("horizon", "long_horizon"):
-        found = results["entries"][results["best_baseline"]][horizon]
-        assert 0 < found["steps_to_baseline"] <= found["steps"]
+def test_best_baseline_reaches_its_own_final_loss(results: TaskComparison) -> None:
+    assert results.best_baseline is not None
+    entry = results.entries[results.best_baseline]
+    for figures in (entry.horizon, entry.long_horizon):
+        assert figures.steps_to_baseline is not None
+        assert 0 < figures.steps_to_baseline <= figures.steps
 
 
-def test_is_json_with_provenance(results: dict[str, Any], tmp_path: Path) -> None:
-    write_results(results, tmp_path / "deep" / "results.json")
+def test_json_round_trip_with_provenance(comparison: Comparison, tmp_path: Path) -> None:
+    comparison.write(tmp_path / "deep" / "results.json")
     loaded = json.loads((tmp_path / "deep" / "results.json").read_text())
-    assert loaded == results
+    again = Comparison.read(tmp_path / "deep" / "results.json")
+    assert again.record() == loaded == comparison.record()
+    assert str(again) == str(comparison)
     assert loaded["seeds"] == SEEDS
     assert loaded["tuned"]["adam"]["budget"]["seeds"] == [1, 2]
     assert len(loaded["tuned"]["adam"]["trials"]) == 6
+    assert {"mean_train_loss", "test_loss", "test_accuracy", "curve"} <= set(
+        loaded["entries"]["adam"]["horizon"]
+    )
     assert {"command", "commit", "cpu", "cpus", "torch", "python"} <= set(loaded["provenance"])
     assert str(Path.cwd()) not in json.dumps(loaded["provenance"])
 
 
-def test_table_shows_every_entry_at_both_horizons(results: dict[str, Any]) -> None:
-    text = render_table(results)
+def test_table_shows_every_entry_at_both_horizons(comparison: Comparison, results: TaskComparison) -> None:
+    text = str(comparison)
     assert "two_moons, 40 steps" in text
     assert "two_moons, 120 steps" in text
-    for name, entry in results["entries"].items():
+    for name, entry in results.entries.items():
         (line, long_line) = (line for line in text.splitlines() if line.startswith(f"| {name} "))
-        mean = entry["horizon"]["mean_train_loss"]["mean"]
-        assert ("diverged" if mean is None else f"{mean:.4g} ±") in line
+        loss = entry.horizon.mean_train_loss.mean
+        assert ("diverged" if loss is None else f"{loss:.4g} ±") in line
         assert "3 of 3" in long_line if name == "wild" else "0 of 3" in long_line
     tables = text.split("\n\n")[1::2]
     assert all(len({len(line) for line in table.splitlines()}) == 1 for table in tables)
+
+
+def test_several_tasks_have_baselines_at_one_setting_too(tmp_path: Path) -> None:
+    tasks = [TwoMoons(), Quadratic()]
+    found = compare({"x": SGD(0.1)}, tasks, ["sgd"], steps=20, seeds=[7], budget=replace(BUDGET, steps=20))
+    assert [task.task for task in found.tasks] == ["two_moons", "quadratic"]
+    scores = [{(t.lr, t.schedule): t.score for t in task.tuned["sgd"].trials} for task in found.tasks]
+    product = {s: scores[0][s] * scores[1][s] for s in scores[0]}
+    for task in found.tasks:
+        fixed = task.entries["sgd" + FIXED]
+        assert product[fixed.lr, fixed.schedule] == min(product.values())  # type: ignore[index]
+    found.write(tmp_path / "r.json")
+    assert Comparison.read(tmp_path / "r.json").record() == found.record()
+    assert found.record()["summary"]["learned"]["name"] == "x"
+    assert len(found.plot().axes) == 4
+
+
+def test_rules_and_tasks_by_name() -> None:
+    found = compare(["lopt-small"], ["quadratic"], [], steps=2, seeds=[7], progress=False)
+    assert list(found.tasks[0].entries) == ["lopt-small"]
+    assert found.tasks[0].best_baseline is None
+
+
+@pytest.mark.parametrize(
+    "name", ["torch.optim.NAdam", "torch.optim.Muon", "tests.comparison.stranger.Counting"]
+)
+def test_any_optimizer_by_its_dotted_name(name: str) -> None:
+    """Also one that takes matrices alone, and one that remembers more than tensors between its steps."""
+    found = compare(
+        {"x": SGD(0.1)}, [TwoMoons()], [name], steps=20, seeds=[7], budget=replace(BUDGET, steps=20)
+    )
+    entry = found.tasks[0].entries[name]
+    assert entry.horizon.diverged == 0
+    first, *_, last = entry.horizon.curve.train_loss[0]
+    assert first is not None
+    assert last is not None
+    assert last < first
+
+
+@pytest.mark.parametrize("name", ["torch.optim.Adamm", "no_such_package.SOAP", "os.path", "torch.optim."])
+def test_an_optimizer_that_is_not_there(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"baseline: expected one of sgd.*found " + re.escape(repr(name))):
+        find_baseline(name)
 
 
 def test_aligned() -> None:
     assert aligned(["name", "bb"], [["x", "10"]]) == "| name | bb |\n| :--- | -: |\n| x    | 10 |"
 
 
-def test_plot(results: dict[str, Any], tmp_path: Path) -> None:
-    plot_curves([results], tmp_path / "curves.png")
+def test_plot(comparison: Comparison, tmp_path: Path) -> None:
+    comparison.plot().savefig(tmp_path / "curves.png")
     data = (tmp_path / "curves.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     assert len(data) > 10_000
@@ -136,28 +199,29 @@ def test_steps_to() -> None:
 
 def test_drawn_keeps_the_mean() -> None:
     loss = torch.rand(2, 500)
-    curve = drawn(loss)
-    assert len(curve["steps"]) == 200
-    assert curve["steps"] == sorted(curve["steps"])
-    short = drawn(loss[:, :7])
-    assert short["steps"] == [0, 1, 2, 3, 4, 5, 6]
-    torch.testing.assert_close(torch.tensor(short["train_loss"]), loss[:, :7])
+    curve = DrawnCurve.of(loss)
+    assert len(curve.steps) == 200
+    assert curve.steps == tuple(sorted(curve.steps))
+    short = DrawnCurve.of(loss[:, :7])
+    assert short.steps == (0, 1, 2, 3, 4, 5, 6)
+    torch.testing.assert_close(torch.tensor(short.train_loss), loss[:, :7])
 
 
 def test_statistic_of_one_value_has_no_deviation() -> None:
-    assert statistic(torch.tensor([2.0])) == {"mean": 2.0, "std": None, "values": [2.0]}
+    assert Statistic.of(torch.tensor([2.0])) == Statistic(2.0, None, (2.0,))
 
 
 def test_figures_without_accuracy() -> None:
     curves = Curves(torch.ones(2, 5), torch.tensor([False, False]), {}, torch.tensor([5]))
-    assert "test_accuracy" not in figures(curves)
+    assert "test_accuracy" not in Figures.of(curves).metrics
 
 
 def test_evaluate_one_rule_without_accuracy() -> None:
     found = evaluate(SGD(0.5), Quadratic(), steps=20, seeds=[1, 2], progress=False)
-    assert found["task"] == "quadratic"
-    assert found["test_loss"]["mean"] < 0.2
-    assert found["ms_per_step"] > 0
+    assert found.task == "quadratic"
+    assert mean(found.figures.metrics["test_loss"]) < 0.2
+    assert found.record()["test_loss"]["mean"] == found.figures.metrics["test_loss"].mean
+    assert found.ms_per_step > 0
 
 
 @pytest.mark.parametrize(
@@ -171,4 +235,4 @@ def test_evaluate_one_rule_without_accuracy() -> None:
 )
 def test_bad_input(rules: dict[str, Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        compare(rules, Quadratic(), budget=BUDGET, steps=STEPS, **options)
+        compare(rules, [Quadratic()], budget=BUDGET, steps=STEPS, **options)

@@ -97,15 +97,6 @@ def test_parameters_that_end_not_finite_count_as_diverged() -> None:
     assert curves.diverged.all()
 
 
-def test_chunks_equal_the_whole() -> None:
-    task = TwoMoons()
-    bound = Adam(0.02).on(task.graph)
-    whole = train_networks(bound, task, range(5), 10, lr=torch.arange(5.0), splits=("train", "test"))
-    parts = train_networks(bound, task, range(5), 10, lr=torch.arange(5.0), splits=("train", "test"), chunk=2)
-    torch.testing.assert_close(whole.train_loss, parts.train_loss)
-    torch.testing.assert_close(whole.metrics, parts.metrics)
-
-
 def test_torch_optim_one_by_one_equals_the_pure_rule_under_vmap() -> None:
     task = TwoMoons()
     lr = torch.tensor([1.0, 2.0])
