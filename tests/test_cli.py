@@ -423,6 +423,33 @@ def test_a_terminated_run_resumes_to_the_same_rule(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_a_run_in_pieces_ends_as_the_whole(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which every outer step takes an hour."""
+    assert run(capsys, "train", "tiny.yaml", "--out", "whole")[0] == 0
+    step, clock = Trainer._outer_step, [0.0]
+
+    def slow(trainer: Trainer) -> dict[str, float]:
+        clock[0] += 3600
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "_outer_step", slow)
+    monkeypatch.setattr("lopt.training.trainer.time.monotonic", lambda: clock[0])
+    code, out, _ = run(capsys, "train", "tiny.yaml", "--out", "parts", "--hours", "2")
+    assert code == 0
+    assert "stopped at outer step 2; continue with: lopt resume parts" in out
+    code, out, _ = run(capsys, "resume", "parts", "--hours", "100")
+    assert code == 0
+    assert "outer steps: 6" in out
+    whole, parts = tensors_of(here / "whole"), tensors_of(here / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    for hours in ("0", "nan", "two"):
+        code, _, error = run(capsys, "resume", "parts", "--hours", hours)
+        assert code == 2
+        assert "expected a number of hours above 0" in error
+
+
 def test_an_interrupted_run_says_how_to_go_on(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lopt import config as configs
+from lopt.cli.arguments import hours
 from lopt.errors import ConfigError
 
 DESCRIPTION = """Meta-train a rule. Every value of the config can be replaced on the command line by its
@@ -43,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto" if _restarted() else "never",
         help="auto: go on where the run folder holds this run (default: never, unless torchrun restarts it)",
     )
+    parser.add_argument(
+        "--hours", type=hours, default=math.inf, metavar="H", help="stop with a checkpoint after so many"
+    )
     parser.set_defaults(overrides=[])
 
 
@@ -53,17 +58,18 @@ def run(args: argparse.Namespace) -> int:
         )
     overrides = parse_overrides(args.overrides)
     overrides |= {key: value for key in ("data", "out") if (value := getattr(args, key)) is not None}
-    return train(args.config, overrides, args.resume == "auto")
+    return train(args.config, overrides, args.resume == "auto", args.hours)
 
 
-def train(config: str | Path, overrides: Mapping[str, Any], resume: bool) -> int:
+def train(config: str | Path, overrides: Mapping[str, Any], resume: bool, hours: float) -> int:
     """Train, print what came of it, and return the exit code."""
     from lopt.training import train
 
-    run = train(config, overrides, resume=resume)
+    run = train(config, overrides, resume=resume, hours=hours)
     if os.environ.get("RANK", "0") == "0":
         print(run)
-    return 0 if run.finished else TERMINATED
+    # To stop in time is what was asked for; to be stopped is not.
+    return 0 if run.finished or hours < math.inf else TERMINATED
 
 
 def _restarted() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -84,6 +85,7 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     *,
     resume: bool = False,
+    hours: float = math.inf,
 ) -> Run:
     """Meta-train a rule; shows its progress on stderr, and writes a run folder as it goes.
 
@@ -94,6 +96,7 @@ def train(
         config: a `RunConfig`, nested dicts as they stand in a YAML file, or the path of one.
         overrides: values by dotted key, in place of the config's: `{"meta.steps": 100, "out": "runs/mine"}`.
         resume: go on from the checkpoint of a run folder that holds this run already; without one, begin.
+        hours: end after the outer step in which so much time is over, with a checkpoint to go on from.
 
     Raises:
         ConfigError: for a bad value, and for a folder that holds another run, or any without `resume`.
@@ -110,7 +113,7 @@ def train(
             _prepare(trainer, checked, resume)
             prepare_cpu()
             try:
-                trainer.run()
+                trainer.run(hours)
             except KeyboardInterrupt:
                 print(f"stopped; continue with: lopt resume {folder}")
                 raise

@@ -67,14 +67,14 @@ class Trainer:
         """Over the whole run; `inner_steps` of networks, where those of an antithetic pair count once."""
         self._stop = False
 
-    def run(self) -> None:
-        """Train until `config.steps`, or until SIGTERM, after which the run can be resumed.
+    def run(self, hours: float = math.inf) -> None:
+        """Train until `config.steps`, or until SIGTERM or so many hours are over, after which the run can be resumed.
 
         Raises `LostProcessError` if another process of the run is gone, `RunFolderError` if the folder cannot be
         written; the last checkpoint is whole in either case.
         """
         try:
-            self._run()
+            self._run(time.monotonic() + 3600 * hours)
         except LostProcessError as error:
             raise LostProcessError(f"{error}; {self._advice()}") from None
         except LoptError:  # some are OSErrors too
@@ -84,14 +84,16 @@ class Trainer:
                 f"{self.out}: cannot be written: {error.strerror or error}; {self._advice()}"
             ) from None
 
-    def _run(self) -> None:
+    def _run(self, deadline: float) -> None:
         log = RunLog(self.out, self.step) if self.ranks.leads else None
         bar = progress(self.config.steps, "meta-training", initial=self.step)
         with terminable(self._request_stop):
             try:
                 if self.step == 0:
                     self._validate(log)  # the fresh rule is a candidate too
-                while self.step < self.config.steps and not self.ranks.any(self._stop):
+                while self.step < self.config.steps and not self.ranks.any(
+                    self._stop or time.monotonic() >= deadline
+                ):
                     scalars = self._outer_step()
                     self.step += 1
                     if log is not None:

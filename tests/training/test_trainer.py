@@ -183,6 +183,19 @@ def test_sigterm_ends_the_run_with_a_checkpoint(undisturbed: Path, tmp_path: Pat
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
+def test_a_run_in_pieces_of_no_time_is_the_run(undisturbed: Path, tmp_path: Path) -> None:
+    """With the time over at once there is no outer step, and the checkpoint that there is is kept."""
+    first = tiny_trainer(tmp_path)
+    first.run(hours=1e-9)
+    assert first.step == 0
+    assert checkpoint.load(tmp_path / CHECKPOINT)["step"] == 0
+    second = restore(tiny_trainer(tmp_path))
+    second.run(hours=1e-9)
+    assert second.step == 0
+    assert finish(tmp_path).step == CONFIG.steps
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
 FAMILY_NARROW = Weighted(TinyFamily("narrow", (2, 3)))
 
 
