@@ -10,23 +10,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.runner.benchmark import Benchmark, Case
-from benchmarks.runner.variants import Variant, overview_of, per_parameter_mlp, recipes
+from benchmarks.runner.variants import Variant, overview_of, per_parameter_mlp, recipes, rule
 from meta_tasks import TASKS
 
 CONFIG = Path(__file__).parents[1] / "configs" / "ablation.yaml"
 META_SEEDS = (0, 1, 2)
 
-AS_ADAM = (
-    "--rule.options.update_form",
-    "mixture",
-    "--rule.options.rate",
-    "2e-2",
-    "--rule.options.scales",
-    "{}",
-)
+AS_ADAM: dict[str, Any] = {"update_form": "mixture", "rate": 2e-2, "scales": {}}
 """The fresh rule is Adam: nothing is orthogonalised, and all tensors have one rate."""
+
+PATHS = {"name": "axisnet", "width": 8, "neuron_width": 16, "paths": 3}
+"""The config's metanet, with messages along paths."""
+
+WITH_CONSTANT = {"adam": 1.0, "slow": 0.0, "gradient": 0.0, "constant": 0.0}
 
 FASTER = ("--meta.learning_rate", "6e-3")
 """From Adam there is further to go than sixty steps of the config's outer learning rate."""
@@ -35,44 +34,38 @@ VARIANTS = {
     "whole": Variant("the rule as it is: hidden matrices are orthogonalised"),
     "preconditioned": Variant(
         "they are orthogonalised in better coordinates, as lopt-base has it now",
-        ("--rule.options.update_form", "preconditioned"),
+        rule(update_form="preconditioned"),
     ),
     "no-graph": Variant(
         "a network for each scalar by itself with as many meta-parameters",
-        per_parameter_mlp(CONFIG, width=29, factored=True),
+        per_parameter_mlp(29, factored=True),
     ),
     "adam-base": Variant(
         "nothing is orthogonalised: it starts as Adam",
-        AS_ADAM,
+        rule(**AS_ADAM),
     ),
     "per-parameter": Variant(
         "a network for each scalar by itself, and nothing is orthogonalised",
-        per_parameter_mlp(CONFIG, width=29, factored=True, update_form="mixture", rate=2e-2, scales={}),
+        per_parameter_mlp(29, factored=True, **AS_ADAM),
     ),
     "paths": Variant(
         "AxisNet with messages along paths too, from Adam",
-        ("--rule.options.paths", "3", *AS_ADAM),
+        rule(metanet=PATHS, **AS_ADAM),
     ),
     "paths-constant": Variant(
         "the same with a constant direction and thrice the outer learning rate",
-        (
-            "--rule.options.paths", "3", *AS_ADAM, "--rule.options.directions", "[adam, slow, gradient, constant]",
-            "--rule.options.weights", "[1.0, 0.0, 0.0, 0.0]", *FASTER,
-        ),
+        (*rule(metanet=PATHS, **AS_ADAM, directions=WITH_CONSTANT), *FASTER),
     ),
     "per-parameter-constant": Variant(
         "the same with a network for each scalar by itself in AxisNet's place",
         (
-            *per_parameter_mlp(
-                CONFIG, width=30, factored=True, update_form="mixture", rate=2e-2, scales={},
-                directions=["adam", "slow", "gradient", "constant"], weights=[1.0, 0.0, 0.0, 0.0],
-            ),
+            *per_parameter_mlp(30, factored=True, **AS_ADAM, directions=WITH_CONSTANT),
             *FASTER,
         ),
     ),
     "one-direction": Variant(
         "Adam's direction alone, nothing to mix before it is orthogonalised",
-        ("--rule.options.directions", "[adam]", "--rule.options.weights", "[1.0]"),
+        rule(directions={"adam": 1.0}),
     ),
     "short-horizons": Variant(
         "horizons of up to 60 steps, each lived through",
@@ -83,7 +76,8 @@ VARIANTS = {
         ("--meta.shortest_horizon", "600", "--meta.longest_horizon", "600"),
     ),
     "first-order": Variant(
-        "backpropagation that takes the inner gradients as given", ("--meta.second_order", "false")
+        "backpropagation that takes the inner gradients as given",
+        ("--meta.estimator", "{name: backprop, second_order: false}"),
     ),
     "es": Variant("evolution strategies", ("--meta.estimator", "es")),
     "pes": Variant("persistent evolution strategies", ("--meta.estimator", "pes")),

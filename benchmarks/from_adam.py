@@ -8,12 +8,11 @@ rule lies in benchmarks/rules/from_adam.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.runner.benchmark import Benchmark, Case
-from benchmarks.runner.variants import Variant, overview_of, per_parameter_mlp, recipes
+from benchmarks.runner.variants import Variant, overview_of, per_parameter_mlp, recipes, rule
 from meta_tasks import TASKS
 
 CONFIG = Path(__file__).parents[1] / "configs" / "from_adam.yaml"
@@ -26,23 +25,23 @@ VARIANTS = {
     "graph": Variant("AxisNet: messages between scalars and neurons"),
     "factored": Variant(
         "a network for each scalar by itself with as many meta-parameters, which sees factored moments",
-        per_parameter_mlp(CONFIG, width=59),
+        per_parameter_mlp(59),
     ),
     "alone": Variant(
         "the same without factored moments among its features",
-        per_parameter_mlp(CONFIG, width=59, factored=False),
+        per_parameter_mlp(59, factored=False),
     ),
     "paths": Variant(
         "AxisNet with messages along paths too",
-        ("--rule.options.paths", "3"),
+        rule(metanet={"name": "axisnet", "paths": 3}),
     ),
     "paths-constant": Variant(
         "the same with a constant direction",
-        ("--rule.options.paths", "3", "--rule.options.directions", json.dumps(DIRECTIONS)),
+        rule(metanet={"name": "axisnet", "paths": 3}, directions=DIRECTIONS),
     ),
     "factored-constant": Variant(
         "a network for each scalar by itself, factored moments and a constant direction",
-        per_parameter_mlp(CONFIG, width=60, directions=DIRECTIONS),
+        per_parameter_mlp(60, directions=DIRECTIONS),
     ),
 }
 

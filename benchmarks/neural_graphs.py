@@ -8,35 +8,31 @@ Rules: lopt-base, lopt-small, and every metanet meta-trained on FashionMNIST alo
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.runner.benchmark import Benchmark, Case
-from benchmarks.runner.variants import FRESH, Variant, overview_of, recipes
+from benchmarks.runner.variants import FRESH, Variant, overview_of, per_parameter_mlp, recipes, rule
 from meta_tasks import TASKS
 
 CONFIG = Path(__file__).parents[1] / "configs" / "metanets.yaml"
 META_SEEDS = (0, 1, 2, 3)
 
-DIRECTIONS = json.dumps(["adam", "slow", "gradient", "factored", "constant"])
+DIRECTIONS = ["adam", "slow", "gradient", "factored", "constant"]
 """The config's, and one beside which a raw output is a step by itself."""
 
 VARIANTS = {
     "metanets-axisnet_paths_constant": Variant(
         "AxisNet with messages along paths and a constant direction",
-        ("--rule.options.paths", "3", "--rule.options.directions", DIRECTIONS),
+        rule(metanet={"name": "axisnet", "paths": 3}, directions=DIRECTIONS),
     ),
     "metanets-mlp_constant": Variant(
         "a network for each scalar by itself, of usual size (903 meta-parameters), and a constant direction",
-        ("--rule.metanet", "mlp", "--rule.options.directions", DIRECTIONS),
+        rule(metanet="mlp", directions=DIRECTIONS),
     ),
     "metanets-mlp_large_constant": Variant(
         "such a network with as many meta-parameters as AxisNet (13,000), and a constant direction",
-        (
-            "--rule.metanet", "mlp", "--rule.options.width", "60", "--rule.options.layers", "4",
-            "--rule.options.directions", DIRECTIONS,
-        ),
+        per_parameter_mlp(60, directions=DIRECTIONS),
     ),
 }  # fmt: skip
 """Those that are meta-trained with several meta-seeds."""

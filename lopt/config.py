@@ -1,58 +1,132 @@
-"""YAML -> typed, frozen dataclasses. Unknown keys, wrong types and values out of range are errors that say where.
+"""Settings: frozen, typed pydantic models, read from YAML. A wrong value is one `ConfigError` that says where.
 
-A config class is a plain dataclass. Its fields may be bool, int, float, str, Any, Literal, other dataclasses, and
-lists, tuples, string-keyed dicts and unions of these. A number's range stands in its field's metadata:
+class Schedule(Settings):
+    steps: Count = 100
+    decay: Decay = 0.9
 
-    steps: int = field(default=100, metadata={"min": 1})
-    decay: float = field(default=0.9, metadata={"min": 0, "below": 1})   # "min", "max", "above", "below"
+load(Schedule, "schedule.yaml", {"steps": 3})
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from lopt.errors import ConfigError
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Settings")
 
-BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    "min": ("at least", lambda value, bound: value >= bound),
-    "max": ("at most", lambda value, bound: value <= bound),
-    "above": ("above", lambda value, bound: value > bound),
-    "below": ("below", lambda value, bound: value < bound),
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Of steps and the like."""
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Several = Annotated[tuple[T, ...], Strict(False)]
+"""YAML has lists alone, and frozen settings hold tuples."""
+Pair = Annotated[tuple[T, T], Strict(False)]
+
+LARGEST_FILE, DEEPEST, LONGEST_NUMBER = 200_000, 24, 40
+"""Bytes of a config, sections within sections, and characters of a number: far above any that people write."""
+
+EXPECTED = {
+    "missing": "a value",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a section",
+    "literal_error": "one of {expected}",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number at most {le:g}",
+    "too_short": "at least {min_length} of them",
+    "too_long": "at most {max_length} of them",
+    "string_too_short": "text",
+    "string_too_long": "text of at most {max_length} characters",
 }
-"""The metadata keys that bound a number, how to say them, and how to check them."""
-
-SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+"""What is to be said of each kind of pydantic's errors."""
 
 
-class Place(NamedTuple):
-    """Where a value stands: a file (or "command line") and the keys that lead to it."""
+class Settings(BaseModel):
+    """Base of everything that configs and rule files say. Raises `ConfigError` for a value that is not allowed."""
 
-    source: str
-    keys: tuple[str, ...] = ()
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    def __truediv__(self, key: object) -> Place:
-        return Place(self.source, (*self.keys, str(key)))
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_line(error)) from None
 
-    def __str__(self) -> str:
-        return f"{self.source}: {'.'.join(self.keys)}" if self.keys else self.source
+    # Else pydantic would call it for nested sections, too, and lose where in the whole the error stands.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, values: Any) -> Any:
+        if isinstance(values, cls):
+            return values
+        if not isinstance(values, Mapping):
+            raise wrong(f"a section with the keys {', '.join(cls.model_fields)}", values)
+        for key in values:
+            if key not in cls.model_fields:
+                raise unknown(key, cls.model_fields)
+        return values
+
+    def but(self: S, **changes: Any) -> S:
+        """A copy with some values changed, checked again."""
+        return type(self)(**{**dict(self), **changes})
+
+
+def wrong(expected: str, found: Any, *keys: object, hint: str = "") -> PydanticCustomError:
+    """What a validator raises: `keys` lead from its own value to the wrong one, and the hint says what to do."""
+    return _problem(f"expected {expected}, found {say(found)}{hint}", *keys)
+
+
+def unknown(key: object, known: Iterable[str]) -> PydanticCustomError:
+    """What a validator raises for a key that is none of the known ones."""
+    return _problem(f"unknown key; {suggest(str(key), known)}", key)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The known name that was meant, or all of them."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+
+
+def say(value: Any) -> str:
+    """A value of a config in words, short."""
+    if value is None:
+        return "null"
+    if isinstance(value, Mapping):
+        text = f"a section with the keys {', '.join(map(str, value))}" if value else "an empty section"
+    elif isinstance(value, int) and value.bit_length() > 128:
+        text = "a whole number of more than 38 digits"  # Python refuses to print thousands of digits
+    else:
+        text = repr(value).lower() if isinstance(value, bool) else repr(value)
+    text = _short(text)
+    return f"the list {text}" if isinstance(value, (list, tuple)) else text
 
 
 def load(
-    cls: type[T], source: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
-) -> T:  # fmt: skip
-    """A config of class `cls` from a YAML file or nested dicts; `overrides` replaces values by dotted key.
+    cls: type[S],
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+) -> S:
+    """Settings from a YAML file or nested dicts; `overrides` replaces values by dotted key.
 
     It must be complete without the overrides. Raises `ConfigError`, naming file and key ("meta.steps").
     """
@@ -64,42 +138,94 @@ def load(
     if not overrides:
         return config
     for key, value in overrides.items():
-        mapping = _replaced(mapping, key.split("."), value, Place("command line", (key,)))
+        mapping = _replaced(mapping, key.split("."), value, f"command line: {key}")
     return from_mapping(cls, mapping, "command line")
 
 
-def from_mapping(cls: type[T], mapping: object, where: str) -> T:
-    """A config of class `cls` from nested dicts and lists; `where` names their origin in errors."""
-    return _build(cls, mapping, Place(where))
+def from_mapping(cls: type[S], mapping: object, where: str) -> S:
+    """Settings from nested dicts and lists; `where` names their origin in errors."""
+    try:
+        return cls.model_validate(mapping)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_line(error)}") from None
 
 
-def to_mapping(config: Any) -> Any:
-    """Nested dicts, lists and scalars from which `from_mapping` makes an equal config."""
-    if is_dataclass(config):
-        return {f.name: to_mapping(getattr(config, f.name)) for f in fields(config) if f.init}
-    if isinstance(config, Mapping):
-        return {key: to_mapping(value) for key, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [to_mapping(value) for value in config]
-    return config
+def to_mapping(config: BaseModel) -> dict[str, Any]:
+    """Nested dicts, lists and scalars from which `from_mapping` makes equal settings."""
+    return config.model_dump(mode="json", serialize_as_any=True)
 
 
-def dump(config: Any) -> str:
-    """The config as YAML that `load` reads back."""
-    return yaml.dump(to_mapping(config), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
+def dump(config: BaseModel | Mapping[str, Any]) -> str:
+    """The settings as YAML that `load` reads back."""
+    mapping = to_mapping(config) if isinstance(config, BaseModel) else dict(config)
+    return yaml.dump(mapping, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
+
+
+def _problem(message: str, *keys: object) -> PydanticCustomError:
+    return PydanticCustomError("problem", "{message}", {"message": message, "keys": keys})
+
+
+def _short(value: object) -> str:
+    """As one line that is safe to print, whatever a foreign file holds."""
+    text = str(value)
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    context = first.get("ctx", {})
+    place = ".".join(_short(key) for key in (*first["loc"], *context.get("keys", ())) if key != "[key]")
+    if first["type"] in EXPECTED:
+        found = "nothing" if first["type"] == "missing" else say(first["input"])
+        message = f"expected {EXPECTED[first['type']].format(**context)}, found {found}"
+    else:
+        message = context.get("message") or str(context.get("error", first["msg"]))
+    return f"{place}: {message}" if place else message
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number (YAML 1.1 wants 1.0e-3) and a key given twice is an error."""
+    """Safe YAML 1.2 as people mean it.
+
+    1e-3 is a number; what YAML 1.1 reads as something else than it looks like (010 is 8, 1:30 is 90, no is false), a
+    key given twice, and what makes a small file large or runs anything (aliases, tags) are errors.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        mark = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            raise _yaml_error("an alias; write out what it stands for", mark)
+        if self.depth >= DEEPEST:
+            raise _yaml_error(f"more than {DEEPEST} sections within each other", mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if kind in ("map", "seq", "str", "null") and not (kind == "null" and node.value not in NULLS):
+            return super().construct_object(node, deep)
+        plain = PLAIN.get(kind)
+        if plain is None or not isinstance(node, yaml.ScalarNode):
+            raise _yaml_error(f"the tag {node.tag!r}; write plain values, or text in quotes", node.start_mark)
+        if len(node.value) > LONGEST_NUMBER or not plain.fullmatch(node.value):
+            shown = node.value if len(node.value) <= LONGEST_NUMBER else node.value[:LONGEST_NUMBER] + "..."
+            raise _yaml_error(
+                f"{shown}; write a number in decimals, true or false, or text in quotes", node.start_mark
+            )
+        return READ[kind](node.value)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key_node, _ in node.value:
-            scalar = isinstance(key_node, yaml.ScalarNode)
-            if not scalar or key_node.value in seen:
-                problem = f"key {key_node.value!r} given twice" if scalar else "a key that is not text"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key_node.value)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                raise _yaml_error("a key that is not text", key.start_mark)
+            if key.value in seen:
+                raise _yaml_error(f"key {key.value!r} given twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -112,11 +238,31 @@ for _class in (_Loader, _Dumper):
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
     )
 
+NULLS = ("", "~", "null", "Null", "NULL")
+PLAIN = {
+    "int": re.compile(r"[-+]?(0|[1-9][0-9]*)"),
+    "float": re.compile(
+        r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    ),
+    "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
+}
+"""What YAML 1.1 and 1.2 agree on."""
+READ: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    "bool": lambda text: text.lower() == "true",
+}
+
+
+def _yaml_error(found: str, mark: yaml.Mark | None) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, found, mark)
+
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
     """The content of a YAML file as dicts, lists and scalars. Raises `ConfigError`."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LARGEST_FILE + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: expected a YAML config, found no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -126,6 +272,10 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text. Raises `ConfigError`, naming `where` and the line."""
+    if len(text) > LARGEST_FILE:
+        raise ConfigError(
+            f"{where}: expected a config of at most {LARGEST_FILE} characters, found a longer one"
+        )
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -133,150 +283,25 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(
             f"{where}:{line} expected valid YAML, found: {error.problem or error.context}"
         ) from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{where}: expected valid YAML, found: {reason}") from None
 
 
-def _replaced(node: Any, keys: Sequence[str], value: Any, place: Place) -> Any:
+def _replaced(node: Any, keys: Sequence[str], value: Any, place: str) -> Any:
     """A copy of nested dicts and lists with the value at `keys` replaced or added."""
+    if len(keys) > DEEPEST:
+        raise ConfigError(
+            f"{place[:80]}: expected a dotted key of at most {DEEPEST} names, found {len(keys)}"
+        )
     if not keys:
         return value
     key, *rest = keys
     if isinstance(node, Sequence) and not isinstance(node, str):
-        if not (key.isdecimal() and int(key) < len(node)):
+        if key not in map(str, range(len(node))):
             raise ConfigError(f"{place}: expected an index below {len(node)}, found {key!r}")
-        return [_replaced(old, rest, value, place) if i == int(key) else old for i, old in enumerate(node)]
+        return [_replaced(old, rest, value, place) if key == str(i) else old for i, old in enumerate(node)]
     if node is not None and not isinstance(node, Mapping):
-        raise ConfigError(f"{place}: expected a section above {key!r}, found {_say(node)}")
+        raise ConfigError(f"{place}: expected a section above {key!r}, found {say(node)}")
     node = node or {}
     return {**node, key: _replaced(node.get(key), rest, value, place)}
-
-
-def _build(cls: type[T], mapping: object, place: Place) -> T:
-    if not isinstance(mapping, Mapping):
-        raise _mismatch(place, _name(cls, {}), mapping)
-    known = {f.name: f for f in fields(cls) if f.init}  # type: ignore[arg-type]
-    for key in mapping:
-        if key not in known:
-            raise ConfigError(f"{place / key}: unknown key; {_suggest(str(key), known)}")
-    hints = get_type_hints(cls)
-    for name, f in known.items():
-        if name not in mapping and _required(f):
-            raise ConfigError(f"{place / name}: expected {_name(hints[name], f.metadata)}, found nothing")
-    values = {
-        name: _convert(hints[name], mapping[name], place / name, known[name].metadata) for name in mapping
-    }
-    try:
-        return cls(**values)
-    except ConfigError as error:  # from __post_init__; its message may start with the section's name
-        section = "".join(f"{key}." for key in place.keys)
-        raise ConfigError(f"{place.source}: {section}{str(error).removeprefix(section)}") from None
-
-
-def _convert(hint: Any, value: Any, place: Place, bounds: Mapping[Any, Any]) -> Any:
-    """`value` as what the annotation asks for; bounds hold for every number in it."""
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if is_dataclass(hint) and isinstance(hint, type):
-        return value if isinstance(value, hint) else _build(hint, value, place)
-    if origin in (Union, UnionType):
-        return _convert_union(hint, value, place, bounds)
-    if origin is list and isinstance(value, list):
-        return [_convert(args[0], item, place / i, bounds) for i, item in enumerate(value)]
-    if origin is tuple and isinstance(value, list) and (args[-1] is ... or len(args) == len(value)):
-        items = [args[0]] * len(value) if args[-1] is ... else args
-        return tuple(
-            _convert(item, v, place / i, bounds) for i, (item, v) in enumerate(zip(items, value, strict=True))
-        )
-    if (
-        origin in (dict, Mapping)
-        and isinstance(value, Mapping)
-        and all(isinstance(key, str) for key in value)
-    ):
-        return {key: _convert(args[1], item, place / key, bounds) for key, item in value.items()}
-    if origin is Literal and any(value == choice and type(value) is type(choice) for choice in args):
-        return value
-    if _is_scalar(hint, value) and _within(value, bounds):
-        return None if hint is NoneType else hint(value)
-    raise _mismatch(place, _name(hint, bounds), value)
-
-
-def _convert_union(hint: Any, value: Any, place: Place, bounds: Mapping[Any, Any]) -> Any:
-    members = get_args(hint)
-    if value is None and NoneType in members:
-        return None
-    others = [member for member in members if member is not NoneType]
-    nested = [member for member in others if _is_nested(member)]
-    if len(nested) == 1 and (len(others) == 1 or isinstance(value, (Mapping, list))):
-        return _convert(nested[0], value, place, bounds)
-    for member in others:
-        try:
-            return _convert(member, value, place, bounds)
-        except ConfigError:
-            continue
-    raise _mismatch(place, _name(hint, bounds), value)
-
-
-def _is_nested(hint: Any) -> bool:
-    return is_dataclass(hint) or get_origin(hint) in (list, tuple, dict, Mapping)
-
-
-def _is_scalar(hint: Any, value: Any) -> bool:
-    if hint is NoneType:
-        return value is None
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return hint in SCALARS and type(value) is hint
-
-
-def _within(value: Any, bounds: Mapping[Any, Any]) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return True
-    return all(holds(value, bounds[key]) for key, (_, holds) in BOUNDS.items() if key in bounds)
-
-
-def _required(f: Field[Any]) -> bool:
-    return f.default is MISSING and f.default_factory is MISSING
-
-
-def _name(hint: Any, bounds: Mapping[Any, Any]) -> str:
-    """The annotation in words, for messages."""
-    origin, args = get_origin(hint), get_args(hint)
-    if hint in (int, float):
-        limits = [f"{words} {bounds[key]}" for key, (words, _) in BOUNDS.items() if key in bounds]
-        return " ".join([SCALARS[hint], " and ".join(limits)]).rstrip()
-    if origin in (Union, UnionType):
-        return " or ".join(_name(member, bounds) for member in args)
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, args))}"
-    if origin in (dict, Mapping):
-        return "a section"
-    if origin is list or (origin is tuple and args[-1] is ...):
-        return f"a list, each {_name(args[0], bounds)}"
-    if origin is tuple:
-        return f"a list of {len(args)}: {', '.join(_name(item, bounds) for item in args)}"
-    if is_dataclass(hint):
-        return f"a section with the keys {', '.join(f.name for f in fields(hint) if f.init)}"
-    return "null" if hint is NoneType else SCALARS.get(hint, str(hint))
-
-
-def _say(value: Any) -> str:
-    """A value of the config in words, short."""
-    if value is None:
-        return "null"
-    if isinstance(value, Mapping):
-        return f"a section with the keys {', '.join(map(str, value))}" if value else "an empty section"
-    text = repr(value).lower() if isinstance(value, bool) else repr(value)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return f"the list {text}" if isinstance(value, (list, tuple)) else text
-
-
-def _mismatch(place: Place, expected: str, found: Any) -> ConfigError:
-    return ConfigError(f"{place}: expected {expected}, found {_say(found)}")
-
-
-def _suggest(key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"

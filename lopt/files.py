@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,32 +23,61 @@ from lopt.errors import ConfigError, RuleFileError
 DIGEST = "sha256"
 
 
+LARGEST_HEADER, DEEPEST, LONGEST_NUMBER = 16_000_000, 64, 40
+"""Bytes of a header, levels of nesting in its JSON, and digits of a whole number."""
+
+
 def read(path: Path, format_name: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the JSON header of one of lopt's own safetensors files, checked."""
     try:
+        with open(path, "rb") as raw:
+            size = int.from_bytes(raw.read(8), "little")
+        if size > LARGEST_HEADER:
+            raise OSError(f"a header of {size} bytes")
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            header = _header(path, format_name, file.metadata() or {}, version)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise RuleFileError(
             f"{path}: expected a {format_name} file, found one that cannot be read: {error}"
         ) from None
-    if format_name not in metadata:
-        raise RuleFileError(f"{path}: expected a {format_name} file, found another safetensors file")
-    try:
-        header = json.loads(metadata[format_name])
-    except json.JSONDecodeError as error:
-        raise RuleFileError(f"{path}: the header of this {format_name} file is damaged: {error}") from None
-    if not isinstance(header, dict):
-        raise RuleFileError(f"{path}: the header of this {format_name} file is damaged: no mapping")
-    if header.get("version") != version:
-        found = header.get("version")
-        raise RuleFileError(
-            f"{path}: expected {format_name} version {version}, found {found}; use a matching lopt"
-        )
     if DIGEST in header and header[DIGEST] != digest(tensors):
         raise RuleFileError(f"{path}: this {format_name} file is damaged: its tensors are not those written")
     return tensors, header
+
+
+def _header(path: Path, format_name: str, metadata: Mapping[str, str], version: int) -> dict[str, Any]:
+    if format_name not in metadata:
+        raise RuleFileError(f"{path}: expected a {format_name} file, found another safetensors file")
+    try:
+        header = _parse(metadata[format_name])
+    except ValueError as error:
+        raise RuleFileError(f"{path}: the header of this {format_name} file is damaged: {error}") from None
+    if not isinstance(header, dict):
+        raise RuleFileError(f"{path}: the header of this {format_name} file is damaged: no mapping")
+    found = header.get("version")
+    if found != version:
+        raise RuleFileError(
+            f"{path}: expected {format_name} version {version}, found {found!r:.40}; use a matching lopt"
+        )
+    return header
+
+
+def _parse(text: str) -> Any:
+    """JSON whose depth and numbers are bounded: Python's parser recurses, and refuses numbers of 4,300 digits."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST:
+        raise ValueError(f"{deepest} levels of nesting")
+    return json.loads(text, parse_int=_int)
+
+
+def _int(text: str) -> int:
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 def write(path: Path, tensors: dict[str, Tensor], format_name: str, header: Mapping[str, Any]) -> None:

@@ -124,11 +124,17 @@ MISTAKES = {
         "train tiny.yaml --validation.0 nope",
         "tiny.yaml: validation.0: there is no task 'nope'",
     ),
-    "unknown metanet": ("train tiny.yaml --rule.metanet nope", "tiny.yaml: rule: rule: expected one of"),
-    "unknown option of the metanet": ("train tiny.yaml --rule.options.widht 8", "'widht'"),
+    "unknown metanet": (
+        "train tiny.yaml --rule.metanet nope",
+        "rule.metanet.name: expected one of axisnet, mlp",
+    ),
+    "unknown option of the metanet": (
+        "train tiny.yaml --rule.options.widht 8",
+        "rule.metanet.widht: unknown key; did you mean 'width'?",
+    ),
     "nothing to learn": (
         "train tiny.yaml --rule {metanet:\\ adam}",
-        "found 'adam', which has nothing to learn",
+        "rule.metanet: expected one of axisnet, mlp",
     ),
     "missing data": ("train tiny.yaml --tasks.0 {family:\\ mlp,options:\\ {dataset:\\ mnist}}", "--data DIR"),
     "no run": ("resume runs/none", "runs/none: expected a run folder with config.yaml"),

@@ -1,43 +1,52 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field, model_validator
 
-from lopt.config import dump, from_mapping, load, parse_yaml, to_mapping
+from lopt.config import (
+    Pair,
+    Positive,
+    Settings,
+    Several,
+    dump,
+    from_mapping,
+    load,
+    parse_yaml,
+    to_mapping,
+    wrong,
+)
 from lopt.errors import ConfigError
 from lopt.training.run_config import RunConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
-@dataclass(frozen=True)
-class Inner:
-    steps: int = field(default=10, metadata={"min": 1, "max": 99})
-    decay: float = field(default=0.9, metadata={"min": 0, "below": 1})
-    rates: tuple[float, ...] = field(default=(0.1,), metadata={"above": 0})
+class Inner(Settings):
+    steps: Annotated[int, Field(ge=1, le=99)] = 10
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    rates: Several[Positive] = (0.1,)
 
 
-@dataclass(frozen=True)
-class Outer:
+class Outer(Settings):
     name: str
-    inner: Inner = field(default_factory=Inner)
+    inner: Inner = Inner()
     other: Inner | None = None
     mode: Literal["fast", "slow", 3] = "fast"
     flag: bool = False
-    pair: tuple[int, str] = (1, "a")
-    items: list[Inner] = field(default_factory=list)
-    sizes: dict[str, int] = field(default_factory=dict)
-    either: int | str | None = None
-    mixed: tuple[str | Inner, ...] = ()
+    pair: Pair[int] = (1, 2)
+    items: list[Inner] = []  # noqa: RUF012 - pydantic copies defaults
+    sizes: dict[str, int] = {}  # noqa: RUF012
     free: Any = None
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _fit(self) -> Outer:
         if self.name == "forbidden":
-            raise ConfigError("name: expected another one, found 'forbidden'")
+            raise wrong("another one", self.name, "name")
+        return self
 
 
 FULL = """
@@ -46,11 +55,9 @@ inner: {steps: 5, decay: 0, rates: [1e-3, 2, 1.5E+2]}
 other: {steps: 7}
 mode: 3
 flag: true
-pair: [2, b]
+pair: [2, 5]
 items: [{steps: 1}, {}]
 sizes: {a: 1, b: 2}
-either: text
-mixed: [plain, {steps: 3}]
 free: {anything: [1, two, null]}
 """
 
@@ -62,15 +69,13 @@ def read(text: str) -> Outer:
 def test_every_kind_of_field_is_read_with_its_type() -> None:
     assert read(FULL) == Outer(
         name="all of it",
-        inner=Inner(5, 0.0, (1e-3, 2.0, 150.0)),
-        other=Inner(7),
+        inner=Inner(steps=5, decay=0.0, rates=(1e-3, 2.0, 150.0)),
+        other=Inner(steps=7),
         mode=3,
         flag=True,
-        pair=(2, "b"),
-        items=[Inner(1), Inner()],
+        pair=(2, 5),
+        items=[Inner(steps=1), Inner()],
         sizes={"a": 1, "b": 2},
-        either="text",
-        mixed=("plain", Inner(3)),
         free={"anything": [1, "two", None]},
     )
     assert isinstance(read(FULL).inner.decay, float)
@@ -78,11 +83,16 @@ def test_every_kind_of_field_is_read_with_its_type() -> None:
 
 
 def test_missing_keys_take_their_defaults() -> None:
-    assert read("name: x") == Outer("x")
+    assert read("name: x") == Outer(name="x")
 
 
 def test_dump_round_trips(tmp_path: Path) -> None:
-    for text in (FULL, "name: x", "{name: '1e-3', either: 3, free: 1.0e-7}"):
+    for text in (
+        FULL,
+        "name: x",
+        "{name: '1e-3', free: 1.0e-7}",
+        "{name: '010', free: ['no', '1:30', '1_0', '0x1']}",
+    ):
         path = tmp_path / "dumped.yaml"
         path.write_text(dump(read(text)))
         assert load(Outer, path) == read(text)
@@ -94,42 +104,35 @@ def test_dump_round_trips(tmp_path: Path) -> None:
         ("name: x\nnmae: y", "f.yaml: nmae: unknown key; did you mean 'name'?"),
         ("name: x\ninner: {setps: 1}", "f.yaml: inner.setps: unknown key; did you mean 'steps'?"),
         ("name: x\ninner: {zzz: 1}", "f.yaml: inner.zzz: unknown key; expected one of steps, decay, rates"),
-        ("inner: {}", "f.yaml: name: expected text, found nothing"),
+        ("inner: {}", "f.yaml: name: expected a value, found nothing"),
         ("", "f.yaml: expected a section with the keys name, inner,"),
         ("[1]", "found the list [1]"),
         ("name: 3", "f.yaml: name: expected text, found 3"),
         ("name:", "f.yaml: name: expected text, found null"),
         ("name: x\nflag: 1", "f.yaml: flag: expected true or false, found 1"),
-        ("name: x\nmode: quick", "f.yaml: mode: expected one of 'fast', 'slow', 3, found 'quick'"),
+        ("name: x\nmode: quick", "f.yaml: mode: expected one of 'fast', 'slow' or 3, found 'quick'"),
         ("name: x\ninner: 3", "f.yaml: inner: expected a section with the keys steps, decay, rates, found 3"),
-        (
-            "name: x\ninner: {steps: 0}",
-            "f.yaml: inner.steps: expected a whole number at least 1 and at most 99, found 0",
-        ),
-        ("name: x\ninner: {steps: 100}", "found 100"),
+        ("name: x\ninner: {steps: 0}", "f.yaml: inner.steps: expected a number at least 1, found 0"),
+        ("name: x\ninner: {steps: 100}", "f.yaml: inner.steps: expected a number at most 99, found 100"),
         ("name: x\ninner: {steps: 1.5}", "f.yaml: inner.steps: expected a whole number"),
         ("name: x\ninner: {steps: true}", "f.yaml: inner.steps: expected a whole number"),
         ("name: x\ninner: {steps: many}", "found 'many'"),
         (
             "name: x\ninner: {decay: 1}",
-            "f.yaml: inner.decay: expected a number at least 0 and below 1, found 1",
+            "f.yaml: inner.decay: expected a number below 1, found 1",
         ),
-        ("name: x\ninner: {decay: .nan}", "f.yaml: inner.decay: expected a number"),
+        ("name: x\ninner: {decay: .nan}", "f.yaml: inner.decay: expected a finite number"),
         ("name: x\ninner: {rates: [1, 0]}", "f.yaml: inner.rates.1: expected a number above 0, found 0"),
         (
             "name: x\ninner: {rates: 1}",
-            "f.yaml: inner.rates: expected a list, each a number above 0, found 1",
+            "f.yaml: inner.rates: expected a list, found 1",
         ),
-        ("name: x\nother: {steps: 0}", "f.yaml: other.steps: expected a whole number"),
-        (
-            "name: x\npair: [1]",
-            "f.yaml: pair: expected a list of 2: a whole number, text, found the list [1]",
-        ),
+        ("name: x\nother: {steps: 0}", "f.yaml: other.steps: expected a number at least 1"),
+        ("name: x\npair: [1]", "f.yaml: pair.1: expected a value, found nothing"),
+        ("name: x\npair: [1, 2, 3]", "f.yaml: pair: expected at most 2 of them, found the list [1, 2, 3]"),
         ("name: x\nitems: [{}, {steps: -1}]", "f.yaml: items.1.steps:"),
         ("name: x\nsizes: {a: b}", "f.yaml: sizes.a: expected a whole number, found 'b'"),
-        ("name: x\nsizes: {1: 2}", "f.yaml: sizes: expected a section"),
-        ("name: x\neither: 1.5", "f.yaml: either: expected a whole number or text or null, found 1.5"),
-        ("name: x\nmixed: [{stps: 1}]", "f.yaml: mixed.0.stps: unknown key; did you mean 'steps'?"),
+        ("name: x\nsizes: {1: 2}", "f.yaml: sizes.1: expected text, found 1"),
         ("name: forbidden", "f.yaml: name: expected another one, found 'forbidden'"),
         ("name: [", "f.yaml: line 1: expected valid YAML"),
         ("name: x\n  other: 3", "f.yaml: line 2: expected valid YAML"),
@@ -138,7 +141,7 @@ def test_dump_round_trips(tmp_path: Path) -> None:
         ("{[1]: 2}", "f.yaml: line 1: expected valid YAML"),
         ("name: \x00", "f.yaml: expected valid YAML"),
         ("? {a: 1}\n: 2", "f.yaml: line 1: expected valid YAML"),
-        ("name: 2020-13-45", "f.yaml: expected valid YAML"),
+        ("name: 2020-13-45", "f.yaml: line 1: expected valid YAML"),
     ],
 )
 def test_a_bad_config_is_one_error_that_says_where(text: str, message: str) -> None:
@@ -165,8 +168,14 @@ def test_overrides_replace_values_by_dotted_key(tmp_path: Path) -> None:
     path.write_text("{name: x, items: [{}, {steps: 2}]}")
     overrides = {"name": "y", "inner.steps": 3, "items.1.steps": 4, "other.decay": 0.5, "sizes.a": 1}
     config = load(Outer, path, overrides)
-    assert config == Outer("y", Inner(3), Inner(decay=0.5), items=[Inner(), Inner(4)], sizes={"a": 1})
-    assert load(Outer, path) == Outer("x", items=[Inner(), Inner(2)])
+    assert config == Outer(
+        name="y",
+        inner=Inner(steps=3),
+        other=Inner(decay=0.5),
+        items=[Inner(), Inner(steps=4)],
+        sizes={"a": 1},
+    )
+    assert load(Outer, path) == Outer(name="x", items=[Inner(), Inner(steps=2)])
 
 
 @pytest.mark.parametrize(
@@ -194,15 +203,20 @@ RUN = {"name": "x", "tasks": [{"family": "mlp"}], "validation": ["digits-mlp", {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tasks": []}, "f: tasks: expected a list of at least one task"),
-        ({"validation": []}, "f: validation: expected a list of at least one task"),
+        ({"tasks": []}, "f: tasks: expected at least 1 of them, found the list []"),
+        ({"validation": []}, "f: validation: expected at least 1 of them"),
         ({"name": "a/b"}, "f: name: expected a name"),
         (
             {"tasks": [{"family": "mlp", "weight": 0}]},
             "f: tasks.0.weight: expected a number above 0, found 0",
         ),
         ({"meta": {"steps": 0}}, "f: meta.steps: expected"),
-        ({"seed": -1}, "f: seed: expected a whole number at least 0"),
+        ({"seed": -1}, "f: seed: expected a number at least 0"),
+        (
+            {"seed": 10**400},
+            "f: seed: expected a number below 9.22337e+18, found a whole number of more than 38",
+        ),
+        ({"rule": {"metanet": "mpl"}}, "f: rule.metanet: expected one of axisnet, mlp"),
     ],
 )
 def test_a_bad_run_config_says_where(change: dict[str, Any], message: str) -> None:

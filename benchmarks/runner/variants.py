@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-import yaml
-
 from benchmarks.runner.benchmark import View, fingerprint
 from benchmarks.runner.recipe import Recipe
 from benchmarks.runner.speedup import geometric_mean
@@ -31,11 +29,14 @@ class Variant(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-def per_parameter_mlp(config: Path, **changes: Any) -> tuple[str, ...]:
+def rule(**changes: Any) -> tuple[str, ...]:
+    """Overrides of the rule of a config."""
+    return tuple(word for key, value in changes.items() for word in (f"--rule.{key}", json.dumps(value)))
+
+
+def per_parameter_mlp(width: int, **changes: Any) -> tuple[str, ...]:
     """Overrides that put an MLP of four layers for each scalar by itself in the place of the config's AxisNet."""
-    options = yaml.safe_load(config.read_text())["rule"]["options"]
-    kept = {name: value for name, value in options.items() if name != "neuron_width"}
-    return "--rule.metanet", "mlp", "--rule.options", json.dumps(kept | {"layers": 4} | changes)
+    return rule(metanet={"name": "mlp", "width": width, "layers": 4}, **changes)
 
 
 def recipes(

@@ -14,8 +14,14 @@ from lopt.metanets.published.ng_gnn import NgGnn
 from lopt.metanets.published.ng_t import NgT
 from lopt.metanets.published.unf import Unf
 from lopt.metanets.tensor_mlp import TensorMlp
+from lopt.registry import Registry
 
-METANETS: dict[str, type[Metanet]] = {
+METANETS: Registry[type[Metanet]] = Registry(
+    "metanet", Metanet, given=("features", "context", "outputs"), default="axisnet"
+)
+"""Every metanet by the name that configs and rule files use."""
+
+for _name, _metanet in {
     "axisnet": AxisNet,
     "mlp": Mlp,
     "lstm": Lstm,
@@ -28,8 +34,8 @@ METANETS: dict[str, type[Metanet]] = {
     "ng_gnn": NgGnn,
     "ng_t": NgT,
     "gmn": Gmn,
-}
-"""Every metanet by the name that configs and rule files use."""
+}.items():
+    METANETS.register(_name)(_metanet)
 
 __all__ = [
     "METANETS",

@@ -22,7 +22,7 @@ from torch.nn.functional import relu
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.spec import PARAMETER_KINDS
-from lopt.metanets.base import Metanet, check_sizes
+from lopt.metanets.base import Layers, Metanet, Size, SizeOrZero
 from lopt.metanets.paths import Paths
 from lopt.metanets.plan import (
     MESSAGE_ROLES,
@@ -55,15 +55,12 @@ class AxisNet(Metanet):
         features: int,
         context: int,
         outputs: int,
-        width: int = 16,
-        neuron_width: int = 32,
-        layers: int = 2,
-        paths: int = 0,
+        width: Size = 16,
+        neuron_width: Size = 32,
+        layers: Layers = 2,
+        paths: SizeOrZero = 0,
     ) -> None:
         super().__init__()
-        check_sizes(width=width, neuron_width=neuron_width, layers=layers)
-        if paths:
-            check_sizes(paths=paths)
         self.paths = Paths(features, paths) if paths else None
         self.kind_embedding = nn.Parameter(0.1 * torch.randn(len(PARAMETER_KINDS), neuron_width))
         self.encode_context = nn.Linear(context, neuron_width)

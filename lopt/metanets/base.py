@@ -7,17 +7,25 @@ R raw outputs, M remembered values.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
+
+Size = Annotated[int, Field(ge=1, le=4096)]
+"""A width, or how many of something a metanet has."""
+SizeOrZero = Annotated[int, Field(ge=0, le=4096)]
+Layers = Annotated[int, Field(ge=1, le=64)]
 
 
 class Metanet(nn.Module, ABC):
     """A network that reads features of all scalars of a task network and is equivariant to its neurons' order.
 
-    Its output layers start at zero, so that a fresh learned rule is its base optimizer.
+    Its output layers start at zero, so that a fresh learned rule is its base optimizer. The constructor takes the
+    counts `features`, `context` and `outputs`; its other parameters are the options that configs set, and their
+    annotations say what these may be.
     """
 
     memory: int = 0
@@ -41,10 +49,3 @@ class Metanet(nn.Module, ABC):
     def of_tensors(self, context: Tensor) -> Tensor:
         """context (C, B) -> raw outputs (R, B) of a metanet that sees no scalars: `forward` repeats them."""
         raise NotImplementedError(f"{type(self).__name__} sees scalars")
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raise a `ConfigError` unless each of a metanet's named sizes is a whole number of at least 1."""
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise ConfigError(f"metanet: {name} must be a whole number of at least 1, found {size!r}")

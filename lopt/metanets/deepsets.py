@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from lopt.graph import ParameterGraph
-from lopt.metanets.base import Metanet, check_sizes
+from lopt.metanets.base import Layers, Metanet, Size
 from lopt.metanets.layers import Pointwise, WithContext, zeroed
 from lopt.numerics.segments import segment_expand, segment_mean
 
@@ -20,9 +20,10 @@ from lopt.numerics.segments import segment_expand, segment_mean
 class DeepSets(Metanet):
     """e' = relu(W e + V mean(e over its tensor) + U mean(the tensors' means) + b), `layers` times, then raw = H e."""
 
-    def __init__(self, features: int, context: int, outputs: int, width: int = 16, layers: int = 2) -> None:
+    def __init__(
+        self, features: int, context: int, outputs: int, width: Size = 16, layers: Layers = 2
+    ) -> None:
         super().__init__()
-        check_sizes(width=width, layers=layers)
         self.first = WithContext(features, context, width)
         self.layers = nn.ModuleList(SetLayer(width) for _ in range(layers))
         self.head = zeroed(Pointwise(width, outputs))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from lopt.graph import ParameterGraph
-from lopt.metanets.base import Metanet, check_sizes
+from lopt.metanets.base import Layers, Metanet, Size
 from lopt.metanets.layers import Pointwise, WithContext, zeroed
 from lopt.numerics.segments import segment_expand, segment_mean
 
@@ -23,9 +23,10 @@ class Lstm(Metanet):
     The paper has 2 layers of width 20.
     """
 
-    def __init__(self, features: int, context: int, outputs: int, width: int = 8, layers: int = 2) -> None:
+    def __init__(
+        self, features: int, context: int, outputs: int, width: Size = 8, layers: Layers = 2
+    ) -> None:
         super().__init__()
-        check_sizes(width=width, layers=layers)
         self.memory = 2 * width * layers
         self.first = WithContext(features, context, 4 * width)
         self.inputs = nn.ModuleList(Pointwise(width, 4 * width) for _ in range(layers - 1))
@@ -53,9 +54,8 @@ class TensorLstm(Metanet):
     One tensor hears of those before it; the scalars of a tensor stay a set.
     """
 
-    def __init__(self, features: int, context: int, outputs: int, width: int = 16) -> None:
+    def __init__(self, features: int, context: int, outputs: int, width: Size = 16) -> None:
         super().__init__()
-        check_sizes(width=width)
         self.first = WithContext(features, context, width)
         self.inputs = Pointwise(width, 4 * width)
         self.recurrent = Pointwise(width, 4 * width, bias=False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu_
 
 from lopt.graph import ParameterGraph
-from lopt.metanets.base import Metanet, check_sizes
+from lopt.metanets.base import Layers, Metanet, Size
 from lopt.metanets.layers import Pointwise, WithContext, zeroed
 
 
@@ -21,9 +21,10 @@ class Mlp(Metanet):
     The paper's network has width 4 and 2 layers.
     """
 
-    def __init__(self, features: int, context: int, outputs: int, width: int = 16, layers: int = 2) -> None:
+    def __init__(
+        self, features: int, context: int, outputs: int, width: Size = 16, layers: Layers = 2
+    ) -> None:
         super().__init__()
-        check_sizes(width=width, layers=layers)
         self.first = WithContext(features, context, width)
         self.inner = nn.ModuleList(Pointwise(width, width) for _ in range(layers - 1))
         self.head = zeroed(Pointwise(width, outputs))

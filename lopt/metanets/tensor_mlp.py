@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import relu_
 
 from lopt.graph import ParameterGraph
-from lopt.metanets.base import Metanet, check_sizes
+from lopt.metanets.base import Metanet, Size
 from lopt.metanets.layers import Pointwise, zeroed
 from lopt.numerics.segments import segment_expand
 
@@ -21,9 +21,8 @@ class TensorMlp(Metanet):
 
     sees_scalars = False
 
-    def __init__(self, features: int, context: int, outputs: int, width: int = 16) -> None:
+    def __init__(self, features: int, context: int, outputs: int, width: Size = 16) -> None:
         super().__init__()
-        check_sizes(width=width)
         self.first = Pointwise(context, width)
         self.head = zeroed(Pointwise(width, outputs))
 

@@ -71,7 +71,7 @@ def _description(rule: LearnedRule) -> dict[str, object]:
     config = rule.config
     per_parameter = 4 * (len(config.decays) + 1 + rule.metanet.memory)
     return {
-        "metanet": f"{config.metanet} {_options(config.metanet_options)}".strip(),
+        "metanet": " ".join(str(value) for _, value in config.metanet),
         "meta-parameters": f"{sum(p.numel() for p in rule.parameters()):,}",
         "base directions": ", ".join(config.directions),
         "update form": config.update_form,

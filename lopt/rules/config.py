@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from lopt.errors import ConfigError
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
+
+from lopt.config import Decay, NonNegative, Positive, Settings, Several, unknown, wrong
 from lopt.graph.tensor_classes import CLASSES
 from lopt.metanets import METANETS
 from lopt.rules.constants import CONSTANTS
@@ -14,99 +15,104 @@ from lopt.rules.directions import DIRECTIONS
 from lopt.rules.forms import FORMS
 
 
-@dataclass(frozen=True)
-class LearnedRuleConfig:
-    """Everything that defines a learned rule but for its meta-parameters."""
+def _known(mapping: dict[str, Any], known: Any) -> dict[str, Any]:
+    for key in mapping:
+        if key not in known:
+            raise unknown(key, known)
+    return mapping
 
-    metanet: str = "axisnet"
-    """Name in `lopt.metanets.METANETS`."""
-    metanet_options: dict[str, Any] = field(default_factory=dict)
-    """Options of the metanet's constructor."""
-    rate: float = 5e-3
+
+class LearnedRuleConfig(Settings):
+    """Everything that defines a learned rule but for its meta-parameters.
+
+    Short forms: `metanet: mlp` for a metanet with its default options, and a list of directions, of which the first
+    has weight 1 and the others 0.
+    """
+
+    metanet: Annotated[Settings, PlainValidator(METANETS.choose)] = Field(
+        default_factory=lambda: METANETS.choose({})
+    )
+    """One of `lopt.metanets.METANETS`: its name and the options of its constructor."""
+    rate: Annotated[float, Field(gt=0, le=1e3)] = 5e-3
     """Learning rate of the base optimizer that the fresh rule is; meta-trained from there."""
-    decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    decays: Annotated[Several[Decay], Field(min_length=1, max_length=16)] = (0.9, 0.99, 0.999)
     """Decays of the momenta, fastest first."""
-    second_decay: float = 0.999
+    second_decay: Decay = 0.999
     """Decay of the second moment."""
-    directions: tuple[str, ...] = ("adam", "slow", "gradient", "factored", "momentum", "parameter")
-    """Base directions by name."""
-    weights: tuple[float, ...] = ()
-    """Of the directions in the fresh rule; empty: 1 for the first and 0 for the others."""
-    update_form: str = "mixture"
+    directions: Annotated[
+        dict[str, Annotated[float, Field(ge=-1e3, le=1e3)]],
+        Field(min_length=1),
+        AfterValidator(lambda found: _known(found, DIRECTIONS)),
+    ] = {"adam": 1.0, "slow": 0.0, "gradient": 0.0, "factored": 0.0, "momentum": 0.0, "parameter": 0.0}  # noqa: RUF012
+    """Base directions with their weights in the fresh rule; the order is that of the metanet's outputs."""
+    update_form: Literal["mixture", "orthogonal", "preconditioned", "magnitude", "momentum"] = "mixture"
     """How raw outputs become a step: a name in `lopt.rules.forms.FORMS`."""
     factored: bool = True
     """Whether scalars see the factored second moments of their tensors (a metanet of the graph can do without)."""
     anneal: bool = True
     """Whether the base learning rate falls: along half a cosine where the horizon is known, else see `fade`."""
-    warm_up: float = 0.0
+    warm_up: Decay = 0.0
     """Share of a known horizon over which it first rises along half a cosine."""
-    fade: float = 0.0
+    fade: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Where the horizon is unknown the base learning rate rises for fade / 5 steps and falls as 1 / sqrt(1 + t / fade);
     0: it stays."""
-    scales: dict[str, float] = field(default_factory=dict)
+    scales: Annotated[dict[str, Positive], AfterValidator(lambda found: _known(found, CLASSES))] = {}  # noqa: RUF012
     """Factors on the base learning rate by class of tensor (`tensor_classes.CLASSES`); 1 for those not named."""
-    widest: float = 0.0
+    widest: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Rows or columns of a hidden matrix above which its step shrinks with their root; 0: never."""
     relative: bool = False
     """Whether tensors with smaller weights than PyTorch draws take smaller steps (`scales.relative_rates`)."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """Decay of all weights but vectors, as a share of the base learning rate; it anneals with the steps."""
-    decay_horizon: float = 0.0
+    decay_horizon: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Horizon at which half of the weight decay acts (`decay_share`); 0: all of it at any."""
-    max_step: float = 0.5
+    max_step: Positive = 0.5
     """Bound on the rms of a tensor's step, relative to the rms of the tensor (taken as at least 0.1)."""
-    constants: tuple[str, ...] = ()
+    constants: Several[str] = ()
     """Which of these constants are meta-learned and follow the horizon, by name in `lopt.rules.constants.CONSTANTS`."""
 
-    def __post_init__(self) -> None:
-        for name in ("decays", "directions", "weights", "constants"):
-            check(isinstance(getattr(self, name), (list, tuple)), name, "a list", getattr(self, name))
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "weights", self.weights or (1.0, *[0.0] * (len(self.directions) - 1)))
-        check(self.metanet in METANETS, "metanet", f"one of {', '.join(METANETS)}", self.metanet)
-        unknown = [name for name in self.directions if name not in DIRECTIONS]
-        check(
-            not unknown and self.directions,
-            "directions",
-            f"names out of {', '.join(DIRECTIONS)}",
-            self.directions,
-        )
-        count = len(self.directions)
-        check(len(set(self.directions)) == count, "directions", "distinct names", self.directions)
-        fits = len(self.weights) == count and all(
-            is_number(weight) and math.isfinite(weight) for weight in self.weights
-        )
-        check(fits, "weights", f"as many numbers as directions ({count})", self.weights)
-        check(self.update_form in FORMS, "update_form", f"one of {', '.join(FORMS)}", self.update_form)
-        check(is_number(self.rate) and 0 < self.rate < math.inf, "rate", "a finite number above 0", self.rate)
-        check(is_number(self.max_step) and self.max_step > 0, "max_step", "a number above 0", self.max_step)
-        needed = 2 if "slow" in self.directions else 1
-        fits = len(self.decays) >= needed and all(is_number(d) and 0 <= d < 1 for d in self.decays)
-        check(fits, "decays", f"at least {needed} numbers from 0 up to but not 1", self.decays)
-        fits = is_number(self.warm_up) and 0 <= self.warm_up < 1
-        check(fits, "warm_up", "a share from 0 up to but not 1", self.warm_up)
-        check(
-            is_number(self.fade) and 0 <= self.fade < math.inf, "fade", "a number of steps from 0", self.fade
-        )
-        fits = is_number(self.widest) and 0 <= self.widest < math.inf
-        check(fits, "widest", "a number of rows or columns from 0", self.widest)
-        check(isinstance(self.relative, bool), "relative", "true or false", self.relative)
-        for name in ("weight_decay", "decay_horizon"):
-            found = getattr(self, name)
-            check(is_number(found) and 0 <= found < math.inf, name, "a finite number from 0", found)
-        fits = isinstance(self.scales, dict) and all(
-            name in CLASSES and is_number(scale) and 0 < scale < math.inf
-            for name, scale in self.scales.items()
-        )
-        check(fits, "scales", f"finite numbers above 0 for some of {', '.join(CLASSES)}", self.scales)
-        fits = is_number(self.second_decay) and 0 <= self.second_decay < 1
-        check(fits, "second_decay", "a number from 0 up to but not 1", self.second_decay)
-        self._check_constants()
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, values: Any) -> Any:
+        """Short forms, and those of older rule files: `metanet_options`, and `weights` beside a list of `directions`.
 
-    def _check_constants(self) -> None:
-        unknown = [name for name in self.constants if name not in CONSTANTS]
-        fits = not unknown and len(set(self.constants)) == len(self.constants)
-        check(fits, "constants", f"distinct names out of {', '.join(CONSTANTS)}", self.constants)
+        `options` are those of the rule and of its metanet, mixed, as `lopt.make_rule` takes them.
+        """
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        mixed, own = values.pop("options", None), values.pop("metanet_options", None)
+        for options, keys in ((mixed, ("options",)), (own, ("metanet_options",))):
+            if not isinstance(options or {}, Mapping):
+                raise wrong("a section", options, *keys)
+        if mixed:
+            values |= {
+                key: value for key, value in mixed.items() if key in cls.model_fields or key == "weights"
+            }
+        own = {**(own or {}), **{key: value for key, value in (mixed or {}).items() if key not in values}}
+        if own:
+            name = values.get("metanet", "axisnet")
+            values["metanet"] = {**(name if isinstance(name, Mapping) else {"name": name}), **own}
+        weights = values.pop("weights", None)
+        directions = values.get(
+            "directions", list(cls.model_fields["directions"].default) if weights else None
+        )
+        if isinstance(directions, (list, tuple)):
+            weights = weights or (1.0, *[0.0] * (len(directions) - 1))
+            if not isinstance(weights, (list, tuple)) or len(weights) != len(directions):
+                raise wrong(f"as many numbers as directions ({len(directions)})", weights, "weights")
+            if not all(isinstance(name, str) for name in directions) or len({*directions}) < len(directions):
+                raise wrong("distinct names", directions, "directions")
+            values["directions"] = dict(zip(directions, weights, strict=True))
+        return values
+
+    @model_validator(mode="after")
+    def _fit(self) -> LearnedRuleConfig:
+        if "slow" in self.directions and len(self.decays) < 2:
+            raise wrong("at least 2 of them for the direction slow", self.decays, "decays")
+        for index, name in enumerate(self.constants):
+            if name not in CONSTANTS or name in self.constants[:index]:
+                raise wrong(f"distinct names out of {', '.join(CONSTANTS)}", name, "constants", index)
         # From nothing no logarithm and no logit can move them.
         off = {
             "momentum_decay": not self.decays[0] or FORMS[self.update_form].learns_decay,
@@ -117,25 +123,8 @@ class LearnedRuleConfig:
             "relative": not self.relative,
         }
         found = [name for name in self.constants if off.get(name)]
-        check(
-            not found,
-            "constants",
-            "names of constants that are not off, nor learned by the update form",
-            found,
-        )
-
-    @property
-    def mixture(self) -> dict[str, float]:
-        """The directions with their weights in the fresh rule."""
-        return dict(zip(self.directions, self.weights, strict=True))
-
-
-def is_number(value: object) -> bool:
-    """Files and the command line may hold anything."""
-    return isinstance(value, (int, float))
-
-
-def check(valid: object, name: str, expected: str, found: object) -> None:
-    """Raise a `ConfigError` unless the option is valid."""
-    if not valid:
-        raise ConfigError(f"learned rule: {name} must be {expected}, found {found!r}")
+        if found:
+            raise wrong(
+                "names of constants that are not off, nor learned by the update form", found, "constants"
+            )
+        return self

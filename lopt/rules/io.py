@@ -41,10 +41,10 @@ def load_rule(name_or_path: str | os.PathLike[str]) -> LearnedRule:
     path = locate(name_or_path)
     tensors, header = read(path, FORMAT, VERSION)
     try:
-        # Where the file's numbers are, whatever the default device is: on "meta" they would be lost.
-        with torch.device("cpu"):
-            rule = LearnedRule.from_description(header["rule"])
-    except (KeyError, TypeError, ConfigError) as error:
+        # Nothing is allocated, however wide the file says that the rule is, before its tensors are known to fit.
+        with torch.device("meta"):
+            rule = LearnedRule.from_description(header.get("rule", {}))
+    except ConfigError as error:
         raise RuleFileError(
             f"{path}: the file describes a rule that this version cannot build: {error}"
         ) from None
@@ -102,4 +102,5 @@ def _fill(rule: LearnedRule, tensors: dict[str, Tensor], path: Path) -> None:
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
             raise RuleFileError(f"{path}: expected finite floating-point numbers in {name}, found others")
-    rule.to(tensors["log_rate"].dtype).load_state_dict(tensors)
+    dtype = tensors["log_rate"].dtype
+    rule.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)

@@ -6,13 +6,13 @@ Shapes: P scalars of one network, B parameters (tensors), K decays, R raw output
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from lopt.config import from_mapping, to_mapping
 from lopt.features import per_scalar, per_tensor
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
@@ -53,11 +53,11 @@ class LearnedRule(Rule):
         super().__init__()
         self.config = config
         kinds = len(config.decays)
-        self.metanet = METANETS[config.metanet](
+        self.metanet = METANETS.make(
+            config.metanet,
             features=per_scalar.count(kinds, config.factored),
             context=per_tensor.count(kinds),
             outputs=FORMS[config.update_form].outputs(len(config.directions)),
-            **config.metanet_options,
         )
         self.log_rate = nn.Parameter(torch.tensor(config.rate).log() / SPEED)
         learns = FORMS[config.update_form].learns_decay
@@ -204,7 +204,7 @@ class LearnedRule(Rule):
     def _step(self, history: History, raw: Tensor) -> Tensor:
         """(P,) the unbounded step out of the raw outputs."""
         log_rate = self._log_rate().to(raw.dtype)
-        return FORMS[self.config.update_form].step(history, self.config.mixture, raw, log_rate)
+        return FORMS[self.config.update_form].step(history, self.config.directions, raw, log_rate)
 
     def _log_rate(self) -> Tensor:
         """() the logarithm of the base rate."""
@@ -257,12 +257,12 @@ class LearnedRule(Rule):
 
     def describe(self) -> dict[str, Any]:
         """The config as JSON-able values, for the rule file."""
-        return asdict(self.config)
+        return to_mapping(self.config)
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> LearnedRule:
         """The inverse of `describe`, with fresh meta-parameters."""
-        return cls(LearnedRuleConfig(**description))
+        return cls(from_mapping(LearnedRuleConfig, description, "rule"))
 
 
 def _for_scalars(weights: Tensor | float, sizes: list[int]) -> Tensor | float:

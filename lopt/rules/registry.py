@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
+from lopt.config import from_mapping
 from lopt.errors import ConfigError
 from lopt.metanets import METANETS
 from lopt.rules.base import Rule
@@ -25,17 +25,8 @@ def make_rule(metanet: str, **options: Any) -> Rule:
     mixed; those of a classical rule are its constructor's. Raises `ConfigError` for an unknown name or option.
     """
     if metanet in CLASSICAL:
-        return _construct(CLASSICAL[metanet], metanet, options)
+        return CLASSICAL[metanet](**options)
     if metanet not in METANETS:
         raise ConfigError(f"rule: expected one of {', '.join(names())}, found {metanet!r}")
-    own = {field.name for field in fields(LearnedRuleConfig)} - {"metanet", "metanet_options"}
-    rest = {key: value for key, value in options.items() if key not in own}
-    config = {key: value for key, value in options.items() if key in own}
-    return _construct(lambda **kw: LearnedRule(LearnedRuleConfig(metanet, rest, **kw)), metanet, config)
-
-
-def _construct(make: Any, name: str, options: dict[str, Any]) -> Rule:
-    try:
-        return make(**options)
-    except TypeError as error:
-        raise ConfigError(f"rule {name!r}: {error}; see its documentation for the options it takes") from None
+    described = {"metanet": metanet, "options": options}
+    return LearnedRule(from_mapping(LearnedRuleConfig, described, f"rule {metanet!r}"))

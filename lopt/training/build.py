@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from lopt import config as configs
 from lopt.errors import ConfigError
 from lopt.inner.task import Task
-from lopt.rules import LearnedRule, make_rule
+from lopt.rules import LearnedRule
 from lopt.runs.provenance import provenance
 from lopt.training.ranks import Ranks
 from lopt.training.run_config import RunConfig, TaskConfig
@@ -42,17 +41,12 @@ def fresh_rule(config: RunConfig, source: str) -> LearnedRule:
     """The rule that a run starts from."""
     with _named(f"{source}: rule"):
         torch.manual_seed(config.seed)
-        rule = make_rule(config.rule.metanet, **config.rule.options)
-        if not isinstance(rule, LearnedRule):
-            raise ConfigError(
-                f"expected a learned rule, found {config.rule.metanet!r}, which has nothing to learn"
-            )
-    return rule
+        return LearnedRule(config.rule)
 
 
 def portable(config: RunConfig) -> RunConfig:
     """Without where things lie on this machine, which is nobody's business who gets the rule."""
-    return replace(config, data=None, out=None)
+    return config.but(data=None, out=None)
 
 
 def _device(config: RunConfig, source: str) -> torch.device:

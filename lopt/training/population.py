@@ -43,7 +43,7 @@ class Population:
         self.rule, self.families, self.config, self.ranks = rule, list(families), config, ranks
         self.horizons = Horizons(
             config.shortest_horizon, config.longest_horizon, config.truncation, config.known_horizon,
-            shared=config.estimator == "lives",
+            shared=config.whole_lives,
         )  # fmt: skip
         self.augmentation = Augmentation(config.reparametrise, config.rescale_loss)
         seeds = torch.randint(2**31, (config.cohorts,), generator=Generator().manual_seed(seed)).tolist()

@@ -2,62 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from lopt.errors import ConfigError
+from pydantic import AfterValidator, Field, PlainValidator
+
+from lopt.config import Positive, Settings, Several, wrong
+from lopt.rules.config import LearnedRuleConfig
 from lopt.training.config import MetaConfig
 
 
-@dataclass(frozen=True)
-class RuleConfig:
-    """The rule to train: the arguments of `lopt.make_rule`."""
-
-    metanet: str = "axisnet"
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FamilyConfig:
-    """A task family to draw from: the arguments of `meta_tasks.make_family`."""
-
-    family: str
-    options: dict[str, Any] = field(default_factory=dict)
-    weight: float = field(default=1.0, metadata={"above": 0})
-    """How often it is drawn, relative to the others."""
-
-
-@dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(Settings):
     """One fixed task: the arguments of `meta_tasks.make_task`."""
 
     family: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies defaults
 
 
-@dataclass(frozen=True)
-class RunConfig:
+def _task(value: Any) -> str | TaskConfig:
+    return value if isinstance(value, str) else TaskConfig.model_validate(value)
+
+
+def _folder(name: str) -> str:
+    # The run's folder is runs/NAME: it must lie there, on every system.
+    if not name.isprintable() or set(name) & set("/\\") or name in ("", ".", ".."):
+        raise wrong("a name for the run's folder", name)
+    return name
+
+
+class FamilyConfig(TaskConfig):
+    """A task family to draw from: the arguments of `meta_tasks.make_family`."""
+
+    weight: Positive = 1.0
+    """How often it is drawn, relative to the others."""
+
+
+class RunConfig(Settings):
     """A complete run: with the same config and machine it gives the same rule."""
 
-    name: str
-    tasks: tuple[FamilyConfig, ...]
+    name: Annotated[str, Field(max_length=200), AfterValidator(_folder)]
+    """Of the run's folder."""
+    tasks: Annotated[Several[FamilyConfig], Field(min_length=1)]
     """What the rule is trained on."""
-    validation: tuple[str | TaskConfig, ...]
+    validation: Annotated[Several[Annotated[str | TaskConfig, PlainValidator(_task)]], Field(min_length=1)]
     """What chooses the checkpoint that is kept: specs, or names of `meta_tasks.TASKS`."""
-    rule: RuleConfig = field(default_factory=RuleConfig)
-    meta: MetaConfig = field(default_factory=MetaConfig)
-    seed: int = field(default=0, metadata={"min": 0, "max": 2**63 - 1})
+    rule: LearnedRuleConfig = Field(default_factory=LearnedRuleConfig)
+    """The fresh rule."""
+    meta: MetaConfig = Field(default_factory=MetaConfig)
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Literal["cpu", "cuda"] = "cpu"
     """Where rule and networks live; several processes of a machine take its GPUs in turn."""
     data: str | None = None
     """Folder of the data sets; null: the environment variable LOPT_DATA."""
     out: str | None = None
     """The run folder; null: runs/NAME."""
-
-    def __post_init__(self) -> None:
-        for key in ("tasks", "validation"):
-            if not getattr(self, key):
-                raise ConfigError(f"{key}: expected a list of at least one task, found an empty one")
-        # The run's folder is runs/NAME: it must lie there, on every system.
-        if self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
-            raise ConfigError(f"name: expected a name for the run's folder, found {self.name!r}")

@@ -45,8 +45,10 @@ class NetworkReadout(nn.Module):
         metanet_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        net = METANETS[metanet]
-        self.metanet = net(WEIGHT_FEATURES, WEIGHT_CONTEXT, channels, **(metanet_options or {}))
+        self.metanet = METANETS.make(
+            METANETS.options(metanet)(**(metanet_options or {})),
+            features=WEIGHT_FEATURES, context=WEIGHT_CONTEXT, outputs=channels,
+        )  # fmt: skip
         self.kinds = nn.Parameter(0.1 * torch.randn(width, len(PARAMETER_KINDS)))
         self.tensor = PointwiseMlp(STATISTICS * (channels + WEIGHT_FEATURES) + WEIGHT_CONTEXT, width, width)
         self.network = PointwiseMlp(2 * width, width, outputs)

@@ -16,6 +16,7 @@ from benchmarks.runner.command import NAMES, find_benchmark
 from lopt import config as configs
 from lopt.cli.train import parse_overrides
 from lopt.errors import ConfigError
+from lopt.rules import LearnedRule
 from lopt.training.run_config import RunConfig
 from meta_tasks import FAMILIES, SUITES, make_task
 from tests.helpers import small_rule
@@ -97,7 +98,7 @@ def test_without_the_graph_there_are_as_many_meta_parameters(
 ) -> None:
     counts = []
     for config in (config_of(benchmark, graph), config_of(benchmark, other)):
-        rule = lopt.make_rule(config.rule.metanet, **config.rule.options)
+        rule = LearnedRule(config.rule)
         counts.append(sum(p.numel() for p in rule.parameters()))
     # Next to equal; of the pairs with a constant direction the network without the graph has 3 % more.
     more = 0.035 if other.endswith("-constant.0") else 0.02
@@ -121,7 +122,7 @@ def test_from_adam_starts_as_adam() -> None:
         cosine.step()
     for key in ("graph.0", "factored.0", "alone.0", "paths.0", "paths-constant.0", "factored-constant.0"):
         config = config_of(from_adam.FULL, key).rule
-        bound = lopt.make_rule(config.metanet, **config.options).on(task.graph)
+        bound = LearnedRule(config).on(task.graph)
         params, state = first, bound.init(first, total_steps=5)
         for grads in gradients:
             params, state = bound.update(grads, state, params)

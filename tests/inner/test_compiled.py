@@ -147,5 +147,5 @@ def test_compiled_code_lives_as_long_as_the_graph(monkeypatch: pytest.MonkeyPatc
 
 
 def test_rematerialisation_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"meta\.rematerialise: expected false beside meta\.compile"):
-        MetaConfig(compile=True, rematerialise=True)
+    with pytest.raises(ConfigError, match=r"^estimator\.rematerialise: expected false beside meta\.compile"):
+        MetaConfig(compile=True, estimator={"rematerialise": True})

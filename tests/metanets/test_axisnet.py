@@ -14,6 +14,7 @@ from lopt.graph import ParameterGraph
 from lopt.graph.spec import PARAMETER_KINDS
 from lopt.metanets.axisnet import AxisLayer, AxisNet, ScalarUpdate
 from lopt.numerics.newton_schulz import COEFFICIENTS
+from lopt.rules import make_rule
 from tests.helpers import hand_graph, randomised, seeded
 
 FEATURES, CONTEXT, OUTPUTS, WIDTH, NEURONS = 3, 4, 2, 3, 5
@@ -371,5 +372,5 @@ def test_empty_tensors_change_nothing_else(shape: tuple[int, ...], paths: int) -
     [{"width": 0}, {"width": -1}, {"neuron_width": 0}, {"layers": 0}, {"width": 2.5}, {"paths": -1}],
 )
 def test_sizes_below_one_are_named(options: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(options))):
-        AxisNet(FEATURES, CONTEXT, OUTPUTS, **options)
+    with pytest.raises(ConfigError, match=f"metanet.{next(iter(options))}: expected"):
+        make_rule("axisnet", **options)

@@ -264,9 +264,9 @@ def test_compiles(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("sgd", {"lr": -1.0}, "SGD: expected lr of at least 0, found -1.0"),
+        ("sgd", {"lr": -1.0}, "SGD: lr: expected a number at least 0, found -1.0"),
         ("sgd", {"nesterov": True}, "momentum above 0"),
-        ("adam", {"betas": (0.9, 1.0)}, "Adam: expected beta2 of at least 0 and below 1, found 1.0"),
+        ("adam", {"betas": (0.9, 1.0)}, "Adam: betas.1: expected a number below 1, found 1.0"),
         ("adamw", {"weight_decay": float("nan")}, "weight_decay"),
     ],
 )

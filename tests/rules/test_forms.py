@@ -191,6 +191,6 @@ def test_forms_are_saved_with_the_rule_and_have_finite_derivatives(form: str, tm
 def test_unknown_form_is_named() -> None:
     with pytest.raises(
         ConfigError,
-        match="update_form must be one of mixture, orthogonal, preconditioned, magnitude, momentum",
+        match="update_form: expected one of 'mixture', 'orthogonal', 'preconditioned', 'magnitude' or 'momentum'",
     ):
         make_rule("mlp", update_form="sideways")

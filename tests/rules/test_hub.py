@@ -77,8 +77,8 @@ def test_pushing_again_replaces_and_a_revision_keeps(server: FakeHub, file: Path
     first = server.commit("me/mine")
     lopt.load_rule(f"hf:me/mine@{first}")
     lopt.push_rule("lopt-base", "me/mine")
-    assert lopt.load_rule("hf:me/mine").config.metanet == "axisnet"
-    assert lopt.load_rule(f"hf:me/mine@{first}").config.metanet == "mlp"
+    assert lopt.load_rule("hf:me/mine").config.metanet.name == "axisnet"
+    assert lopt.load_rule(f"hf:me/mine@{first}").config.metanet.name == "mlp"
 
 
 def test_private(server: FakeHub, file: Path) -> None:
@@ -169,7 +169,7 @@ def test_without_the_extra(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         lopt.load_rule("hf:me/mine")
     with pytest.raises(HubError, match=r'pip install "lopt\[hub\]"'):
         lopt.push_rule(file, "me/mine")
-    assert lopt.load_rule(file).config.metanet == "mlp"
+    assert lopt.load_rule(file).config.metanet.name == "mlp"
 
 
 def test_card_tells_what_the_file_tells(file: Path) -> None:

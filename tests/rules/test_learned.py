@@ -608,8 +608,9 @@ def test_compiled_update_equals_eager(backend: str) -> None:
         {"weight_decay": -0.1},
         {"decay_horizon": float("inf")},
         {"directions": ["adam", "adam"]},
-        {"weights": ["a"], "directions": ["adam"]},
-        {"weights": [math.nan], "directions": ["adam"]},
+        {"directions": {"adam": "a"}},
+        {"directions": {"adam": math.nan}},
+        {"weights": [1.0, 2.0], "directions": ["adam"]},
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any]) -> None:
@@ -618,7 +619,9 @@ def test_bad_options_are_named(options: dict[str, Any]) -> None:
 
 
 def test_gauges_and_description() -> None:
-    config = LearnedRuleConfig(rate=2e-3, metanet_options={"width": 3}, directions=("slow", "adam"))
+    config = LearnedRuleConfig(
+        rate=2e-3, metanet={"name": "axisnet", "width": 3}, directions=("slow", "adam")
+    )
     rule = LearnedRule(config)
     assert rule.gauges()["base_rate"] == pytest.approx(2e-3, rel=1e-6)
     assert LearnedRule.from_description(rule.describe()).config == config

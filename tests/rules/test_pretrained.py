@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,7 +41,7 @@ def test_lopt_base_decays_weights_and_so_learns_less_by_heart() -> None:
         "label_noise": 0.1,
     }
     task, steps, shipped = make_task("mlp", options), 800, lopt.load_rule("lopt-base")
-    without = LearnedRule(replace(shipped.config, weight_decay=0.0))
+    without = LearnedRule(shipped.config.but(weight_decay=0.0))
     without.load_state_dict(shipped.state_dict())
     held_out = [
         train_networks(rule.on(task.graph), task, (1, 2), steps, total_steps=steps, splits=("validation",))

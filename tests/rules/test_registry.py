@@ -38,7 +38,14 @@ def test_options_reach_the_rule_and_its_metanet() -> None:
     assert isinstance(rule, LearnedRule)
     assert rule.config.rate == 1e-2
     assert rule.config.decays == (0.5, 0.8)
-    assert rule.config.metanet_options == {"width": 3, "layers": 1}
+    assert dict(rule.config.metanet) == {
+        "name": "axisnet",
+        "width": 3,
+        "neuron_width": 32,
+        "layers": 1,
+        "paths": 0,
+    }
+    assert rule.config.directions == {"adam": 1.0}
     assert rule.metanet.layers[0].update.scalar.shape[0] == 3  # type: ignore[index,union-attr]
     assert make_rule("adamw", lr=0.5).lr == 0.5
 
@@ -48,7 +55,9 @@ def test_options_reach_the_rule_and_its_metanet() -> None:
     [
         ("axis_net", {}, "expected one of axisnet, .*found 'axis_net'"),
         (None, {}, "expected one of"),
-        ("axisnet", {"widht": 3}, "widht"),
+        ("axisnet", {"widht": 3}, "metanet.widht: unknown key; did you mean 'width'"),
+        ("axisnet", {"raet": 3.0}, "metanet.raet: unknown key"),
+        ("axisnet", {"paths": 10**20}, "metanet.paths: expected a number at most 4096"),
         ("axisnet", {"width": 0}, "width"),
         ("axisnet", {"layers": 1.5}, "layers"),
         ("axisnet", {"rate": -1.0}, "rate"),
@@ -57,7 +66,7 @@ def test_options_reach_the_rule_and_its_metanet() -> None:
         ("axisnet", {"decays": ["a"]}, "decays"),
         ("axisnet", {"directions": "adam"}, "directions"),
         ("axisnet", {"metanet_options": {"width": 3}}, "metanet_options"),
-        ("adamw", {"lrate": 0.1}, "lrate"),
+        ("adamw", {"lrate": 0.1}, "AdamW: lrate: unknown key; expected one of lr, betas"),
         ("adamw", {"lr": -1.0}, "lr"),
     ],
 )

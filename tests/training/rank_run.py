@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ def main(folder: Path, options: dict[str, object], kill: int | None) -> None:
     """Train; the last process kills itself at outer step `kill`."""
     torch.set_num_threads(1)
     with connected() as ranks:
-        trainer = tiny_trainer(folder, replace(CONFIG, **options), ranks=ranks)  # type: ignore[arg-type]
+        trainer = tiny_trainer(folder, CONFIG.but(**options), ranks=ranks)  # type: ignore[arg-type]
         if (folder / CHECKPOINT).exists():
             restore(trainer)
         if kill is not None and ranks.rank == ranks.world - 1:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from lopt.training.estimators.per_network import combined
 from lopt.training.outer import LIMIT
 from tests.helpers import TinyTask, flat_state, relative_error, seeded, small_rule
 from tests.inner.test_unroll import MODES, assert_slopes, gradient_of, record
+
+unclipped = partial(TruncatedBackprop, network_clip=math.inf)
 
 COUNT, STEPS = 3, 4
 
@@ -42,7 +45,7 @@ def part(cohort: Cohort, index: list[int]) -> Cohort:
 @pytest.mark.parametrize("outer_loss", ["mean", "log", "final"])
 def test_gradient_is_the_finite_difference_of_the_outer_loss(outer_loss: str) -> None:
     rule = small_rule(rate=0.02)
-    cohort, estimator = start(rule), TruncatedBackprop(STEPS, outer_loss)
+    cohort, estimator = start(rule), unclipped(STEPS, outer_loss)
     estimate = estimator(rule, cohort, seeded(1))
     assert not estimate.skipped
     assert not estimate.diverged.any()
@@ -53,7 +56,7 @@ def test_gradient_is_the_finite_difference_of_the_outer_loss(outer_loss: str) ->
 def test_gradient_within_a_life_too() -> None:
     """In the second truncation, with the first loss as the measure."""
     rule = small_rule(rate=0.02)
-    cohort, estimator = start(rule), TruncatedBackprop(STEPS)
+    cohort, estimator = start(rule), unclipped(STEPS)
     first = estimator(rule, cohort, seeded(1))
     later = replace(cohort, networks=first.networks, initial=first.losses[0], ages=cohort.ages + STEPS)
     estimate = estimator(rule, later, seeded(2))
@@ -67,9 +70,7 @@ def test_rematerialised_gradient_is_the_same(second_order: bool) -> None:
     rule = small_rule()
     cohort = start(rule)
     plain, again = (
-        TruncatedBackprop(STEPS, second_order=second_order, rematerialise=rematerialise)(
-            rule, cohort, seeded(1)
-        )
+        unclipped(STEPS, second_order=second_order, rematerialise=rematerialise)(rule, cohort, seeded(1))
         for rematerialise in (False, True)
     )
     assert relative_error(again.gradient, plain.gradient) < 1e-10
@@ -79,7 +80,7 @@ def test_rematerialised_gradient_is_the_same(second_order: bool) -> None:
 def test_first_order_differs_and_agrees_with_held_gradients() -> None:
     rule = small_rule(rate=0.02)
     cohort = start(rule)
-    estimate = TruncatedBackprop(STEPS, "final", second_order=False)(rule, cohort, seeded(1))
+    estimate = unclipped(STEPS, "final", second_order=False)(rule, cohort, seeded(1))
     generator = seeded(1)
     batches = [cohort.task.sample("train", COUNT, generator) for _ in range(STEPS + 1)]
     recorded = record(rule, cohort.task, cohort.networks, batches)
@@ -91,7 +92,7 @@ def test_first_order_differs_and_agrees_with_held_gradients() -> None:
         return (torch.vmap(cohort.task.loss)(params, batches[-1]) / recorded[0][2]).mean()
 
     assert_slopes(estimate.gradient, rule, objective)
-    second = TruncatedBackprop(STEPS, "final")(rule, cohort, seeded(1))
+    second = unclipped(STEPS, "final")(rule, cohort, seeded(1))
     assert relative_error(estimate.gradient, second.gradient) > 1e-3
 
 
@@ -99,7 +100,7 @@ def test_nothing_is_changed_and_nothing_kept() -> None:
     rule = small_rule()
     cohort = start(rule)
     before = copy.deepcopy([cohort.networks, cohort.ages, dict(rule.state_dict())])
-    estimate = TruncatedBackprop(STEPS)(rule, cohort, seeded(1))
+    estimate = unclipped(STEPS)(rule, cohort, seeded(1))
     torch.testing.assert_close(
         [cohort.networks, cohort.ages, dict(rule.state_dict())], before, rtol=0, atol=0
     )
@@ -132,7 +133,7 @@ class OneFails(TinyTask):
 def test_a_diverged_network_is_masked(factor: float, mode: dict[str, bool]) -> None:
     """It is named, and the others' gradient is theirs alone, whatever its values are."""
     rule, task = small_rule(), OneFails(factor)
-    cohort, estimator = start(rule, task), TruncatedBackprop(STEPS, **mode)
+    cohort, estimator = start(rule, task), unclipped(STEPS, **mode)
     first = estimator(rule, cohort, seeded(1))
     cohort = replace(cohort, networks=first.networks, initial=first.losses[0])
     task.clean = False
@@ -165,7 +166,7 @@ class Fixed(TinyTask):
 @pytest.mark.parametrize("factor", [1e6, math.inf, math.nan])
 def test_when_all_diverge_there_is_no_gradient(factor: float) -> None:
     rule, task = small_rule(), OneFails(factor)
-    cohort, estimator = start(rule, task, count=1), TruncatedBackprop(STEPS)
+    cohort, estimator = start(rule, task, count=1), unclipped(STEPS)
     cohort.initial = torch.ones(1, dtype=torch.float64)
     task.clean = False
     estimate = estimator(rule, cohort, seeded(1))
@@ -182,7 +183,7 @@ def test_a_meta_gradient_that_is_not_finite_is_skipped() -> None:
     cohort = start(rule)
     with torch.no_grad():
         rule.log_rate.fill_(math.nan)
-    estimate = TruncatedBackprop(STEPS)(rule, cohort, seeded(1))
+    estimate = unclipped(STEPS)(rule, cohort, seeded(1))
     assert all((value == 0).all() for value in estimate.gradient.values())
     assert estimate.diverged.all()
 
@@ -191,7 +192,7 @@ def test_a_meta_gradient_that_is_not_finite_is_skipped() -> None:
 def test_without_clipping_the_gradient_is_that_of_the_mean(mode: dict[str, bool]) -> None:
     """d (mean outer loss) / d meta-parameters, shared by all networks."""
     rule = small_rule()
-    cohort, estimator = start(rule), TruncatedBackprop(STEPS, **mode)
+    cohort, estimator = start(rule), unclipped(STEPS, **mode)
     estimate = estimator(rule, cohort, seeded(1))
     batches, _ = estimator.batches(cohort, seeded(1))
     bound = rule.on(cohort.task.graph)
@@ -207,10 +208,10 @@ def test_each_network_is_cut_to_the_limit_before_the_mean() -> None:
     cohort = start(rule)
     alone = []
     for index in range(COUNT):
-        batches, _ = TruncatedBackprop(STEPS).batches(cohort, seeded(1))
+        batches, _ = unclipped(STEPS).batches(cohort, seeded(1))
         one = part(cohort, [index])
         one.task = Fixed([batch[[index]] for batch in batches])
-        alone.append(TruncatedBackprop(STEPS)(rule, one, seeded(1)).gradient)
+        alone.append(unclipped(STEPS)(rule, one, seeded(1)).gradient)
     norms = [math.sqrt(sum(v.square().sum().item() for v in gradient.values())) for gradient in alone]
     limit = sorted(norms)[1] * 1.01
     scales = [min(1.0, limit / norm) for norm in norms]
@@ -227,7 +228,7 @@ def test_each_network_is_cut_to_the_limit_before_the_mean() -> None:
 def test_a_network_without_a_finite_derivative_is_dropped() -> None:
     """Its losses are finite: it has not diverged, and goes on."""
     rule, task = small_rule(), Kinked(dtype=torch.float64)
-    cohort, estimator = start(rule, task), TruncatedBackprop(STEPS)
+    cohort, estimator = start(rule, task), unclipped(STEPS)
     estimate = estimator(rule, cohort, seeded(1))
     assert not estimate.diverged.any()
     assert not estimate.skipped

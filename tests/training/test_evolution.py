@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -28,6 +29,9 @@ from lopt.training.estimators import (
 )
 from lopt.training.estimators.perturbed import FITNESS, draw_perturbations
 from tests.helpers import seeded
+
+unclipped = partial(TruncatedBackprop, network_clip=math.inf)
+mixture = partial(Mixture, network_clip=math.inf)
 
 K, TRUNCATIONS, SIGMA = 2, 3, 0.15
 
@@ -145,7 +149,7 @@ def test_es_mean_is_the_smoothed_gradient() -> None:
     assert abs(found - expected) < 3.5 * error
     assert error < 0.02 * abs(expected)
     # The smoothing shows: the plain derivative would have failed the test.
-    plain = summed(live(TruncatedBackprop(K), Rate(theta), task, 1, 1, 0))
+    plain = summed(live(unclipped(K), Rate(theta), task, 1, 1, 0))
     assert abs(plain - expected) > 5 * error
 
 
@@ -278,8 +282,8 @@ def test_pes_is_unbiased_at_the_optimum_of_a_long_horizon_where_truncated_backpr
     whole = outer_losses(task, np.repeat(rates[:, None], truncations, 1), K).sum(-1)
     best = float(rates[whole.argmin()])
     assert 0.6 < best < 1.9
-    unrolled = summed(live(TruncatedBackprop(K * truncations), Rate(best), task, 1, 1, 0)) * truncations
-    truncated = summed(live(TruncatedBackprop(K), Rate(best), task, truncations, 1, 0))
+    unrolled = summed(live(unclipped(K * truncations), Rate(best), task, 1, 1, 0)) * truncations
+    truncated = summed(live(unclipped(K), Rate(best), task, truncations, 1, 0))
     sigma = 0.01  # so little smoothing that the optimum does not move
     estimator = PES(K, sigma=sigma)
     found, error = mean_and_error(lambda s: summed(live(estimator, Rate(best), task, truncations, 2000, s)))
@@ -291,8 +295,8 @@ def test_pes_is_unbiased_at_the_optimum_of_a_long_horizon_where_truncated_backpr
 
 def test_mixture_is_the_weighted_sum_of_its_parts() -> None:
     task, theta, count = Valley(1.0, 0.3), 0.6, 6
-    pure = [live(Mixture(K, sigma=0.1, share=share), Rate(theta), task, 3, count, 0) for share in (0.0, 1.0)]
-    mixed = live(Mixture(K, sigma=0.1, share=0.25), Rate(theta), task, 3, count, 0)
+    pure = [live(mixture(K, sigma=0.1, share=share), Rate(theta), task, 3, count, 0) for share in (0.0, 1.0)]
+    mixed = live(mixture(K, sigma=0.1, share=0.25), Rate(theta), task, 3, count, 0)
     pes = live(PES(K, sigma=0.1), Rate(theta), task, 3, count, 0)
     for direct, indirect, both, alone in zip(*pure, mixed, pes, strict=True):
         expected = 0.75 * direct.gradient["theta"] + 0.25 * indirect.gradient["theta"]
@@ -304,8 +308,8 @@ def test_mixture_is_the_weighted_sum_of_its_parts() -> None:
 def test_share_of_backprop_in_the_mixture_is_that_of_the_pair() -> None:
     """For a perturbation of next to nothing, that of truncated backpropagation."""
     task = Valley(1.0, 0.3)
-    plain = live(TruncatedBackprop(K), Rate(0.6), task, 3, 2, 0)
-    mixed = live(Mixture(K, sigma=1e-9, share=0.0), Rate(0.6), task, 3, 2, 0)
+    plain = live(unclipped(K), Rate(0.6), task, 3, 2, 0)
+    mixed = live(mixture(K, sigma=1e-9, share=0.0), Rate(0.6), task, 3, 2, 0)
     for a, b in zip(plain, mixed, strict=True):
         torch.testing.assert_close(a.gradient, b.gradient)
 
@@ -343,7 +347,7 @@ def test_a_restarted_network_forgets_its_perturbations(kind: type[Estimator]) ->
     assert not torch.equal(cohort.twins.networks.params["p"][0], cohort.networks.params["p"][0])
 
 
-@pytest.mark.parametrize("estimator", [TruncatedBackprop(K), ES(K), PES(K), NRES(K), Mixture(K)])
+@pytest.mark.parametrize("estimator", [unclipped(K), ES(K), PES(K), NRES(K), mixture(K)])
 def test_outer_loss_can_be_measured_on_other_batches(estimator: Estimator) -> None:
     """The toy's validation batches double the loss."""
     task = Valley(1.0, 0.3)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import termios
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,8 +37,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(steps: int = CONFIG.steps) -> RunConfig:
-    meta = replace(CONFIG, steps=steps)
-    return RunConfig("tiny", (FamilyConfig("quadratic"),), ("quadratic",), meta=meta)
+    meta = CONFIG.but(steps=steps)
+    return RunConfig(
+        name="tiny", tasks=[FamilyConfig(family="quadratic")], validation=["quadratic"], meta=meta
+    )
 
 
 def test_picture_is_drawn_at_validations(finished: Path) -> None:
@@ -147,8 +148,7 @@ def test_sparkline_is_no_wider_than_asked_for() -> None:
 @pytest.mark.parametrize("estimator", ["es", "pes", "mixture"])
 def test_runs_of_every_estimator_resume_bit_for_bit(estimator: str, tmp_path: Path) -> None:
     """With twins, units and references in the checkpoint."""
-    options = replace(
-        CONFIG, steps=6, estimator=estimator, reparametrise=0.3, rescale_loss=0.3, relative_to="reference",
+    options = CONFIG.but(steps=6, estimator=estimator, reparametrise=0.3, rescale_loss=0.3, relative_to="reference",
         validate_every=6, longest_horizon=12,
     )  # fmt: skip
     finish(tmp_path / "whole", config=options)

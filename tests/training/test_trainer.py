@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_outer_loss_goes_down(tmp_path: Path) -> None:
-    config = replace(CONFIG, steps=30, cohorts=2, networks=8, truncation=4, cohort_turns=100, checkpoint_every=1000,
+    config = CONFIG.but(steps=30, cohorts=2, networks=8, truncation=4, cohort_turns=100, checkpoint_every=1000,
                      validate_every=1000, shortest_horizon=4, longest_horizon=4)  # fmt: skip
     trainer = tiny_trainer(tmp_path, config)
     before = trainer.rule.gauges()["base_rate"]
@@ -252,7 +251,7 @@ class ExplodingFamily(TinyFamily):
 
 @pytest.mark.parametrize("factor", [1e4, math.inf, math.nan])
 def test_diverged_networks_are_restarted_and_counted(tmp_path: Path, factor: float) -> None:
-    config = replace(CONFIG, steps=8, cohort_turns=100, longest_horizon=1000, shortest_horizon=1000)
+    config = CONFIG.but(steps=8, cohort_turns=100, longest_horizon=1000, shortest_horizon=1000)
     trainer = finish(tmp_path, config=config, families=[Weighted(ExplodingFamily(factor))])
     assert trainer.counts["diverged"] > 0
     assert trainer.counts["restarts"] >= trainer.counts["diverged"]
@@ -269,7 +268,7 @@ def test_diverged_networks_are_restarted_and_counted(tmp_path: Path, factor: flo
 def test_the_share_of_clipped_networks_is_logged(tmp_path: Path) -> None:
     """All are above a limit of next to nothing, and none are above one of 1e6."""
     for limit, share in ((1e-9, 1.0), (1e6, 0.0)):
-        finish(tmp_path / str(share), config=replace(CONFIG, steps=3, network_clip=limit))
+        finish(tmp_path / str(share), config=CONFIG.but(steps=3, estimator={"network_clip": limit}))
         rows = [row for row in metrics(tmp_path / str(share)) if "outer_loss" in row]
         assert [row["clipped_share"] for row in rows] == [share] * 3
 
@@ -296,8 +295,8 @@ def test_meta_gradients_that_are_not_finite_are_skipped_and_counted(tmp_path: Pa
 
 def test_restarts_are_staggered(tmp_path: Path) -> None:
     """Eight networks that live for ten truncations begin at different points of their lives."""
-    config = replace(
-        CONFIG, steps=20, cohorts=1, networks=8, cohort_turns=100, shortest_horizon=20, longest_horizon=20
+    config = CONFIG.but(
+        steps=20, cohorts=1, networks=8, cohort_turns=100, shortest_horizon=20, longest_horizon=20
     )
     finish(tmp_path, config=config)
     restarts = [0, *(row["restarts"] for row in metrics(tmp_path) if "restarts" in row)]
@@ -309,13 +308,13 @@ def test_restarts_are_staggered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("estimator", ["nres", "lives"])
 def test_a_run_over_whole_lives_resumes_bit_for_bit(tmp_path: Path, estimator: str) -> None:
-    config = replace(
-        CONFIG, estimator=estimator, fitness="rank", outer_loss="final", outer_data="validation", steps=6,
+    config = CONFIG.but(
+        estimator={"name": estimator, "fitness": "rank"}, outer_loss="final", outer_data="validation", steps=6,
         cohort_turns=1 if estimator == "lives" else 4,
     )  # fmt: skip
     whole = finish(tmp_path / "whole", config=config)
     halves = tiny_trainer(tmp_path / "halves", config)
-    halves.config = replace(config, steps=3)
+    halves.config = config.but(steps=3)
     halves.run()
     finish(tmp_path / "halves", config=config)
     assert outcome(tmp_path / "halves")[0] == outcome(tmp_path / "whole")[0]
@@ -326,7 +325,7 @@ def test_a_run_over_whole_lives_resumes_bit_for_bit(tmp_path: Path, estimator: s
 
 def test_every_life_is_as_long_as_the_horizon_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the rule's own counts of steps at the end of lives of 2 to 8 steps."""
-    config, lived = replace(CONFIG, estimator="lives", known_horizon=1.0, steps=12), []
+    config, lived = CONFIG.but(estimator="lives", known_horizon=1.0, steps=12), []
     advance = Population.advance
 
     def seen(self: Population, slot: int, estimate: Estimate) -> int:

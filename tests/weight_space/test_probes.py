@@ -322,7 +322,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "none": (lambda: read_by(readout("ng_gnn", 8), None), r"probes=8 expected .* \(8, 19\), found None"),
     "unasked": (lambda: read_by(plain("ng_gnn"), WHOLE), r"probes=0 expected .* None, found \(8, 19\)"),
     "metanet": (lambda: read_by(plain("axisnet"), WHOLE), "ng_gnn or ng_t with probes=M.*found AxisNet"),
-    "size": (lambda: make_rule("ng_t", probes=-1), "probes must be a whole number of at least 1"),
+    "size": (lambda: make_rule("ng_t", probes=-1), "probes: expected a number at least 0, found -1"),
     "rule": (lambda: stepped(make_rule("ng_gnn", probes=4)), r"probes=4 expected .* \(4, 19\), found None"),
 }  # fmt: skip
 

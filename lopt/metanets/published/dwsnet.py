@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lopt.config import Pair
 from lopt.errors import GraphError
 from lopt.graph import ParameterGraph
-from lopt.metanets.base import Metanet
-from lopt.metanets.published.nfn import Nfn
+from lopt.metanets.base import Layers, Metanet, Size
+from lopt.metanets.published.nfn import Depth, Nfn
 from lopt.metanets.published.wiring import wiring_of
 
 
@@ -31,10 +32,10 @@ class DwsNet(Metanet):
         features: int,
         context: int,
         outputs: int,
-        width: int = 8,
-        layers: int = 2,
-        depth: int = 3,
-        ends: tuple[int, int] = (2, 1),
+        width: Size = 8,
+        layers: Layers = 2,
+        depth: Depth = 3,
+        ends: Pair[Size] = (2, 1),
     ) -> None:
         super().__init__()
         self.net = Nfn(features, context, outputs, width, layers, "hnp", depth, ends, taps=1)

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lopt.errors import ConfigError
 from lopt.graph.made_once import made_once
 from lopt.metanets.published.wiring import Wire, Wiring
 
 End = Literal["target", "source"]
+Execution = Literal["dense", "edges"]
 ENDS: tuple[End, End] = ("target", "source")
 
 
@@ -110,19 +110,12 @@ class IndexedExchange(Exchange):
         return edge_list(self.wiring)[ENDS.index(end)].to(like.device)
 
 
-EXCHANGES: dict[str, type[Exchange]] = {"dense": DenseExchange, "edges": IndexedExchange}
+EXCHANGES: dict[Execution, type[Exchange]] = {"dense": DenseExchange, "edges": IndexedExchange}
 
 
-def exchange_of(wiring: Wiring, execution: str) -> Exchange:
+def exchange_of(wiring: Wiring, execution: Execution) -> Exchange:
     """The exchange of a wiring, dense or by edge list."""
     return EXCHANGES[execution](wiring)
-
-
-def check_execution(execution: str) -> str:
-    """The name of an execution, or a `ConfigError`."""
-    if execution not in EXCHANGES:
-        raise ConfigError(f"metanet: execution must be one of {', '.join(EXCHANGES)}, found {execution!r}")
-    return execution
 
 
 def nodes_at(wire: Wire, end: End) -> slice:

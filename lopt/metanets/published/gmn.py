@@ -15,9 +15,9 @@ from torch.nn.functional import relu
 
 from lopt.graph import ParameterGraph
 from lopt.graph.pyg_styles import NODE_KINDS
-from lopt.metanets.base import Metanet, check_sizes
+from lopt.metanets.base import Layers, Metanet, Size
 from lopt.metanets.layers import ChannelNorm, Pointwise, PointwiseMlp
-from lopt.metanets.published.exchange import ENDS, Exchange, check_execution, exchange_of
+from lopt.metanets.published.exchange import ENDS, Exchange, Execution, exchange_of
 from lopt.metanets.published.wiring import WireEncoder, WireHead, Wiring, wiring_of
 
 
@@ -40,13 +40,12 @@ class Gmn(Metanet):
         features: int,
         context: int,
         outputs: int,
-        width: int = 16,
-        layers: int = 2,
-        execution: str = "dense",
+        width: Size = 16,
+        layers: Layers = 2,
+        execution: Execution = "dense",
     ) -> None:
         super().__init__()
-        check_sizes(width=width, layers=layers)
-        self.execution = check_execution(execution)
+        self.execution = execution
         self.encode = WireEncoder(features, context, width, slots=1)
         self.roles = nn.Parameter(torch.randn(len(NODE_KINDS), width) / math.sqrt(width))
         self.layers = nn.ModuleList(GmnLayer(width) for _ in range(layers))

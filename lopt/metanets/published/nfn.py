@@ -6,16 +6,22 @@ Shapes: n_l neurons in set l of the chain, K taps of a kernel, D width, F featur
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from lopt.config import Pair
 from lopt.errors import ConfigError, GraphError
 from lopt.graph import ParameterGraph
-from lopt.metanets.base import Metanet, check_sizes
+from lopt.metanets.base import Layers, Metanet, Size
 from lopt.metanets.published.chain import EquivariantLinear, Link, SharedLinear, chain_of, chain_slots
 from lopt.metanets.published.wiring import SLOTS, WireEncoder, WireHead, wiring_of
+
+Depth = Annotated[int, Field(ge=1, le=16)]
+"""Layers of the networks that it reads; the coefficients are as many as the square of it."""
 
 
 class Nfn(Metanet):
@@ -41,15 +47,14 @@ class Nfn(Metanet):
         features: int,
         context: int,
         outputs: int,
-        width: int = 16,
-        layers: int = 2,
-        symmetry: str = "np",
-        depth: int | None = None,
-        ends: tuple[int, int] | None = None,
-        taps: int = SLOTS,
+        width: Size = 16,
+        layers: Layers = 2,
+        symmetry: Literal["np", "hnp"] = "np",
+        depth: Depth | None = None,
+        ends: Pair[Size] | None = None,
+        taps: Size = SLOTS,
     ) -> None:
         super().__init__()
-        check_sizes(width=width, layers=layers, taps=taps)
         _check_symmetry(symmetry, depth, ends)
         self.depth, self.ends, self.taps = depth, None if ends is None else (ends[0], ends[1]), taps
         self.encode = nn.ModuleList(WireEncoder(features, context, width, slots) for slots in (taps, 1))
@@ -106,8 +111,6 @@ class Nfn(Metanet):
 
 
 def _check_symmetry(symmetry: str, depth: int | None, ends: tuple[int, int] | None) -> None:
-    if symmetry not in ("np", "hnp"):
-        raise ConfigError(f"metanet: symmetry must be np or hnp, found {symmetry!r}")
     if symmetry == "np" and ends is not None:
         raise ConfigError(f"metanet: ends belong to symmetry hnp, found {ends!r} with np")
     if symmetry == "hnp" and (depth is None or depth < 2 or ends is None):

@@ -16,9 +16,9 @@ from torch.nn.functional import relu
 
 from lopt.graph import ParameterGraph
 from lopt.graph.pyg_styles import NODE_KINDS
-from lopt.metanets.base import Metanet, check_sizes
+from lopt.metanets.base import Layers, Metanet, Size, SizeOrZero
 from lopt.metanets.layers import ChannelNorm, Pointwise, PointwiseMlp
-from lopt.metanets.published.exchange import ENDS, End, Exchange, check_execution, exchange_of
+from lopt.metanets.published.exchange import ENDS, End, Exchange, Execution, exchange_of
 from lopt.metanets.published.wiring import (
     Wire,
     WireEncoder,
@@ -39,7 +39,7 @@ SPREAD_FLOOR = 1e-5
 class NeuralGraph(Metanet):
     """What the metanets of Neural Graphs share: neurons and edges encoded, rounds of messages, heads."""
 
-    execution: str
+    execution: Execution
     nodes: NodeEncoder
     encode: WireEncoder
     layers: nn.ModuleList
@@ -88,14 +88,13 @@ class NgGnn(NeuralGraph):
         features: int,
         context: int,
         outputs: int,
-        width: int = 16,
-        layers: int = 2,
-        execution: str = "dense",
-        probes: int = 0,
+        width: Size = 16,
+        layers: Layers = 2,
+        execution: Execution = "dense",
+        probes: SizeOrZero = 0,
     ) -> None:
         super().__init__()
-        check_sizes(width=width, layers=layers)
-        self.execution = check_execution(execution)
+        self.execution = execution
         self.nodes = NodeEncoder(features, context, width, probes)
         self.encode = WireEncoder(features, context, width)
         self.layers = nn.ModuleList(NgGnnLayer(width) for _ in range(layers))
@@ -110,8 +109,6 @@ class NodeEncoder(nn.Module):
 
     def __init__(self, features: int, context: int, width: int, probes: int = 0) -> None:
         super().__init__()
-        if probes:
-            check_sizes(probes=probes)
         self.count = probes
         self.attributes = WireEncoder(features, context, width)
         self.roles = nn.Parameter(torch.randn(len(NODE_KINDS), width) / math.sqrt(width))

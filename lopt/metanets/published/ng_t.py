@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from lopt.errors import ConfigError
-from lopt.metanets.base import check_sizes
+from lopt.metanets.base import Layers, Size, SizeOrZero
 from lopt.metanets.layers import ChannelNorm, Pointwise
-from lopt.metanets.published.exchange import ENDS, End, Exchange, check_execution
+from lopt.metanets.published.exchange import ENDS, End, Exchange, Execution
 from lopt.metanets.published.ng_gnn import NeuralGraph, NeuralGraphHeads, NodeEncoder
 from lopt.metanets.published.wiring import WireEncoder
 
@@ -41,26 +41,19 @@ class NgT(NeuralGraph):
         features: int,
         context: int,
         outputs: int,
-        node_width: int = 32,
-        edge_width: int = 16,
-        attention_width: int = 32,
-        heads: int = 4,
-        layers: int = 2,
-        execution: str = "dense",
-        probes: int = 0,
+        node_width: Size = 32,
+        edge_width: Size = 16,
+        attention_width: Size = 32,
+        heads: Size = 4,
+        layers: Layers = 2,
+        execution: Execution = "dense",
+        probes: SizeOrZero = 0,
     ) -> None:
         super().__init__()
-        check_sizes(
-            node_width=node_width,
-            edge_width=edge_width,
-            attention_width=attention_width,
-            heads=heads,
-            layers=layers,
-        )
         if attention_width % heads:
             expected = f"a multiple of heads ({heads})"
             raise ConfigError(f"metanet: attention_width must be {expected}, found {attention_width}")
-        self.execution = check_execution(execution)
+        self.execution = execution
         self.nodes = NodeEncoder(features, context, node_width, probes)
         self.encode = WireEncoder(features, context, edge_width)
         self.layers = nn.ModuleList(

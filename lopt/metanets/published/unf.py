@@ -21,7 +21,7 @@ from torch.nn.functional import relu
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.spec import PARAMETER_KINDS, Block
-from lopt.metanets.base import Metanet, check_sizes
+from lopt.metanets.base import Layers, Metanet, Size
 from lopt.metanets.layers import Pointwise, zeroed
 from lopt.metanets.plan import plan_of
 
@@ -45,9 +45,10 @@ class Unf(Metanet):
     tensor's.
     """
 
-    def __init__(self, features: int, context: int, outputs: int, width: int = 16, layers: int = 2) -> None:
+    def __init__(
+        self, features: int, context: int, outputs: int, width: Size = 16, layers: Layers = 2
+    ) -> None:
         super().__init__()
-        check_sizes(width=width, layers=layers)
         self.scalar = Pointwise(features, width, bias=False)
         self.context = Pointwise(context, width)
         self.kinds = nn.Parameter(0.1 * torch.randn(width, len(PARAMETER_KINDS)))

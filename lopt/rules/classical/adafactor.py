@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from lopt.rules.classical.base import ClassicalRule, counter, decay, require, safe_sqrt, zeros
+from lopt.registry import checked
+from lopt.rules.classical.base import Amount, ClassicalRule, counter, decay, safe_sqrt, zeros
 
 
 class Adafactor(ClassicalRule):
@@ -23,18 +25,16 @@ class Adafactor(ClassicalRule):
 
     linear_in_lr: ClassVar[bool] = False
 
+    @checked
     def __init__(
         self,
-        lr: float = 1e-2,
-        beta2_decay: float = -0.8,
-        eps: float = 1e-3,
-        clip: float = 1.0,
-        weight_decay: float = 0.0,
+        lr: Amount = 1e-2,
+        beta2_decay: Annotated[float, Field(ge=-1, lt=0)] = -0.8,
+        eps: Amount = 1e-3,
+        clip: Annotated[float, Field(gt=0)] = 1.0,
+        weight_decay: Amount = 0.0,
     ) -> None:
         super().__init__()
-        require(self, lr=lr, eps=eps, weight_decay=weight_decay)
-        require(self, low=-1.0, high=0.0, beta2_decay=beta2_decay)
-        require(self, low=torch.finfo().tiny, clip=clip)
         self.lr, self.beta2_decay, self.eps, self.clip = lr, beta2_decay, eps, clip
         self.weight_decay = weight_decay
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lopt.config import Decay, Pair
 from lopt.numerics.moments import weight_seen
+from lopt.registry import checked
 from lopt.rules.classical.base import (
+    Amount,
     ClassicalRule,
     counter,
     decay,
-    require,
     safe_sqrt,
     zeros,
 )
@@ -24,16 +26,15 @@ class Adam(ClassicalRule):
     Source: Kingma and Ba 2015, algorithm 1.
     """
 
+    @checked
     def __init__(
         self,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        lr: Amount = 1e-3,
+        betas: Pair[Decay] = (0.9, 0.999),
+        eps: Amount = 1e-8,
+        weight_decay: Amount = 0.0,
     ) -> None:
         super().__init__()
-        require(self, lr=lr, eps=eps, weight_decay=weight_decay)
-        require(self, high=1.0, beta1=betas[0], beta2=betas[1])
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
 
     def start(self, param: Tensor) -> dict[str, Tensor]:
@@ -53,16 +54,15 @@ class AdamW(ClassicalRule):
     Source: Loshchilov and Hutter 2019, algorithm 2.
     """
 
+    @checked
     def __init__(
         self,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        lr: Amount = 1e-3,
+        betas: Pair[Decay] = (0.9, 0.999),
+        eps: Amount = 1e-8,
+        weight_decay: Amount = 1e-2,
     ) -> None:
         super().__init__()
-        require(self, lr=lr, eps=eps, weight_decay=weight_decay)
-        require(self, high=1.0, beta1=betas[0], beta2=betas[1])
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
 
     def start(self, param: Tensor) -> dict[str, Tensor]:

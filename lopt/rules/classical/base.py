@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.rules.base import Rule, State, Tensors, working_dtype
+
+Amount = Annotated[float, Field(ge=0)]
+"""A hyperparameter without an upper bound: tuning looks for the largest that works."""
 
 
 class ClassicalRule(Rule):
@@ -77,13 +79,3 @@ def decay(param: Tensor, rate: float) -> Tensor:
 def safe_sqrt(value: Tensor) -> Tensor:
     """The square root of a non-negative tensor, with derivative 0 rather than infinity at 0."""
     return value.clamp_min(torch.finfo(value.dtype).tiny).sqrt()
-
-
-def require(rule: Rule, low: float = 0.0, high: float = math.inf, **values: float) -> None:
-    """Check low <= value < high for each hyperparameter; raises ConfigError naming field, value and range."""
-    for field, value in values.items():
-        if not low <= value < high:
-            expected = f"at least {low:g}" + (f" and below {high:g}" if high < math.inf else "")
-            raise ConfigError(
-                f"{type(rule).__name__}: expected {field} of {expected}, found {value!r}; correct it."
-            )

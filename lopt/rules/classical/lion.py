@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lopt.rules.classical.base import ClassicalRule, decay, require, zeros
+from lopt.config import Decay, Pair
+from lopt.registry import checked
+from lopt.rules.classical.base import Amount, ClassicalRule, decay, zeros
 
 
 class Lion(ClassicalRule):
@@ -14,12 +16,11 @@ class Lion(ClassicalRule):
     Source: Chen et al. 2023, algorithm 2.
     """
 
+    @checked
     def __init__(
-        self, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+        self, lr: Amount = 1e-4, betas: Pair[Decay] = (0.9, 0.99), weight_decay: Amount = 0.0
     ) -> None:
         super().__init__()
-        require(self, lr=lr, weight_decay=weight_decay)
-        require(self, high=1.0, beta1=betas[0], beta2=betas[1])
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
 
     def start(self, param: Tensor) -> dict[str, Tensor]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lopt.config import Decay, Pair
 from lopt.graph import ParameterGraph
 from lopt.graph.tensor_classes import is_hidden_matrix, stacked_axes
 from lopt.numerics.newton_schulz import newton_schulz
+from lopt.registry import checked
 from lopt.rules.classical.adam import AdamW
-from lopt.rules.classical.base import ClassicalRule, decay, require, zeros
+from lopt.rules.classical.base import Amount, ClassicalRule, decay, zeros
 
 
 class Muon(ClassicalRule):
@@ -23,17 +25,16 @@ class Muon(ClassicalRule):
     Source: Jordan et al. 2024; scale: Liu et al. 2025 (arXiv 2502.16982), equation 4.
     """
 
+    @checked
     def __init__(
         self,
-        lr: float = 1e-3,
-        momentum: float = 0.95,
+        lr: Amount = 1e-3,
+        momentum: Decay = 0.95,
         nesterov: bool = True,
-        weight_decay: float = 0.1,
-        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: Amount = 0.1,
+        betas: Pair[Decay] = (0.9, 0.999),
     ) -> None:
         super().__init__()
-        require(self, lr=lr, weight_decay=weight_decay)
-        require(self, high=1.0, momentum=momentum)
         self.rest = AdamW(lr, betas, weight_decay=weight_decay)
         self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
 

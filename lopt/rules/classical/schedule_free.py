@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import Tensor
 
+from lopt.config import Decay, Pair
 from lopt.numerics.moments import weight_seen
+from lopt.registry import checked
 from lopt.rules.base import State, Tensors
-from lopt.rules.classical.base import ClassicalRule, counter, require, safe_sqrt, zeros
+from lopt.rules.classical.base import Amount, ClassicalRule, counter, safe_sqrt, zeros
 
 
 class ScheduleFreeAdamW(ClassicalRule):
@@ -22,17 +27,16 @@ class ScheduleFreeAdamW(ClassicalRule):
     Source: Defazio et al. 2024, algorithm 1.
     """
 
+    @checked
     def __init__(
         self,
-        lr: float = 2.5e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
+        lr: Amount = 2.5e-3,
+        betas: Pair[Decay] = (0.9, 0.999),
+        eps: Amount = 1e-8,
+        weight_decay: Amount = 0.0,
+        warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0,
     ) -> None:
         super().__init__()
-        require(self, lr=lr, eps=eps, weight_decay=weight_decay, warmup_steps=warmup_steps)
-        require(self, high=1.0, beta1=betas[0], beta2=betas[1])
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.warmup_steps = max(warmup_steps, 1)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from lopt.errors import ConfigError
-from lopt.rules.classical.base import ClassicalRule, counter, require, zeros
+from lopt.registry import checked
+from lopt.rules.classical.base import Amount, ClassicalRule, counter, zeros
 
 
 class SGD(ClassicalRule):
@@ -17,16 +18,16 @@ class SGD(ClassicalRule):
     Source: Polyak 1964; Sutskever et al. 2013.
     """
 
+    @checked
     def __init__(
         self,
-        lr: float = 1e-3,
-        momentum: float = 0.0,
+        lr: Amount = 1e-3,
+        momentum: Amount = 0.0,
         dampening: float = 0.0,
-        weight_decay: float = 0.0,
+        weight_decay: Amount = 0.0,
         nesterov: bool = False,
     ) -> None:
         super().__init__()
-        require(self, lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum == 0 or dampening != 0):
             raise ConfigError(
                 "SGD: nesterov needs momentum above 0 and dampening 0, "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lopt.training.config import MetaConfig
+from lopt.registry import Registry
 from lopt.training.estimators.backprop import TruncatedBackprop
 from lopt.training.estimators.base import Estimate, Estimator, has_diverged, initial_losses
 from lopt.training.estimators.es import ES
@@ -12,9 +12,12 @@ from lopt.training.estimators.lives import WholeLives
 from lopt.training.estimators.mixture import Mixture
 from lopt.training.estimators.pes import NRES, PES
 
+if TYPE_CHECKING:
+    from lopt.training.config import MetaConfig
+
 __all__ = [
     "ES",
-    "NRES",
+    "ESTIMATORS",
     "PES",
     "Estimate",
     "Estimator",
@@ -27,20 +30,28 @@ __all__ = [
 ]
 
 
+ESTIMATORS: Registry[type[Estimator]] = Registry(
+    "estimator", Estimator, given=("truncation", "outer_loss", "outer_data", "compiled"), default="backprop"
+)
+"""Every estimator by the name that configs use."""
+
+for _name, _estimator in {
+    "backprop": TruncatedBackprop,
+    "es": ES,
+    "pes": PES,
+    "nres": NRES,
+    "lives": WholeLives,
+    "mixture": Mixture,
+}.items():
+    ESTIMATORS.register(_name)(_estimator)
+
+
 def make_estimator(config: MetaConfig) -> Estimator:
     """The estimator that a config names."""
-    goal = (config.truncation, config.outer_loss)
-    order = (config.second_order, config.rematerialise)
-    common: dict[str, Any] = {"outer_data": config.outer_data, "compiled": config.compile}
-    if config.estimator == "es":
-        return ES(*goal, config.sigma, **common)
-    if config.estimator == "pes":
-        return PES(*goal, config.sigma, **common)
-    if config.estimator == "nres":
-        return NRES(*goal, config.sigma, config.fitness, **common)
-    if config.estimator == "lives":
-        return WholeLives(*goal, config.sigma, config.fitness, config.final_batches, **common)
-    common["network_clip"] = config.network_clip
-    if config.estimator == "backprop":
-        return TruncatedBackprop(*goal, *order, **common)
-    return Mixture(*goal, *order, config.sigma, config.pes_share, **common)
+    return ESTIMATORS.make(
+        config.estimator,
+        truncation=config.truncation,
+        outer_loss=config.outer_loss,
+        outer_data=config.outer_data,
+        compiled=config.compile,
+    )

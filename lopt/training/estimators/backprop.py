@@ -5,12 +5,12 @@ Shapes: T networks, K inner steps.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Generator
 
+from lopt.config import Positive
 from lopt.inner.step import detached, each_its_own
 from lopt.inner.unroll import unroll
 from lopt.rules.base import Rule
@@ -28,8 +28,11 @@ class TruncatedBackprop(Estimator):
     """
 
     second_order: bool = True
+    """Differentiate through the inner gradients. False is cheaper and biased."""
     rematerialise: bool = False
-    network_clip: float = field(default=math.inf, kw_only=True)
+    """Keep only the networks between inner steps: much less memory, a third more time."""
+    network_clip: Positive = field(default=1.0, kw_only=True)
+    """Limit on the norm of a single network's meta-gradient, before the mean over networks is taken."""
 
     def __call__(self, rule: Rule, cohort: Cohort, generator: Generator) -> Estimate:
         batches, probes = self.batches(cohort, generator)

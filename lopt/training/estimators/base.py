@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -56,6 +57,9 @@ class Estimator(ABC):
     """The split whose batches the outer loss is measured on; "train": the training batches themselves."""
     compiled: bool = field(default=False, kw_only=True)
     """Whether inner steps are compiled."""
+
+    whole_lives: ClassVar[bool] = False
+    """Whether a truncation is a whole life: then all networks of a cohort live as long as one horizon."""
 
     @abstractmethod
     def __call__(self, rule: Rule, cohort: Cohort, generator: Generator) -> Estimate:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator
 
+from lopt.config import Positive
 from lopt.rules.base import Rule
 from lopt.training.cohort import Cohort
 from lopt.training.estimators.base import Estimate, Estimator, finite_or_zero
@@ -22,7 +23,8 @@ class ES(Estimator):
     stands; it goes on with the positive ones.
     """
 
-    sigma: float = 0.01
+    sigma: Positive = 0.01
+    """Standard deviation of the perturbations."""
 
     def __call__(self, rule: Rule, cohort: Cohort, generator: Generator) -> Estimate:
         epsilon = draw_perturbations(rule, len(cohort.ages), self.sigma, generator)

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
+from lopt.config import Positive
 from lopt.inner.compiled import compiled_step
 from lopt.inner.step import Networks, second_order_step
 from lopt.inner.task import Task
 from lopt.rules.base import Rule
 from lopt.training.cohort import Cohort
 from lopt.training.estimators.base import Estimate, Estimator, finite_or_zero, has_diverged, initial_losses
-from lopt.training.estimators.perturbed import doubled, draw_perturbations, evolution_gradient, halves, joined
+from lopt.training.estimators.perturbed import (
+    Fitness,
+    doubled,
+    draw_perturbations,
+    evolution_gradient,
+    halves,
+    joined,
+)
 
 
 @dataclass(frozen=True)
@@ -30,10 +40,13 @@ class WholeLives(Estimator):
     losses on the next training batch. After VeLO (Metz et al. 2022, arXiv 2211.09760, appendix B).
     """
 
-    sigma: float = 0.01
-    fitness: str = "difference"
-    """One of `perturbed.FITNESS`."""
-    final_batches: int = 1
+    whole_lives: ClassVar[bool] = True
+    sigma: Positive = 0.01
+    """Standard deviation of the perturbations."""
+    fitness: Fitness = "difference"
+    """What becomes of the two losses of a pair: their difference, its sign, or its rank in the cohort."""
+    final_batches: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Batches that the last loss of a life is measured on."""
 
     def __call__(self, rule: Rule, cohort: Cohort, generator: Generator) -> Estimate:
         count, steps = len(cohort.ages), int(cohort.horizons[0])

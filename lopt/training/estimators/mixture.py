@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from torch import Generator
 
+from lopt.config import Positive, Share
 from lopt.rules.base import Rule
 from lopt.training.cohort import Cohort, Twins
 from lopt.training.estimators.base import Estimate, Estimator, finite_or_zero
@@ -25,11 +25,14 @@ class Mixture(Estimator):
     """
 
     second_order: bool = True
+    """Differentiate through the inner gradients. False is cheaper and biased."""
     rematerialise: bool = False
-    sigma: float = 0.01
-    share: float = 0.5
+    """Keep only the networks between inner steps: much less memory, a third more time."""
+    sigma: Positive = 0.01
+    """Standard deviation of the perturbations."""
+    share: Share = 0.5
     """Weight of PES, from 0 to 1."""
-    network_clip: float = field(default=math.inf, kw_only=True)
+    network_clip: Positive = field(default=1.0, kw_only=True)
     """As in `TruncatedBackprop`, for each pair's mean."""
 
     def __call__(self, rule: Rule, cohort: Cohort, generator: Generator) -> Estimate:

@@ -6,7 +6,7 @@ Shapes: T networks, K inner steps; a pair of cohorts is 2 T networks, first all 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -96,12 +96,13 @@ def rank(outer: Tensor) -> Tensor:
     return sign(outer) * ranks.to(outer) / len(size)
 
 
-FITNESS: dict[str, Callable[[Tensor], Tensor]] = {f.__name__: f for f in (difference, sign, rank)}
+Fitness = Literal["difference", "sign", "rank"]
+FITNESS: dict[Fitness, Callable[[Tensor], Tensor]] = {"difference": difference, "sign": sign, "rank": rank}
 """Each maps the outer losses (2, T) of the pairs of a cohort, all of one task, to what their perturbations get."""
 
 
 def evolution_gradient(
-    outer: Tensor, credited: Tensors, sigma: float, fitness: str = "difference"
+    outer: Tensor, credited: Tensors, sigma: float, fitness: Fitness = "difference"
 ) -> dict[str, Tensor]:
     """Mean over the networks of (L+ - L-) / (2 sigma^2), or another fitness, times what is credited with it."""
     outer = outer.detach()

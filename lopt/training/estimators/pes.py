@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator
 
+from lopt.config import Positive
 from lopt.rules.base import Rule, Tensors
 from lopt.training.cohort import Cohort, Twins
 from lopt.training.estimators.base import Estimate, Estimator, finite_or_zero
-from lopt.training.estimators.perturbed import draw_perturbations, evolution_gradient, run_pair
+from lopt.training.estimators.perturbed import Fitness, draw_perturbations, evolution_gradient, run_pair
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class PES(Estimator):
     outer losses (Vicol, Metz and Sohl-Dickstein 2021). The variance grows with the number of truncations.
     """
 
-    sigma: float = 0.01
+    sigma: Positive = 0.01
+    """Standard deviation of the perturbations."""
 
     def __call__(self, rule: Rule, cohort: Cohort, generator: Generator) -> Estimate:
         twins = cohort.twins or first_twins(rule, cohort)
@@ -47,9 +49,10 @@ class NRES(Estimator):
     grow with their number (Li et al. 2023, arXiv 2304.12180).
     """
 
-    sigma: float = 0.01
-    fitness: str = "difference"
-    """One of `perturbed.FITNESS`."""
+    sigma: Positive = 0.01
+    """Standard deviation of the perturbations."""
+    fitness: Fitness = "difference"
+    """What becomes of the two losses of a pair: their difference, its sign, or its rank in the cohort."""
 
     def __call__(self, rule: Rule, cohort: Cohort, generator: Generator) -> Estimate:
         twins = cohort.twins or first_twins(rule, cohort)
