@@ -54,27 +54,26 @@ class Registry(Mapping[str, T]):
                 raise ConfigError(f"{where}: expected a name of letters, digits and _")
             if name in self._items:
                 raise ConfigError(f"{where}: there is one already, {self._items[name]!r}; take another name")
-            if self.base is None:
-                fits = callable(item) and not isinstance(item, type)
-            else:
-                fits = isinstance(item, type) and issubclass(item, self.base) and not inspect.isabstract(item)
-            if not fits:
-                wanted = (
-                    f"a class derived from {self.base.__name__}, with all its methods"
-                    if self.base
-                    else "a function"
+            if not self._fits(item):
+                derived = self.base and f"a class derived from {self.base.__name__}, with all its methods"
+                raise ConfigError(
+                    f"{where}: expected {derived or 'a function of one argument'}, found {item!r}"
                 )
-                raise ConfigError(f"{where}: expected {wanted}, found {item!r}")
-            if isinstance(item, type):
-                self._options[name] = self.options_of(item, name, where)
+            if isinstance(item, type) and self.given:
+                self._options[name] = settings_of(item, where, self.given, name=(Literal[name], name))
             self._items[name] = item  # type: ignore[assignment]
             return item
 
         return add
 
-    def options_of(self, item: type, name: str, where: str) -> type[Settings]:
-        """The settings whose fields are a constructor's parameters, and `name`."""
-        return settings_of(item, where, self.given, name=(Literal[name], name))
+    def _fits(self, item: object) -> bool:
+        if self.base is not None:
+            return isinstance(item, type) and issubclass(item, self.base) and not inspect.isabstract(item)
+        try:
+            inspect.signature(item).bind(None)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return False
+        return not isinstance(item, type)
 
     def options(self, name: object, *keys: object) -> type[Settings]:
         """The settings of the class of that name; raises what validators raise where there is none."""

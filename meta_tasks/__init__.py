@@ -5,7 +5,7 @@ task = family.build(family.sample_spec(generator))
 """
 
 from meta_tasks.data import catalogue
-from meta_tasks.families import FAMILIES, make_family, make_task
+from meta_tasks.families import FAMILIES, make_family, make_task, register_family
 from meta_tasks.suites import SUITES, TASKS, named_task, suite_families, suite_tasks
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "make_family",
     "make_task",
     "named_task",
+    "register_family",
     "suite_families",
     "suite_tasks",
 ]

@@ -6,13 +6,13 @@ import argparse
 import importlib
 import importlib.util
 import logging
-import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from lopt.cli import extensions
+from lopt.cli.extensions import import_code
 from lopt.errors import GraphError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def load(name: str) -> Any:
     if not (colon and module_name and attribute):
         raise GraphError(f"expected MODULE:FACTORY, for example models.py:build, found {name!r}")
     try:
-        module = _import(module_name)
+        module = import_code(module_name)
     except Exception as error:
         raise GraphError(f"{name}: importing {module_name} failed: {_account(error)}") from None
     if not hasattr(module, attribute):
@@ -88,25 +88,9 @@ def load(name: str) -> Any:
         raise GraphError(f"{name}: calling {attribute}() failed: {_account(error)}") from None
 
 
-def _import(name: str) -> ModuleType:
-    if not name.endswith(".py"):
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        return importlib.import_module(name)
-    path = Path(name)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    sys.path.insert(0, str(path.resolve().parent))  # as if it were run: it may import its neighbours
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def _account(error: Exception) -> str:
     """The error in one line, with the place in the user's code that raised it."""
-    machinery = (__file__, importlib.__file__)
+    machinery = (__file__, extensions.__file__, importlib.__file__)
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

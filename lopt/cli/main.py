@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from lopt import __version__
+from lopt.cli.extensions import load_extensions
 from lopt.errors import LoptError
 
 COMMANDS = {
@@ -57,6 +58,10 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"lopt {__version__}")
+    parser.add_argument(
+        "--import", dest="imports", metavar="CODE", action="append", default=[],
+        help="a module or file.py that registers metanets, directions... of your own; may be given again",
+    )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         module = _module(name)
@@ -117,6 +122,7 @@ def _run(argv: Sequence[str]) -> int:
         parser.error(f"unknown arguments for {args.command}: {' '.join(rest)}")
     if rest:
         args.overrides = rest
+    load_extensions(args.imports)
     code = _module(args.command).run(args)
     sys.stdout.flush()
     return code

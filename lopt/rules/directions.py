@@ -16,6 +16,7 @@ from lopt.graph.tensor_classes import Matrices
 from lopt.numerics.moments import TINY, Moments
 from lopt.numerics.newton_schulz import orthogonalised
 from lopt.numerics.segments import segment_expand, segment_mean
+from lopt.registry import Registry
 
 EPS = 1e-8
 """Adam's eps."""
@@ -158,7 +159,8 @@ def _rms(x: Tensor) -> Tensor:
     return torch.sqrt((x * x).mean() + TINY)
 
 
-DIRECTIONS: dict[str, Callable[[History], Tensor]] = {
-    function.__name__: function
-    for function in (adam, slow, gradient, factored, momentum, parameter, constant, orthogonal, grafted)
-}
+DIRECTIONS: Registry[Callable[[History], Tensor]] = Registry("direction")
+"""Every direction by the name that configs use."""
+
+for _function in (adam, slow, gradient, factored, momentum, parameter, constant, orthogonal, grafted):
+    DIRECTIONS.register(_function.__name__)(_function)
