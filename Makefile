@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks demo
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks demo
 
 # One thread per worker: small tensors gain nothing from a second one, and two pools would compete.
 test: lint
