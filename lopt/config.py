@@ -117,7 +117,7 @@ def say(value: Any) -> str:
         text = "a whole number of more than 38 digits"  # Python refuses to print thousands of digits
     else:
         text = repr(value).lower() if isinstance(value, bool) else repr(value)
-    text = _short(text)
+    text = short(text)
     return f"the list {text}" if isinstance(value, (list, tuple)) else text
 
 
@@ -165,7 +165,7 @@ def _problem(message: str, *keys: object) -> PydanticCustomError:
     return PydanticCustomError("problem", "{message}", {"message": message, "keys": keys})
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """As one line that is safe to print, whatever a foreign file holds."""
     text = str(value)
     text = text if text.isprintable() else repr(text)
@@ -175,7 +175,7 @@ def _short(value: object) -> str:
 def _line(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     context = first.get("ctx", {})
-    place = ".".join(_short(key) for key in (*first["loc"], *context.get("keys", ())) if key != "[key]")
+    place = ".".join(short(key) for key in (*first["loc"], *context.get("keys", ())) if key != "[key]")
     if first["type"] in EXPECTED:
         found = "nothing" if first["type"] == "missing" else say(first["input"])
         message = f"expected {EXPECTED[first['type']].format(**context)}, found {found}"

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from lopt.config import short
 from lopt.errors import ConfigError
 from lopt.inner.task import Task
 from lopt.registry import Registry
@@ -63,7 +64,9 @@ def make_family(
     that it may draw are missing.
     """
     if name not in FAMILIES:
-        raise ConfigError(f"there is no task family {name!r}; there are {', '.join(sorted(FAMILIES))}")
+        raise ConfigError(
+            f"there is no task family {short(repr(name))}; there are {', '.join(sorted(FAMILIES))}"
+        )
     return FAMILIES[name](options, data_root, device)
 
 

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Generator
 
+from lopt.config import short
 from lopt.errors import ConfigError
 
 S = TypeVar("S", bound="Spec")
@@ -62,7 +63,7 @@ class Spec:
         if not isinstance(item.default, tuple):
             return _checked(f"{cls.family}.{name}", value, item.default, item.metadata)
         if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-            raise ConfigError(f"{cls.family}.{name} = {value!r}: expected a list of numbers")
+            raise ConfigError(f"{cls.family}.{name} = {short(repr(value))}: expected a list of numbers")
         return tuple(_checked(f"{cls.family}.{name}", v, item.default[0], item.metadata) for v in value)
 
     @classmethod
@@ -82,21 +83,23 @@ def check_keys(where: str, values: Mapping[str, Any], known: Sequence[str]) -> N
     """Raise `ConfigError` for the first key that is not known."""
     for key in values:
         if key not in known:
-            raise ConfigError(f"{where} has no option {key!r}; it knows {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"{where} has no option {short(repr(key))}; it knows {', '.join(sorted(known))}"
+            )
 
 
 def _checked(where: str, value: Any, default: Any, metadata: Mapping[str, Any]) -> Any:
     if "allowed" in metadata:
         if value not in metadata["allowed"] or isinstance(value, bool):
             raise ConfigError(
-                f"{where} = {value!r}: expected one of {', '.join(map(str, metadata['allowed']))}"
+                f"{where} = {short(repr(value))}: expected one of {', '.join(map(str, metadata['allowed']))}"
             )
         return value
     low, high, kind = metadata["low"], metadata["high"], type(default)
     accepted = isinstance(value, (int, kind)) and not isinstance(value, bool)
     if not accepted or not low <= value <= high:
         noun = "an integer" if kind is int else "a number"
-        raise ConfigError(f"{where} = {value!r}: expected {noun} from {low} to {high}")
+        raise ConfigError(f"{where} = {short(repr(value))}: expected {noun} from {low} to {high}")
     return kind(value)
 
 
@@ -215,7 +218,9 @@ class SpecDistribution:
         if isinstance(distribution, OneOf):
             return OneOf(tuple(self._checked(name, v) for v in distribution.values))
         if name in self.choices:
-            raise ConfigError(f"{where} = {value}: expected a value or a list of values, found a range")
+            raise ConfigError(
+                f"{where} = {short(value)}: expected a value or a list of values, found a range"
+            )
         low, high = self._checked(name, distribution.low), self._checked(name, distribution.high)
         return Between(low, high, distribution.log)
 
@@ -241,11 +246,11 @@ def _distribution(where: str, value: Any) -> Distribution:
 def _between(where: str, value: Mapping[str, Any]) -> Between:
     low, high, log = value.get("low"), value.get("high"), value.get("log", False)
     if not (isinstance(low, (int, float)) and isinstance(high, (int, float)) and low <= high):
-        raise ConfigError(f"{where} = {dict(value)}: expected numbers low <= high")
+        raise ConfigError(f"{where} = {short(dict(value))}: expected numbers low <= high")
     if not isinstance(log, bool):
-        raise ConfigError(f"{where}.log = {log!r}: expected true or false")
+        raise ConfigError(f"{where}.log = {short(repr(log))}: expected true or false")
     if log and low <= 0:
-        raise ConfigError(f"{where} = {dict(value)}: expected low above 0, for the logarithm")
+        raise ConfigError(f"{where} = {short(dict(value))}: expected low above 0, for the logarithm")
     return Between(low, high, log)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lopt.config import short
 from lopt.errors import ConfigError
 from lopt.inner.task import Task
 from meta_tasks.families import make_family, make_task
@@ -178,7 +179,7 @@ SUITES: dict[str, Suite] = {
 def named_task(name: str, data_root: str | None = None, device: str | torch.device = "cpu") -> Task:
     """A fixed task by name. Raises `ConfigError` for an unknown name, `DataError` for missing data."""
     if name not in TASKS:
-        raise ConfigError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
+        raise ConfigError(f"there is no task {short(repr(name))}; there are {', '.join(TASKS)}")
     family, spec = TASKS[name]
     return make_task(family, spec, data_root, device)
 
