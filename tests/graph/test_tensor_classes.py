@@ -105,3 +105,78 @@ def test_a_gain_without_gradient_is_left_alone() -> None:
         gain.grad = torch.zeros_like(gain)
         optimizer.step()
     torch.testing.assert_close(gain, torch.ones_like(gain))
+
+
+class Routed(nn.Module):
+    """A router sends each token to two experts, whose weights and biases are stacked; used in the common ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.router, self.out = way, nn.Linear(8, 4), nn.Linear(8, 3)
+        self.up, self.up_bias = nn.Parameter(torch.randn(4, 16, 8)), nn.Parameter(torch.randn(4, 16))
+        self.down, self.down_bias = nn.Parameter(torch.randn(4, 8, 16)), nn.Parameter(torch.randn(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, chosen = self.router(x).sigmoid().topk(2)
+        return self.out(x + getattr(self, self.way)(x, weight, chosen))
+
+    def grouped(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        of_expert, order = chosen.flatten().sort()
+        ends = torch.histc(of_expert.float(), bins=4, min=0, max=3).cumsum(0, dtype=torch.int32)
+        token = order // 2
+        h = torch._grouped_mm(x[token], self.up.mT, offs=ends) + self.up_bias[of_expert]
+        rows = torch._grouped_mm(h.relu(), self.down.mT, offs=ends) + self.down_bias[of_expert]
+        return torch.zeros_like(x).index_add(0, token, rows * weight.flatten()[order, None])
+
+    def gathered(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        h = torch.einsum("nkoi,ni->nko", self.up[chosen], x) + self.up_bias[chosen]
+        rows = torch.einsum("nkoi,nki->nko", self.down[chosen], h.relu()) + self.down_bias[chosen]
+        return (rows * weight[..., None]).sum(1)
+
+    def selected(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        total = torch.zeros_like(x)
+        for i in range(4):
+            token, place = torch.where(chosen == i)
+            h = nn.functional.linear(x[token], self.up[i], self.up_bias[i])
+            rows = nn.functional.linear(h.relu(), self.down[i], self.down_bias[i])
+            total = total.index_add(0, token, rows * weight[token, place, None])
+        return total
+
+
+@pytest.mark.parametrize("way", ["grouped", "gathered", "selected"])
+def test_routed_experts_are_matrices_and_vectors_each_by_itself(way: str) -> None:
+    torch.manual_seed(0)
+    model, x = Routed(way), torch.randn(10, 8)
+    graph = ParameterGraph.trace(model, (x,))
+    assert graph.rung == "traced"
+    assert graph.verify(model, (x,)).ok
+    assert {name: class_of(graph, name) for name in ("up", "down", "up_bias", "down_bias", "router.weight")} == {
+        "up": "matrix", "down": "matrix", "up_bias": "vector", "down_bias": "vector", "router.weight": "matrix",
+    }  # fmt: skip
+    assert matrices_of(graph, "up") == Matrices(4, 16, 8)
+    ((hidden,),) = graph.parameters["up"].axes[1]
+    assert graph.groups[hidden].permutable
+    experts = {
+        graph.parameters[name].axes[0] for name in ("router.weight", "up", "down", "up_bias", "down_bias")
+    }
+    assert len(experts) == 1 or way == "selected"
+
+
+def test_a_codebook_is_a_table_though_its_entries_are_chosen() -> None:
+    class Quantised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode, self.codes, self.decode = (
+                nn.Linear(3, 6),
+                nn.Parameter(torch.randn(9, 6)),
+                nn.Linear(6, 3),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.encode(x)
+            nearest = torch.cdist(z, self.codes).argmin(-1)
+            return self.decode(z + self.codes[nearest])
+
+    graph = ParameterGraph.trace(Quantised(), (torch.randn(5, 3),))
+    assert class_of(graph, "codes") != "vector"
+    assert graph.parameters["codes"].roles[0] != "tap"

@@ -249,7 +249,10 @@ def _roles(value: Value, votes: dict[int, str], kind: str) -> tuple[str, ...]:
     for i, usual in enumerate(default_roles(len(roles))):
         if roles[i] is None:
             missing = [r for r in ("out", "in") if r not in roles]
-            roles[i] = missing[0] if missing and any(roles) and value.dims[i].size > 1 else usual
+            if not missing:  # it counts matrices, each of which was used by itself
+                roles[i] = "tap"
+            else:
+                roles[i] = missing[0] if any(roles) and value.dims[i].size > 1 else usual
     return tuple(r or "tap" for r in roles)
 
 

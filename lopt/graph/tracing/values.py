@@ -37,11 +37,13 @@ class Dim:
 
 @dataclass(frozen=True)
 class Mark:
-    """What is known of the data flow: attention scores, probabilities, attended values, gating activations."""
+    """What is known of the data flow: attention scores, probabilities, attended values, gating activations, choices."""
 
     kind: str
     queries: Origins = NOWHERE
     keys: Origins = NOWHERE
+    chosen: Axis | None = None
+    """Of a "choice": the axis whose places the numbers name (a router's experts), or along which it counts them."""
 
 
 @dataclass(frozen=True)

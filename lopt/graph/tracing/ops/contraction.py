@@ -6,6 +6,7 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
+from lopt.graph.tracing.ops.indexing import tie_chosen
 from lopt.graph.tracing.ops.pointwise import pointwise
 from lopt.graph.tracing.ops.table import rule
 from lopt.graph.tracing.speech import NoRuleError, Speech
@@ -111,13 +112,18 @@ def dot(s: Speech, a: Value, b: Value) -> tuple[Dim, ...]:
     return contract(s, [a, b], ["k", "k"], "")
 
 
-@rule("_grouped_mm")
-def grouped_mm(s: Speech, a: Value, b: Value, offsets: Any = None, *_: Any, **__: Any) -> tuple[Dim, ...]:
+@rule("_grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_mm(
+    s: Speech, a: Value, b: Value, offs: Value | None = None, *_: Any, **__: Any
+) -> tuple[Dim, ...]:
     """Rows of a, in runs, each times its own matrix (experts): (n, k) (e, k, j) -> (n, j)."""
     if (a.rank, b.rank) != (2, 3):
         raise NoRuleError
     for dim in (a.dims[0], b.dims[0]):
         s.fix(dim)
+    tie_chosen(s, b.dims[0], offs)
+    if b.pure:
+        s.role(b.dims[0], "tap")
     return contract(s, [a, b], ["nk", "ekj"], "nj")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lopt.graph.tracing.axes import find
 from lopt.graph.tracing.ops.pointwise import pointwise
 from lopt.graph.tracing.ops.table import rule, wrap
 from lopt.graph.tracing.speech import Speech
@@ -19,6 +20,32 @@ def look_up(s: Speech, table: Value, index: Value | None, at: int) -> None:
         s.kind(table, "position" if by_position else "embedding")
         for i, dim in enumerate(table.dims):
             s.role(dim, "in" if i == at else "out")
+
+
+def look_up_chosen(s: Speech, table: Value, index: Value, at: int) -> None:
+    """`look_up`, but where the index is the choice of a router the table holds the members that it chooses from."""
+    if table.pure and not index.pure and tie_chosen(s, table.dims[at], index):
+        s.kind(table, "weight" if table.rank > 2 else "bias")
+        others = iter(("out", "in", *["tap"] * table.rank))
+        for i, dim in enumerate(table.dims):
+            s.role(dim, "tap" if i == at else next(others))
+        s.fix(table.dims[at])
+    else:
+        look_up(s, table, index, at)
+
+
+def tie_chosen(s: Speech, members: Dim, index: Value | None) -> bool:
+    """Tie the axis of what is chosen (experts' weights) to the one it is chosen along (the router's); whether it is.
+
+    A table that is chosen from by its own entries (the nearest of a codebook) is a table as any other.
+    """
+    chosen = index.mark.chosen if index is not None and index.mark is not None else None
+    if chosen is None or members.axis is None or chosen.size != members.size:
+        return False
+    if find(chosen) is find(members.axis):
+        return False
+    s.tie(members, Dim(members.size, chosen))
+    return True
 
 
 @rule("embedding")
@@ -49,7 +76,7 @@ def embedding_renorm(s: Speech, table: Value, *args: Any) -> tuple[Dim, ...]:
 def index_select(s: Speech, x: Value, dim: int, index: Value) -> tuple[Dim, ...]:
     """Entries of one dimension, in another order."""
     at = wrap(dim, x.rank)
-    look_up(s, x, index, at) if not index.pure else s.fix(x.dims[at])
+    look_up_chosen(s, x, index, at) if not index.pure else s.fix(x.dims[at])
     return (*x.dims[:at], s.fixed(s.shapes[0][at]), *x.dims[at + 1 :])
 
 
@@ -69,7 +96,7 @@ def index(s: Speech, x: Value, indices: Sequence[Value | None]) -> tuple[Dim, ..
     """x[..., i, ..., j, ...]: the indexed dimensions give way to those of the indices, broadcast."""
     found = indexed(s, x, indices)
     for at, i in found:
-        look_up(s, x, i, at)
+        look_up_chosen(s, x, i, at)
         for dim in i.dims:
             s.fix(dim)
     places = [at for at, _ in found]

@@ -52,7 +52,15 @@ def position_of_extreme(s: Speech, x: Value, dim: int | None = None, *args: Any,
     """Answers with a place, so that the entries must stay where they are."""
     for i in wrap_all(dim, x.rank):
         s.fix(x.dims[i])
+    if dim is not None:
+        _note_choice(s, x, wrap(dim, x.rank))
     return reduce(s, x, dim)
+
+
+def _note_choice(s: Speech, x: Value, at: int) -> None:
+    """The places that are answered with are choices among the entries of the axis; choices in order are choices."""
+    if not x.pure and (s.mark is None or s.mark.kind in ("activated", "sigmoid")):
+        s.mark = Mark("choice", chosen=x.dims[at].axis)
 
 
 @rule("max", "min", "median", "nanmedian", "mode")
@@ -61,7 +69,9 @@ def extreme(s: Speech, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> 
     if isinstance(dim, Value):
         return pointwise(s, x, dim)
     if len(s.shapes) > 1 and s.is_used(1):
-        s.fix(x.dims[wrap(-1 if dim is None else dim, x.rank)])
+        at = wrap(-1 if dim is None else dim, x.rank)
+        s.fix(x.dims[at])
+        _note_choice(s, x, at)
     along = -1 if dim is None and len(s.shapes) > 1 else dim
     return [reduce(s, x, along)] * len(s.shapes)
 
@@ -86,6 +96,8 @@ def ordered(s: Speech, x: Value, *args: Any, **kwargs: Any) -> Any:
     gone = set(_ordered_dims(s, x, args, kwargs))
     for i in gone:
         s.fix(x.dims[i])
+    if s.call.name in ("topk", "sort"):
+        _note_choice(s, x, next(iter(gone)))
     return [
         tuple(s.fixed(n) if i in gone else d for i, (n, d) in enumerate(zip(shape, x.dims, strict=True)))
         for shape in s.shapes
