@@ -1,15 +1,40 @@
-"""Accelerate: python -m examples.accelerate_loop [RULE], or accelerate launch   (pip install accelerate)"""
+"""Accelerate: python accelerate_loop.py [RULE], or accelerate launch   (pip install accelerate)"""
 
 from __future__ import annotations
 
 import sys
 
+import torch
 from accelerate import Accelerator
-from torch import nn
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import lopt
-from examples.digits import loader, network
 from lopt.rules import Rule
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 16, 10),
+    )
+
+
+def dataset() -> TensorDataset:
+    """The digits that come with scikit-learn: 1,797 images (1, 8, 8) with values in [0, 1], and their labels."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
+    return TensorDataset(images, torch.tensor(digits.target))
+
+
+def loader() -> DataLoader[tuple[Tensor, ...]]:
+    return DataLoader(dataset(), 64, shuffle=True, generator=torch.Generator().manual_seed(0))
 
 
 def main(

@@ -1,17 +1,37 @@
-"""DistributedDataParallel: torchrun --nproc-per-node 2 -m examples.ddp [RULE]"""
+"""DistributedDataParallel: torchrun --nproc-per-node 2 ddp.py [RULE]"""
 
 from __future__ import annotations
 
 import sys
 
+import torch
 import torch.distributed as dist
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import lopt
-from examples.digits import dataset, network
 from lopt.rules import Rule
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 16, 10),
+    )
+
+
+def dataset() -> TensorDataset:
+    """The digits that come with scikit-learn: 1,797 images (1, 8, 8) with values in [0, 1], and their labels."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
+    return TensorDataset(images, torch.tensor(digits.target))
 
 
 def main(rule: str | Rule = "lopt-base", epochs: int = 1) -> list[float]:

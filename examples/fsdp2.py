@@ -1,4 +1,4 @@
-"""FSDP2 with a sharded checkpoint: torchrun --nproc-per-node 2 -m examples.fsdp2 [RULE]"""
+"""FSDP2 with a sharded checkpoint: torchrun --nproc-per-node 2 fsdp2.py [RULE]"""
 
 from __future__ import annotations
 
@@ -8,15 +8,34 @@ import tempfile
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import lopt
-from examples.digits import dataset, network
 from lopt.rules import Rule
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 16, 10),
+    )
+
+
+def dataset() -> TensorDataset:
+    """The digits that come with scikit-learn: 1,797 images (1, 8, 8) with values in [0, 1], and their labels."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
+    return TensorDataset(images, torch.tensor(digits.target))
 
 
 def main(rule: str | Rule = "lopt-base", epochs: int = 1) -> list[float]:

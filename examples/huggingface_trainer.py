@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: python -m examples.huggingface_trainer [RULE]   (pip install transformers accelerate)"""
+"""Hugging Face Trainer: python huggingface_trainer.py [RULE]   (pip install transformers accelerate)"""
 
 from __future__ import annotations
 
@@ -7,12 +7,32 @@ import tempfile
 from typing import Any
 
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 from transformers import Trainer, TrainingArguments
 
 import lopt
-from examples.digits import dataset, network
 from lopt.rules import Rule
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 16, 10),
+    )
+
+
+def dataset() -> TensorDataset:
+    """The digits that come with scikit-learn: 1,797 images (1, 8, 8) with values in [0, 1], and their labels."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
+    return TensorDataset(images, torch.tensor(digits.target))
 
 
 class Digits(nn.Module):

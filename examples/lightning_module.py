@@ -1,4 +1,4 @@
-"""Lightning: python -m examples.lightning_module [RULE]   (pip install lightning)"""
+"""Lightning: python lightning_module.py [RULE]   (pip install lightning)"""
 
 from __future__ import annotations
 
@@ -6,11 +6,36 @@ import sys
 from typing import Any
 
 import lightning
+import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import lopt
-from examples.digits import loader, network
 from lopt.rules import Rule
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 16, 10),
+    )
+
+
+def dataset() -> TensorDataset:
+    """The digits that come with scikit-learn: 1,797 images (1, 8, 8) with values in [0, 1], and their labels."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
+    return TensorDataset(images, torch.tensor(digits.target))
+
+
+def loader() -> DataLoader[tuple[Tensor, ...]]:
+    return DataLoader(dataset(), 64, shuffle=True, generator=torch.Generator().manual_seed(0))
 
 
 class Digits(lightning.LightningModule):

@@ -1,4 +1,4 @@
-"""A graph network of PyTorch Geometric: python -m examples.pyg_nodes [RULE]"""
+"""A graph network of PyTorch Geometric: python pyg_nodes.py [RULE]"""
 
 from __future__ import annotations
 
