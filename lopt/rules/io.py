@@ -43,12 +43,17 @@ def load_rule(name_or_path: str | os.PathLike[str]) -> LearnedRule:
     try:
         # Nothing is allocated, however wide the file says that the rule is, before its tensors are known to fit.
         with torch.device("meta"):
-            rule = LearnedRule.from_description(header.get("rule", {}))
+            planned = LearnedRule.from_description(header.get("rule", {}))
     except ConfigError as error:
         raise RuleFileError(
             f"{path}: the file describes a rule that this version cannot build: {error}"
         ) from None
-    _fill(rule, tensors, path)
+    _check_fit(planned, tensors, path)
+    # Once more where the numbers are: what a rule computes for itself, and no file holds, would stay on "meta".
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        rule = LearnedRule.from_description(header.get("rule", {}))
+    dtype = tensors["log_rate"].dtype
+    rule.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     return rule
 
 
@@ -89,7 +94,7 @@ def _is_rule(name: str) -> bool:
     return name.endswith(".safetensors")
 
 
-def _fill(rule: LearnedRule, tensors: dict[str, Tensor], path: Path) -> None:
+def _check_fit(rule: LearnedRule, tensors: dict[str, Tensor], path: Path) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in rule.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
@@ -102,5 +107,3 @@ def _fill(rule: LearnedRule, tensors: dict[str, Tensor], path: Path) -> None:
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
             raise RuleFileError(f"{path}: expected finite floating-point numbers in {name}, found others")
-    dtype = tensors["log_rate"].dtype
-    rule.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)

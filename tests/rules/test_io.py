@@ -201,3 +201,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(path: Path, monkeypatch
         write_atomically(path, b"new")
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["lopt-base", "lopt-small"])
+def test_everything_of_a_loaded_rule_is_where_its_numbers_are(name: str) -> None:
+    """Buffers that files do not hold too; and loading draws no random number that the caller would miss."""
+    before = torch.random.get_rng_state()
+    rule = load_rule(name)
+    assert {tensor.device.type for tensor in (*rule.parameters(), *rule.buffers())} == {"cpu"}
+    assert torch.equal(torch.random.get_rng_state(), before)
