@@ -1,31 +1,74 @@
-"""Tracing without example inputs: the first batch that the model sees serves as the example."""
+"""Tracing without example inputs: the first batch that the model trains on serves as the example."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import torch
 from torch import nn
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
+from torch.nn.parameter import is_lazy
 
+from lopt.errors import GraphWarning
 from lopt.graph.parameter_graph import ParameterGraph
+from lopt.graph.trace import check_code
 
 
 class FirstForwardGraph:
-    """The graph of a model once its first forward pass has begun; until then `graph` is None."""
+    """The graph of a model once its first forward pass with gradients has begun; until then `graph` is None."""
 
     def __init__(self, model: nn.Module) -> None:
+        check_code(model)
         self.graph: ParameterGraph | None = None
-        self._handle = model.register_forward_pre_hook(self._trace, with_kwargs=True)
+        self._failure = ""
+        self._tracing = False
+        self._before = model.register_forward_pre_hook(self._trace, with_kwargs=True)
+        self._after = model.register_forward_hook(self._conclude, with_kwargs=True)
 
     @_disable_dynamo
     def _trace(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._handle.remove()
-        self.graph = ParameterGraph.trace(model, args, kwargs)
+        # What runs without gradients (evaluation, generation) may leave out parts that are trained.
+        if self._passes() or any(map(is_lazy, model.parameters())):
+            return
+        self._tracing = True
+        try:
+            self._take(ParameterGraph.trace(model, args, kwargs))
+        except (
+            Exception
+        ) as error:  # whatever it is, whether the model runs is for its own forward pass to say
+            self._failure = f"{error}" or type(error).__name__
+        finally:
+            self._tracing = False
+
+    @_disable_dynamo
+    def _conclude(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
+        """The forward pass has succeeded: lazy modules know their shapes, and what failed was not the batch's fault."""
+        if self._passes():
+            return
+        if not self._failure:
+            self._trace(model, args, kwargs)
+        if self.graph is None:
+            name = type(model).__name__
+            warnings.warn(f"the axes of {name} stay untied: {self._failure}", GraphWarning, stacklevel=2)
+            self._take(ParameterGraph.untied(model.named_parameters()))
+
+    def _passes(self) -> bool:
+        """Whether a call is none to be traced: the trace itself calls the model, too."""
+        return self._tracing or self.graph is not None or not torch.is_grad_enabled()
+
+    def _take(self, graph: ParameterGraph) -> None:
+        self.graph = graph
+        self._before.remove()
+        self._after.remove()
 
 
 def trace_on_first_forward(model: nn.Module) -> FirstForwardGraph:
     """Trace `model` on the inputs of its first forward pass; hand the result to `LearnedOptimizer` as `graph`.
 
-    The model must run once before the optimizer's first step, as it does in every training loop.
+    The model must run once, with gradients, before the optimizer's first step, as it does in every training loop.
+    Calls without gradients (evaluation, generation) and calls that raise are passed over. A model that cannot be
+    traced gets the graph that ties nothing, with one `GraphWarning`.
+    Raises `GraphError` for a model without Python code of its own (`torch.jit`, `DataParallel`).
     """
     return FirstForwardGraph(model)

@@ -17,13 +17,12 @@ import contextlib
 import logging
 import traceback
 import warnings
-import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from lopt.errors import GraphError, GraphWarning
@@ -31,8 +30,10 @@ from lopt.graph.spec import GraphSpec
 from lopt.graph.tracing.assemble import assemble
 from lopt.graph.tracing.choices import EveryChoice
 from lopt.graph.tracing.interpreter import Interpreter, interpret
-from lopt.graph.tracing.isolation import forget_fakes, input_tensors, output_tensors, plain_kernels, untouched
+from lopt.graph.tracing.isolation import input_tensors, output_tensors, plain_kernels, untouched
+from lopt.graph.tracing.leftovers import clear_frames, forget
 from lopt.graph.tracing.tape import Tape, recording
+from lopt.graph.tracing.world import World
 from lopt.graph.untied import untied_graph
 
 
@@ -54,6 +55,8 @@ def trace(
     check_inputs(example_args)
     try:
         tape = _run_fake(model, example_args, kwargs)
+    except GraphError:
+        raise
     except Exception as fake_error:
         return _without_fakes(model, example_args, kwargs, fake_error)
     return _graph(model, tape, "traced", None)
@@ -228,14 +231,14 @@ def aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 def _run_fake(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tape:
     tape = Tape()
-    kept: list[weakref.ref[Tensor]] | None = None
     try:
-        with untouched(model), plain_kernels(), _quiet():
+        with untouched(model, World(model, args, kwargs)), plain_kernels(), _quiet():
             _record_fake(model, tape, args, kwargs)
-        kept = tape.release()
+    except Exception as error:
+        clear_frames(error)
+        raise
     finally:
-        if kept is None or any(isinstance(tensor(), FakeTensor) for tensor in kept):
-            forget_fakes()
+        forget(tape.release())
     return tape
 
 
@@ -270,22 +273,16 @@ def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], r
             raise _CannotRecordError("the forward pass writes to its parameters in place")
 
     stand_ins = {**parameters, **{name: b.clone() for name, b in model.named_buffers()}}
-    tape = Tape()
+    tape, world = Tape(), World(model, args, kwargs)
     args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs))
-    data = [(p, p.data) for p in parameters.values()]
-    try:
-        with (
-            untouched(model),
-            plain_kernels(),
-            _quiet(),
-            torch.no_grad(),
-            recording(tape, refuse, not record),
-        ):
-            _call(model, tape, stand_ins, args, kwargs, input_tensors((args, kwargs)))
-    finally:
-        for p, own in data:
-            if p.data_ptr() != own.data_ptr():  # the model has put other values in its place
-                p.data = own
+    with (
+        untouched(model, world),
+        plain_kernels(),
+        _quiet(),
+        torch.no_grad(),
+        recording(tape, refuse, not record),
+    ):
+        _call(model, tape, stand_ins, args, kwargs, input_tensors((args, kwargs)))
     tape.release()
     return tape
 

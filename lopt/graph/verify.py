@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from lopt.errors import GraphError
 from lopt.graph.spec import GraphSpec, Permutation, axis_index
 from lopt.graph.tracing.isolation import input_tensors, output_tensors, plain_kernels, untouched
+from lopt.graph.tracing.world import World
 from lopt.progress import tracked
 
 WIDE = {
@@ -229,6 +230,7 @@ class _Runner:
     ) -> None:
         self.model = model
         self.generator = generator
+        self.world = World(model, args, kwargs)
         wide = {id(t): _wide(t) for t in input_tensors((args, kwargs))}
         self.args, self.kwargs = tree_map(
             lambda x: wide.get(id(x), x) if isinstance(x, Tensor) else x, (args, kwargs)
@@ -272,7 +274,7 @@ class _Runner:
 
     def _forward(self, given: dict[str, Tensor], mode: TorchDispatchMode) -> Any:
         given.update({n: b.clone() for n, b in self.constants.items()})
-        with untouched(self.model), torch.no_grad(), plain_kernels(), _double(), mode:
+        with untouched(self.model, self.world), torch.no_grad(), plain_kernels(), _double(), mode:
             for module in self.model.modules():
                 module.__dict__["training"] = False
             torch.manual_seed(0)

@@ -24,6 +24,7 @@ from lopt.errors import GraphError
 from lopt.graph import ParameterGraph
 from lopt.graph.spec import AxisSpec, TensorSpec
 from lopt.graph.tracing.isolation import untouched
+from lopt.graph.tracing.world import World
 
 
 def probe(
@@ -48,7 +49,7 @@ def probe(
     if not args or not isinstance(args[0], Tensor) or not args[0].dim() or not args[0].shape[0]:
         raise GraphError(f"probe: expected a tensor of M inputs, batch first, found {_shapes(args)}")
     record = _Record(graph, args[0].shape[0])
-    with untouched(model):
+    with untouched(model, World(model, args)):
         model.eval()
         for name, module in model.named_modules():
             layer = _layer(module)

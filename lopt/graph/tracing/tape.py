@@ -102,10 +102,10 @@ class Tape:
     def about_to(self, func: Any, args: Any, kwargs: Any) -> Call:
         """A call that is yet to be made: in-place operations may give their arguments other shapes."""
         tags = getattr(func, "tags", ())
-        written = [] if torch.Tag.inplace_view in tags else _written(func, args, kwargs)
+        targets = [] if torch.Tag.inplace_view in tags else written(func, args, kwargs)
         name, label = _names(func)
-        self.mutated.update(_storage(t) for t in written if name + "_" not in FILLS or not _is_whole(t))
-        writes = tuple(self.ref(t) for t in written)
+        self.mutated.update(_storage(t) for t in targets if name + "_" not in FILLS or not _is_whole(t))
+        writes = tuple(self.ref(t) for t in targets)
         arguments = (self.refs(args), self.refs(kwargs))
         return Call(name, label, *arguments, None, writes, torch.Tag.pointwise in tags)
 
@@ -146,16 +146,17 @@ def _names(func: Any) -> tuple[str, str]:
     return (name.rstrip("_") if name.endswith("_") and not name.endswith("__") else name), label
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operation writes to."""
     schema = getattr(func, "_schema", None)
     if schema is None or not schema.is_mutable:
         return []
-    written: list[Tensor] = []
+    found: list[Tensor] = []
     for position, argument in enumerate(schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[position] if position < len(args) else kwargs.get(argument.name)
-            written += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
-    return written
+            found += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+    return found
 
 
 class Recorder(TorchDispatchMode):
@@ -171,7 +172,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.before is not None and func._schema.is_mutable:
-            self.before(_written(func, args, kwargs))
+            self.before(written(func, args, kwargs))
         if self.paused or func.namespace == "prim":
             return func(*args, **kwargs)
         call = self.tape.about_to(func, args, kwargs)

@@ -1,0 +1,375 @@
+"""What a network's code can reach: noted before a run, put back after it.
+
+A forward pass may write anywhere: to what is passed in, to what hooks close over, to dictionaries of its module or
+class, to default arguments. `World` walks from the network and its inputs through containers, attributes, closures
+and the globals that functions name, and notes at each place how to put it back. Code of PyTorch, NumPy and the
+standard library is not walked: what it changes, its own rules keep.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lopt.graph.tracing.tape import written
+
+LIMIT = 50_000
+"""At most so many things are looked at, the nearest first."""
+
+LONG = 10_000
+"""Longer containers are put back as a whole; what they hold is not looked at."""
+
+Undo = Callable[[], None]
+
+_ATOMS = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size)
+_FOREIGN = {"torch", "torchvision", "numpy", "lopt", "builtins", *sys.stdlib_module_names}
+_OPEN = {"types", "collections", "weakref", "_thread", "_weakrefset"}
+"""Parts of the standard library whose objects are mere containers. Others, such as queues, belong to threads."""
+_CACHED = type(functools.lru_cache(lambda: None))
+_MISSING = object()
+
+
+class World:
+    """What the code of a network can reach, as it is now."""
+
+    def __init__(self, model: nn.Module, *inputs: Any) -> None:
+        self._undo: list[Undo] = []
+        self._seen: dict[int, Any] = {}  # holds what it has seen, so that no id is given out twice
+        self._tensors: dict[int, Tensor] = {}
+        self._queue: deque[Any] = deque([model, *inputs])
+        self._mentioned: set[str] = {"forward"}
+        self._waiting: dict[str, list[Any]] = {}
+        while self._queue and len(self._seen) < LIMIT:
+            self._look(self._queue.popleft())
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for undo in self._undo:
+            undo()
+
+    @contextmanager
+    def values_kept(self) -> Iterator[None]:
+        """Inside, tensors that the code can reach are copied before they are written to, and put back at the end."""
+        guard = _Guard(self._tensors)
+        try:
+            with guard:
+                yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in guard.saved.values():
+                    tensor.copy_(value)
+
+    # -- walking --------------------------------------------------------------------------------------------------
+
+    def _look(self, value: Any) -> None:
+        if isinstance(value, _ATOMS) or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, Tensor):
+            self._tensor(value)
+        elif isinstance(value, dict):
+            self._note(_of_dict(value))
+            self._hold(value.values())
+        elif isinstance(value, list | set | deque):
+            self._note(_of_sequence(value))
+            self._hold(value)
+        elif isinstance(value, tuple | frozenset):
+            self._hold(value)
+        elif isinstance(value, FunctionType):
+            self._function(value)
+        elif isinstance(value, type):
+            self._class(value)
+        elif isinstance(value, CellType):
+            self._cell(value)
+        elif not isinstance(value, ModuleType):
+            self._object(value)
+
+    def _note(self, undo: Undo) -> None:
+        self._undo.append(undo)
+
+    def _hold(self, values: Iterable[Any]) -> None:
+        held = list(values)
+        if len(held) <= LONG:
+            self._queue.extend(v for v in held if not isinstance(v, _ATOMS))
+
+    def _tensor(self, tensor: Tensor) -> None:
+        if isinstance(tensor, UninitializedTensorMixin):
+            return
+        self._note(_of_tensor(tensor))
+        place = _place(tensor)
+        if place:
+            self._tensors.setdefault(place[0], tensor)
+        if tensor.is_leaf and tensor.grad is not None:
+            self._queue.append(tensor.grad)
+
+    def _cell(self, cell: CellType) -> None:
+        before = _content(cell)
+
+        def undo() -> None:
+            if before is not _MISSING and _content(cell) is not before:
+                cell.cell_contents = before
+
+        self._note(undo)
+        self._hold([before])
+
+    def _function(self, function: FunctionType) -> None:
+        self._hold([*(function.__closure__ or ()), *(function.__defaults__ or ())])
+        self._hold([function.__dict__, function.__kwdefaults__])
+        names = set(_names(function.__code__))
+        space = function.__globals__
+        if not _is_foreign(space.get("__name__", "")):
+            self._names_in(space, names)
+        for name in names - self._mentioned:
+            self._queue.extend(self._waiting.pop(name, ()))
+        self._mentioned |= names
+
+    def _names_in(self, space: dict[str, Any], names: set[str]) -> None:
+        """The entries of a module that a function names, and those of modules among them."""
+        own = [name for name in names if name in space]
+        self._note(_of_entries(space, [*names]))
+        for name in own:
+            value = space[name]
+            if not isinstance(value, ModuleType):
+                self._queue.append(value)
+            elif not _is_foreign(value.__name__):
+                self._names_in(vars(value), names - {name})
+
+    def _class(self, cls: type) -> None:
+        if _is_foreign(cls.__module__):
+            return
+        self._hold(cls.__mro__[1:])
+        members = dict(vars(cls))
+        self._note(_of_attributes(cls, members))
+        for name, member in members.items():
+            code = _code_of(member)
+            if code is None or name in self._mentioned or name.startswith("__"):
+                self._queue.append(code or member)
+            else:  # until something names it
+                self._waiting.setdefault(name, []).append(code)
+
+    def _object(self, value: Any) -> None:
+        cls = type(value)
+        rng = _of_generator(value)
+        if rng is not None:
+            self._note(rng)
+        elif isinstance(value, MethodType):
+            self._hold([value.__self__, value.__func__])
+        elif isinstance(value, functools.partial):
+            self._hold([value.func, value.args, value.keywords])
+        elif isinstance(value, weakref.ref):
+            self._hold([value()])
+        elif isinstance(value, _CACHED):
+            self._note(_of_cache(value))
+            self._hold([value.__wrapped__])
+        elif sys.modules.get("numpy") is not None and isinstance(value, sys.modules["numpy"].ndarray):
+            self._note(_of_array(value))
+        if isinstance(value, nn.Module) or not _is_foreign(cls.__module__) or cls.__module__ in _OPEN:
+            self._hold([cls])
+            if isinstance(getattr(value, "__dict__", None), dict):
+                self._hold([value.__dict__])
+            slots = _slots(value)
+            if slots:
+                self._note(_of_attributes(value, slots))
+                self._hold(slots.values())
+
+
+def _is_foreign(module: Any) -> bool:
+    return str(module).partition(".")[0] in _FOREIGN
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _code_of(member: Any) -> Any:
+    """The function behind a member of a class, or None."""
+    if isinstance(member, FunctionType | _CACHED):
+        return member
+    if isinstance(member, staticmethod | classmethod):
+        return member.__func__
+    if isinstance(member, property):
+        return member.fget
+    return member.func if isinstance(member, functools.cached_property) else None
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    found = {}
+    for cls in type(value).__mro__:
+        names = vars(cls).get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else tuple(names):
+            if name not in ("__dict__", "__weakref__") and not name.startswith("__") and hasattr(value, name):
+                found[name] = getattr(value, name)
+    return found
+
+
+# -- how to put things back ---------------------------------------------------------------------------------------
+
+
+def _of_dict(value: dict[Any, Any]) -> Undo:
+    kind = OrderedDict if isinstance(value, OrderedDict) else dict  # subclasses may forbid what they inherit
+    before = list(kind.items(value))
+
+    def undo() -> None:
+        now = kind.items(value)
+        if len(now) == len(before) and all(
+            k is a and v is b for (k, v), (a, b) in zip(now, before, strict=True)
+        ):
+            return
+        kind.clear(value)
+        for key, content in before:
+            kind.__setitem__(value, key, content)
+
+    return undo
+
+
+def _of_sequence(value: list[Any] | set[Any] | deque[Any]) -> Undo:
+    before = list(value)
+
+    def undo() -> None:
+        if len(value) == len(before) and all(a is b for a, b in zip(value, before, strict=True)):
+            return
+        value.clear()
+        value.update(before) if isinstance(value, set) else value.extend(before)
+
+    return undo
+
+
+def _of_entries(space: dict[str, Any], names: list[str]) -> Undo:
+    before = {name: space.get(name, _MISSING) for name in names}
+
+    def undo() -> None:
+        for name, value in before.items():
+            if space.get(name, _MISSING) is value:
+                continue
+            if value is _MISSING:
+                del space[name]
+            else:
+                space[name] = value
+
+    return undo
+
+
+def _of_attributes(owner: Any, before: dict[str, Any]) -> Undo:
+    """Of a class (all that it has itself) or an object's slots."""
+
+    def undo() -> None:
+        now = dict(vars(owner)) if isinstance(owner, type) else _slots(owner)
+        change = type if isinstance(owner, type) else object
+        for name in now.keys() - before.keys():
+            change.__delattr__(owner, name)
+        for name, value in before.items():
+            if now.get(name, _MISSING) is not value:
+                change.__setattr__(owner, name, value)
+
+    return undo
+
+
+def _of_cache(cache: Any) -> Undo:
+    before = cache.cache_info().misses
+
+    def undo() -> None:  # what it took in may be fake, or of another precision; it will be made again
+        if cache.cache_info().misses != before:
+            cache.cache_clear()
+
+    return undo
+
+
+def _of_array(array: Any) -> Undo:
+    before = array.copy()
+
+    def undo() -> None:
+        if array.flags.writeable:
+            array[...] = before
+
+    return undo
+
+
+def _of_generator(value: Any) -> Undo | None:
+    """Of a random number generator."""
+    if isinstance(value, torch.Generator):
+        return functools.partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random):
+        return functools.partial(value.setstate, value.getstate())
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.random.RandomState):
+        return functools.partial(value.set_state, value.get_state())
+    if numpy is not None and isinstance(value, numpy.random.Generator):
+        return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    return None
+
+
+def _of_tensor(tensor: Tensor) -> Undo:
+    own, needs = tensor.detach(), tensor.requires_grad
+    grad = tensor.grad if tensor.is_leaf else None
+
+    def undo() -> None:
+        if tensor.is_leaf:
+            if tensor.grad is not grad:
+                tensor.grad = grad
+            if tensor.requires_grad is not needs:
+                tensor.requires_grad_(needs)
+        if _place(tensor) != _place(own):  # the model has put other values in their place
+            tensor.data = own
+
+    return undo
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return ()
+    try:
+        return (tensor.untyped_storage()._cdata, tensor.shape, tensor.stride(), tensor.storage_offset())
+    except (NotImplementedError, RuntimeError):  # wrappers of other tensors
+        return ()
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return _MISSING
+
+
+class _Guard(TorchDispatchMode):
+    """Copies tensors that are about to be written to, if they are among the given ones."""
+
+    def __init__(self, tensors: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.tensors = tensors
+        self.saved: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for tensor in written(func, args, kwargs):
+                self._save(*_place(tensor)[:1])
+        return func(*args, **kwargs)
+
+    def _save(self, storage: int | None = None) -> None:
+        if storage in self.tensors and storage not in self.saved:
+            with no_dispatch():  # else, on fake tensors, the copy would be fake as well
+                whole = _whole(self.tensors[storage])
+                self.saved[storage] = (whole, whole.clone())
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of what the tensor's storage holds, of which the tensor may be a part."""
+    storage = tensor.untyped_storage()
+    flat = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return flat.set_(storage, 0, (storage.nbytes(),), (1,))

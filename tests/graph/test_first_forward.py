@@ -1,0 +1,98 @@
+"""Tracing on the first batch: it never stands in the way of the model's own run."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lopt
+from lopt.errors import GraphError, GraphWarning
+
+X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+
+
+def _mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
+def test_calls_without_gradients_are_passed_over(quiet: type) -> None:
+    model = _mlp()
+    first = lopt.trace_on_first_forward(model)
+    with quiet():
+        model.eval()(X)
+    assert first.graph is None
+    model.train()(X)
+    assert first.graph is not None
+    assert first.graph.rung == "traced"
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+
+
+def test_a_first_batch_that_raises_raises_its_own_error_and_the_next_one_traces() -> None:
+    model = _mlp()
+    first = lopt.trace_on_first_forward(model)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        model(torch.ones(2, 7))
+    assert first.graph is None
+    model(X)
+    assert first.graph is not None
+    assert first.graph.rung == "traced"
+
+
+def test_a_lazy_module_is_traced_once_it_knows_its_shapes() -> None:
+    model = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.ReLU(), nn.LazyLinear(2))
+    first = lopt.trace_on_first_forward(model)
+    model(X)
+    assert first.graph is not None
+    assert first.graph.rung == "traced"
+    assert first.graph.parameters["0.weight"].shape == (8, 3)
+
+
+@pytest.mark.parametrize("where", [torch.autocast("cpu", torch.bfloat16), torch.device("meta")], ids=repr)
+def test_the_surroundings_of_the_first_call_do_not_matter(where: object) -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = _mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            shift = torch.ones(3)
+            return self.body(x + shift.to(x.device))
+
+    model = Shifted()
+    example = X.to("meta") if isinstance(where, torch.device) else X
+    first = lopt.trace_on_first_forward(model.to(example.device))
+    with where:  # type: ignore[attr-defined]
+        model(example)
+    assert first.graph is not None
+    assert [g.size for g in first.graph.groups if g.permutable] == [8]
+
+
+def test_what_cannot_be_traced_is_told_once_and_trains_untied(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(lopt.ParameterGraph, "trace", fails)
+    model = _mlp()
+    optimizer = lopt.LearnedOptimizer(
+        model.parameters(), rule="lopt-small", graph=lopt.trace_on_first_forward(model)
+    )
+    with pytest.warns(GraphWarning, match="stay untied: too deep") as caught:
+        model(X).square().sum().backward()
+    assert len(caught) == 1
+    optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(X)
+
+
+def test_a_model_without_code_of_its_own_is_refused_at_once() -> None:
+    with pytest.raises(GraphError, match=r"pass model\.module"):
+        lopt.trace_on_first_forward(nn.DataParallel(_mlp()))
+    with pytest.raises(GraphError, match="train without a graph, which works"):
+        lopt.trace_on_first_forward(torch.jit.script(_mlp()))

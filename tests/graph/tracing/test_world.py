@@ -1,0 +1,212 @@
+"""A trace, failed or not, and a verification change nothing that the model's code can reach."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import random
+import weakref
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from lopt.errors import GraphError, GraphWarning
+from lopt.graph import ParameterGraph
+
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+
+CONSTANTS: dict[tuple[float, int], Tensor] = {}
+SEEN: list[Any] = []
+LAST: Any = "nothing yet"
+CALLS = 0
+TENSOR = torch.zeros(4)
+
+
+def constant(value: float, n: int) -> Tensor:
+    if (value, n) not in CONSTANTS:
+        CONSTANTS[value, n] = torch.full((n,), value)
+    return CONSTANTS[value, n]
+
+
+@functools.lru_cache
+def ramp(n: int) -> Tensor:
+    return torch.arange(n) + torch.zeros(())
+
+
+class Slotted:
+    __slots__ = ("count", "state")
+
+    def __init__(self) -> None:
+        self.count, self.state = 0, ()
+
+
+class Shared:
+    table: dict[str, Tensor] = {}  # noqa: RUF012
+    last: Any = None
+
+
+class Writer(nn.Module):
+    """Writes everywhere: module, class, function, closures, defaults, arguments, settings and generators."""
+
+    by_shape: dict[tuple[int, ...], Tensor] = {}  # noqa: RUF012
+    latest: Any = "class"
+
+    def __init__(self, needs_values: bool, fails: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.needs_values, self.fails = needs_values, fails
+        self.loose = [nn.Linear(2, 2)]
+        self.rng, self.dice = torch.Generator(), random.Random(0)
+        self.counter: Counter[str] = Counter()
+        self.deep = SimpleNamespace(a=SimpleNamespace(b={"c": [SimpleNamespace(d=deque([1]))]}))
+        self.history = torch.zeros(4)
+
+    def forward(self, x: Tensor, cache: Any, kept: dict[str, Any] = {}) -> Tensor:  # noqa: B006
+        global LAST, CALLS
+        CALLS += 1
+        h = self.first(x).relu() * constant(2.0, 4) + ramp(4)
+        LAST = kept["h"] = self.by_shape[tuple(h.shape)] = h
+        SEEN.append((h, h))
+        Writer.latest = Shared.last = Shared.table["h"] = h
+        self.remember(h)
+        cache.slots.state, cache.slots.count = (*cache.slots.state, h), cache.slots.count + 1
+        cache.keys.append(h)
+        cache.order["k"] = h
+        cache.values.add_(1)
+        self.deep.a.b["c"][0].d.append(h)
+        self.counter["calls"] += 1
+        self.loose[0].extra = h
+        self.history.add_(1)
+        TENSOR.mul_(2).add_(1)
+        self.dice.random()
+        torch.rand(1, generator=self.rng)
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        for p in cache.parameters:
+            p.requires_grad_(False)
+            p.grad = torch.ones_like(p)
+        self.train(False)
+        if self.needs_values and h.sum().item() > 1e9:
+            h = h + 1
+        if self.fails:
+            raise RuntimeError("after all that")
+        return self.second(h)
+
+    def remember(self, h: Tensor) -> None:
+        constant.last = h  # type: ignore[attr-defined]
+
+
+def _cache() -> SimpleNamespace:
+    own = nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+    return SimpleNamespace(
+        keys=[], order=OrderedDict(), values=torch.zeros(4), slots=Slotted(), parameters=[own]
+    )
+
+
+def _state(model: Writer, cache: SimpleNamespace, hooked: Callable[[], Any]) -> list[Any]:
+    """Everything that `Writer` writes to, printed."""
+    p = cache.parameters[0]
+    return [repr(x) for x in (
+        dict(CONSTANTS), SEEN, LAST, CALLS, TENSOR, Writer.by_shape, Writer.latest, Shared.table, Shared.last,
+        Writer.forward.__defaults__, vars(constant), ramp.cache_info().currsize, cache.keys, cache.order, cache.values,
+        cache.slots.state, cache.slots.count, model.deep, model.counter, sorted(vars(model.loose[0])), model.history,
+        model.dice.getstate(), model.rng.get_state(), torch.get_default_dtype(), torch.is_grad_enabled(), p.grad,
+        p.requires_grad, model.training, hooked(),
+    )]  # fmt: skip
+
+
+def _hook(model: nn.Module) -> Callable[[], Any]:
+    calls, kept = 0, []
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        kept.append(output)
+
+    model.first.register_forward_hook(hook)
+    return lambda: (calls, kept)
+
+
+@pytest.mark.parametrize("needs_values", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_world_is_as_it_was(needs_values: bool, fails: bool) -> None:
+    torch.manual_seed(0)
+    model, cache = Writer(needs_values, fails), _cache()
+    hooked = _hook(model)
+    before = _state(model, cache, hooked)
+    if fails:
+        with pytest.raises(GraphError, match="after all that"):
+            ParameterGraph.trace(model, (X, cache))
+    elif needs_values:
+        with pytest.warns(GraphWarning, match="read from one forward pass"):
+            graph = ParameterGraph.trace(model, (X, cache))
+    else:
+        graph = ParameterGraph.trace(model, (X, cache))
+    assert _state(model, cache, hooked) == before
+    assert not [t for t in gc.get_objects() if type(t) is FakeTensor]
+    if not fails:
+        assert graph.verify(model, (X, cache)).ok
+        assert _state(model, cache, hooked) == before
+
+
+def test_what_was_there_before_comes_back_and_not_merely_goes() -> None:
+    old = torch.ones(4)
+    CONSTANTS[2.0, 4] = old
+    model, cache = Writer(False, False), _cache()
+    cache.order["k"] = "mine"
+    try:
+        ParameterGraph.trace(model, (X, cache))
+        assert {(2.0, 4): old} == CONSTANTS
+        assert cache.order == {"k": "mine"}
+        assert LAST == "nothing yet"
+    finally:
+        CONSTANTS.clear()
+
+
+class Holder:
+    pass
+
+
+class Elsewhere(nn.Module):
+    """Finds the places that it writes to in a way that reading its code does not show."""
+
+    def __init__(self, number: int, place: str) -> None:
+        super().__init__()
+        self.linear, self.number, self.place = nn.Linear(3, 2), number, place
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        registry = next(o for o in gc.get_objects() if id(o) == self.number)
+        if self.place == "dictionary":
+            registry[1] = (h, [h])
+        else:
+            registry[0].kept = h
+        return h.relu()
+
+
+def test_containers_that_no_code_names_lose_what_the_trace_put_there() -> None:
+    registry = {0: Holder()}
+    ParameterGraph.trace(Elsewhere(id(registry), "dictionary"), (X,))
+    assert registry.keys() == {0}
+
+
+def test_an_attribute_that_no_code_names_is_told() -> None:
+    registry = {0: Holder()}
+    with pytest.raises(GraphError, match=r"Holder\.kept"):
+        ParameterGraph.trace(Elsewhere(id(registry), "attribute"), (X,))
+    assert not hasattr(registry[0], "kept")
+
+
+def test_a_trace_keeps_nothing_alive() -> None:
+    model, cache = Writer(False, False), _cache()
+    alive = weakref.ref(cache.slots.__class__), weakref.ref(model)
+    ParameterGraph.trace(model, (X, cache))
+    del model, cache
+    gc.collect()
+    assert alive[1]() is None
