@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
+from lopt.inner.step import LIMIT
 from lopt.inner.task import Batch, Task
 from lopt.numerics.schedules import learning_rates
 from lopt.progress import tracked
@@ -21,9 +22,6 @@ from lopt.rules.classical import TorchOptim
 
 FINAL_STEPS = 20
 """The final loss is the mean over that many last steps."""
-
-DIVERGED = 3.0
-"""A run whose final loss is above that many times its first has diverged, even if every loss was finite."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ class _Together:
         """(T,): dropped, or far above the first loss at the end."""
         first, last = losses[:, 0], losses[:, -FINAL_STEPS:].mean(1)
         dropped = torch.ones(len(losses), dtype=torch.bool).index_fill(0, self.alive, False)
-        return dropped | (last > first + (DIVERGED - 1) * first.abs())
+        return dropped | (last > first + (LIMIT - 1) * first.abs())
 
 
 class _Apart(_Together):

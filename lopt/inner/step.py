@@ -23,6 +23,9 @@ class Networks(NamedTuple):
     state: State
 
 
+LIMIT = 3.0
+"""A network whose loss ends above that many times its first has diverged, even if every loss was finite."""
+
 Step = Callable[[Networks, Batch], tuple[Tensor, Networks]]
 
 

@@ -1,5 +1,7 @@
 """Outer losses: from the losses of an unroll to the one number that meta-training lowers.
 
+Relative losses above `LIMIT` have diverged: they count as the limit and give no gradient.
+
 Shapes: K inner steps, T networks.
 """
 
@@ -10,8 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-LIMIT = 3.0
-"""Relative losses above this have diverged: they count as the limit and give no gradient."""
+from lopt.inner.step import LIMIT
 
 FLOOR = 1e-3
 """Added to relative losses under a logarithm: what is gained below this counts little."""

@@ -9,9 +9,10 @@ import torch
 from torch import Generator, Tensor
 
 from lopt.inner.evaluation import Curves, train_networks
+from lopt.inner.step import LIMIT
 from lopt.inner.task import Task
 from lopt.rules.classical import CLASSICAL
-from lopt.training.outer import FLOOR, LIMIT
+from lopt.training.outer import FLOOR
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SEEDS = 2

@@ -8,12 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from lopt.inner.step import Networks, second_order_step
+from lopt.inner.step import LIMIT, Networks, second_order_step
 from lopt.inner.task import Task
 from lopt.progress import tracked
 from lopt.rules.base import Rule
 from lopt.training.config import MetaConfig
-from lopt.training.outer import LIMIT
 
 SEED = 7_919
 

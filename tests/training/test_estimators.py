@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lopt.inner.step import Networks
+from lopt.inner.step import LIMIT, Networks
 from lopt.inner.unroll import unroll
 from lopt.rules import LearnedRule
 from lopt.training.cohort import Cohort, Horizons
 from lopt.training.estimators import TruncatedBackprop
 from lopt.training.estimators.per_network import combined
-from lopt.training.outer import LIMIT
 from tests.helpers import TinyTask, flat_state, relative_error, seeded, small_rule
 from tests.inner.test_unroll import MODES, assert_slopes, gradient_of, record
 

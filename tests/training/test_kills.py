@@ -22,6 +22,4 @@ def test_killed_at_random_moments(count: int, tmp_path: Path) -> None:
     assert len(kills) == count
     failures = [kill for kill in kills if not kill["same"] or kill["traceback"]]
     assert not failures, failures
-    if count > 3:  # a few runs are over before their moment comes
-        in_time = sum(kill["ended"] != [0] * len(kill["ended"]) for kill in kills)
-        assert in_time > 0.6 * count
+    assert all(any(kill["ended"]) for kill in kills)

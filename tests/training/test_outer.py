@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from lopt.training.outer import LIMIT, OUTER_LOSSES, relative
+from lopt.inner.step import LIMIT
+from lopt.training.outer import OUTER_LOSSES, relative
 
 LOSSES = torch.tensor([[2.0, 8.0], [1.0, 2.0], [0.5, 100.0]])
 INITIAL = torch.tensor([4.0, 8.0])

@@ -12,11 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from lopt.inner.step import Networks
+from lopt.inner.step import LIMIT, Networks
 from lopt.inner.task import Batch
 from lopt.rules.base import Rule
 from lopt.training.cohort import Cohort, Twins
-from lopt.training.outer import LIMIT, OUTER_LOSSES
+from lopt.training.outer import OUTER_LOSSES
 
 
 @dataclass(frozen=True)
