@@ -30,6 +30,7 @@ from lopt.optim.step import (
     check_gradient,
     check_group,
     chosen,
+    is_finite,
     nonfinite_as_zero,
     number,
     owned,
@@ -163,7 +164,8 @@ class LearnedOptimizer(Optimizer):
             check(told, "loss_guard", "a closure, or observe(loss) before each step", "neither")
             self.guard.told = False
         with torch.no_grad():
-            if torch.compiler.is_compiling() and not self._is_bound():
+            params = self._params() if torch.compiler.is_compiling() else []
+            if torch.compiler.is_compiling() and not self._is_bound(params, self._key(params)):
                 self._uncompiled_step()
             else:
                 self._step()
@@ -213,23 +215,25 @@ class LearnedOptimizer(Optimizer):
         self._step()
 
     def _step(self) -> None:
-        params, calls = self._params(), self._plan()
+        params = self._params()
+        calls = self._plan(params)
         if not calls:
             return
         if averages.has_averages(self.rule):
             averages.check_taken_out(self.state)
         inputs = [[gathered(params[i].grad) for i in call.indices] for call in calls]
-        finite = all_finite([g for grads in inputs for g in grads])
+        flat = [grad for grads in inputs for grad in grads]
         # Elsewhere than on the CPU, asking for a value would stall the device: there a skipped step is a step of size
-        # zero that keeps the old state.
-        asks = finite.device.type == "cpu" and not torch.compiler.is_compiling()
+        # zero that keeps the old state, and whether all is finite a tensor.
+        asks = not torch.compiler.is_compiling() and all(grad.device.type == "cpu" for grad in flat)
+        finite: Any = is_finite(flat) if asks else all_finite(flat)
         results = []
         if not asks or finite:
             for call, grads in zip(calls, inputs, strict=True):
                 deltas, new, fits = self._decide(call, params, grads, asks)
                 results.append((deltas, new))
-                finite = finite & fits.to(finite.device)
-        self._skips.count(finite, asks)
+                finite = finite and fits if asks else finite & fits.to(finite.device)
+        self._skips.count(finite)
         if asks and not finite:
             in_a_row = int(self._skips.in_a_row)
             if is_told(in_a_row):
@@ -241,7 +245,7 @@ class LearnedOptimizer(Optimizer):
 
     def _decide(
         self, call: _Call, params: Sequence[Tensor], grads: list[Tensor], asks: bool
-    ) -> tuple[Tensors, State, Tensor]:
+    ) -> tuple[Tensors, State, Any]:
         """What the rule wants for the parameters of one device, their next state, and () whether all is finite.
 
         Weights that are not finite are shown to the rule as 0, so that they spoil no statistic over a tensor or the
@@ -254,18 +258,18 @@ class LearnedOptimizer(Optimizer):
                 for i in part.indices:
                     grads[i] = -grads[i]
         named = dict(zip(call.names, grads, strict=True))
-        if not asks or not all_finite(list(values.values())):
+        if not asks or not is_finite(list(values.values())):
             values = {name: nonfinite_as_zero(value) for name, value in values.items()}
         with torch.autocast(owners[0].device.type, enabled=False):
             deltas, new = call.bound.delta(named, old, values)
-            fits = all_finite(list(deltas.values()))
+            fits: Any = (is_finite if asks else all_finite)(list(deltas.values()))
             if asks and not fits:
                 old = {
                     name: {key: nonfinite_as_zero(value) for key, value in state.items()}
                     for name, state in old.items()
                 }
                 deltas, new = call.bound.delta(named, old, values)
-                fits = all_finite(list(deltas.values()))
+                fits = is_finite(list(deltas.values()))
         return deltas, new, fits
 
     def _apply(
@@ -343,29 +347,25 @@ class LearnedOptimizer(Optimizer):
         self._given_graph = graph.graph
         return graph.graph
 
-    def _plan(self) -> list[_Call]:
+    def _plan(self, params: Sequence[Tensor]) -> list[_Call]:
         """The rule bound to the parameters that have a gradient now, one call for each device."""
-        if not self._is_bound():
-            self._bind()
-        return self._plans[self._key(self._params())]
+        key = self._key(params)
+        if not self._is_bound(params, key):
+            self._bind(key)
+        return self._plans[key]
 
     def _key(self, params: Sequence[Tensor]) -> _Key:
         """What a plan depends on: whether the guard has fallen back, and which parameters have a gradient."""
         active = [(i, p.device) for i, p in enumerate(params) if p.grad is not None and p.numel() > 0]
         return self.guard is not None and self.guard.fallback, tuple(active)
 
-    def _is_bound(self) -> bool:
+    def _is_bound(self, params: Sequence[Tensor], key: _Key) -> bool:
         """Whether there has been a step of the kind that is to be done now."""
-        params = self._params()
-        return (
-            self._binding is not None
-            and not self._unchecked
-            and self._binding.holds(params)
-            and self._key(params) in self._plans
-        )
+        fits = self._binding is not None and not self._unchecked and self._binding.holds(params)
+        return fits and key in self._plans
 
     @_disable_dynamo
-    def _bind(self) -> None:
+    def _bind(self, key: _Key) -> None:
         """Make the plan for a step of the present kind."""
         self._follow()
         assert self._binding is not None
@@ -373,7 +373,7 @@ class LearnedOptimizer(Optimizer):
             self._check_states((p, self.state.get(p, {})) for p in self._params())
             self._unchecked = False
         params, graph = self._params(), self._binding.graph
-        base, active = key = self._key(params)
+        base, active = key
         for i, _ in active:
             check_gradient(self._binding.names[i], params[i].grad)
         groups = [number for number, group in enumerate(self.param_groups) for _ in group["params"]]

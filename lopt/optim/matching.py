@@ -69,7 +69,7 @@ class Binding:
     def holds(self, params: Sequence[Tensor]) -> bool:
         """Whether the names are those of these parameters, in this order and with their present shapes."""
         return len(params) == len(self.params) and all(
-            new is old and _shape(new) == shape
+            new is old and (is_lazy(new) if shape is None else new.shape == shape)
             for new, old, shape in zip(params, self.params, self._shapes, strict=True)
         )
 

@@ -24,15 +24,15 @@ class Skips:
         """Whether steps have been counted that could not be looked at then: on a device, or compiled."""
         self._polled = 0
 
-    def count(self, finite: Tensor, read: bool) -> None:
-        """Take a step into account; finite () bool: whether it was made."""
-        if finite.device != self.total.device:
+    def count(self, finite: Tensor | bool) -> None:
+        """Take a step into account: whether it was made, as a value or, where nobody may ask for one, () bool."""
+        self.unread = isinstance(finite, Tensor)
+        if isinstance(finite, Tensor) and finite.device != self.total.device:
             self.total, self.in_a_row = self.total.to(finite.device), self.in_a_row.to(finite.device)
-        bad = (~finite).long()
+        bad = (~finite).long() if isinstance(finite, Tensor) else int(not finite)
         # In place, as a CUDA graph replays on the memory that it was captured with.
         self.total.add_(bad)
         self.in_a_row.add_(bad).mul_(bad)
-        self.unread = not read
 
     def poll(self) -> int:
         """How many steps in a row were skipped, where the steps themselves could not ask; 0 between two looks."""

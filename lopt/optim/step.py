@@ -29,6 +29,11 @@ def all_finite(grads: list[Tensor]) -> Tensor:
     return torch.stack([extreme.to(device) for extreme in extremes]).isfinite().all()
 
 
+def is_finite(tensors: list[Tensor]) -> bool:
+    """Whether all entries are. Sums take half the time and carry NaN and infinity along; one may overflow by itself."""
+    return math.isfinite(sum(tensor.sum().item() for tensor in tensors)) or bool(all_finite(tensors))
+
+
 def nonfinite_as_zero(tensor: Tensor) -> Tensor:
     """A copy in which what is not finite is 0, so that no statistic over the tensor hears of it."""
     return tensor.nan_to_num(0.0, 0.0, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +15,13 @@ from lopt.rules import Rule
 from tests.optim.kit import give_gradients, learned, mlp, train, values
 
 BAD = [math.nan, math.inf, -math.inf]
+
+
+@pytest.fixture(autouse=True)
+def _compiled_anew() -> Iterator[None]:
+    """What is compiled for one optimizer counts against the limit of the next test."""
+    yield
+    torch.compiler.reset()
 
 
 def words() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
