@@ -57,7 +57,7 @@ def test_an_unknown_operation_unties_only_what_it_touches(unknown: object) -> No
 
 
 class Branching(nn.Module):
-    """Routes rows by their values, as a mixture of experts does."""
+    """Routes rows by comparing values; what `argmax` or `topk` choose would be traced without them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,11 +71,13 @@ class Branching(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(self.into(x))
-        choice = self.gate(h).argmax(-1)
+        scores = self.gate(h)
+        choice = (scores[:, 1] > scores[:, 0]).long()
         result = torch.zeros_like(h)
         for number, expert in enumerate(self.experts):
-            rows = (choice == number).nonzero()[:, 0]
-            if len(rows):
+            mine = choice == number
+            if mine.sum().item():  # how many there are is no question of shapes
+                rows = mine.nonzero()[:, 0]
                 result = result.index_add(0, rows, expert(h[rows]))
         return self.out(h + result)
 
