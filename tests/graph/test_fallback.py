@@ -90,7 +90,7 @@ def _routed() -> tuple[Branching, Tensor]:
 def test_control_flow_by_values_is_read_from_a_recorded_forward_pass() -> None:
     model, x = _routed()
     with pytest.warns(
-        GraphWarning, match="DynamicOutputShapeException.*read from one forward pass"
+        GraphWarning, match="DataDependentOutputException.*read from one forward pass"
     ) as caught:
         graph = ParameterGraph.trace(model, (x,))
     assert len(caught) == 1
