@@ -53,7 +53,9 @@ def test_a_lazy_module_is_traced_once_it_knows_its_shapes() -> None:
     assert first.graph.parameters["0.weight"].shape == (8, 3)
 
 
-@pytest.mark.parametrize("where", [torch.autocast("cpu", torch.bfloat16), torch.device("meta")], ids=repr)
+@pytest.mark.parametrize(
+    "where", [torch.autocast("cpu", torch.bfloat16), torch.device("meta")], ids=["autocast", "meta"]
+)
 def test_the_surroundings_of_the_first_call_do_not_matter(where: object) -> None:
     class Shifted(nn.Module):
         def __init__(self) -> None:
