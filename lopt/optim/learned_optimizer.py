@@ -341,8 +341,8 @@ class LearnedOptimizer(Optimizer):
             return graph
         if graph.graph is None:
             raise GraphError(
-                "expected a forward pass of the model given to trace_on_first_forward before the first step,"
-                " found none; call the model itself, or pass a ParameterGraph"
+                "expected a forward pass of the model given to trace_on_first_forward, with gradients, before the"
+                " first step, found none; call the model itself, or pass a ParameterGraph"
             )
         self._given_graph = graph.graph
         return graph.graph
