@@ -30,12 +30,7 @@ class SignES(ES):
 
 
 if __name__ == "__main__":
-    meta = {
-        "steps": 2,
-        "cohorts": 1,
-        "networks": 2,
-        "truncation": 5,
-        "estimator": {"name": "sign_es", "sigma": 0.02},
-    }
+    estimator = {"name": "sign_es", "sigma": 0.02}
+    meta = {"steps": 2, "cohorts": 1, "networks": 2, "truncation": 5, "estimator": estimator}
     tasks = {"tasks": [{"family": "quadratic"}], "validation": ["quadratic"]}
     print(train({"name": "mine", "meta": meta, **tasks}, resume=True))

@@ -35,9 +35,6 @@ class BowlFamily(SpecFamily):
 
 
 if __name__ == "__main__":
-    tasks = {
-        "tasks": [{"family": "bowl", "options": {"power": [2.0, 4.0]}}],
-        "validation": [{"family": "bowl"}],
-    }
+    tasks = {"tasks": [{"family": "bowl"}], "validation": [{"family": "bowl"}]}
     meta = {"steps": 2, "cohorts": 1, "networks": 2, "truncation": 5, "validation_steps": 10}
     print(train({"name": "bowl", "meta": meta, **tasks}, resume=True))

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]  # not in its __all__
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,7 +32,7 @@ LIMIT = 50_000
 LONG = 10_000
 """Longer containers are put back as a whole; what they hold is not looked at."""
 
-Undo = Callable[[], None]
+Undo = Callable[[], object]
 
 _ATOMS = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size)
 _FOREIGN = {"torch", "torchvision", "numpy", "lopt", "builtins", *sys.stdlib_module_names}
