@@ -60,7 +60,11 @@ class Registry(Mapping[str, T]):
                     f"{where}: expected {derived or 'a function of one argument'}, found {item!r}"
                 )
             if isinstance(item, type) and self.given:
-                self._options[name] = settings_of(item, where, self.given, name=(Literal[name], name))
+                options = settings_of(item, where, self.given, name=(Literal[name], name))
+                # Where pickle looks for them, which wants a rule's config whole (copies of optimizers, DDP).
+                options.__module__, options.__qualname__ = item.__module__, f"{item.__qualname__}.{OPTIONS}"
+                setattr(item, OPTIONS, options)
+                self._options[name] = options
             self._items[name] = item  # type: ignore[assignment]
             return item
 
@@ -151,5 +155,8 @@ def checked(init: F) -> F:
 
     return checking  # type: ignore[return-value]
 
+
+OPTIONS = "Options"
+"""The name under which a registered class holds the settings made of its constructor."""
 
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

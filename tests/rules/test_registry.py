@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -73,3 +74,9 @@ def test_options_reach_the_rule_and_its_metanet() -> None:
 def test_mistakes_are_named(name: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_rule(name, **options)
+
+
+@pytest.mark.parametrize("name", METANETS)
+def test_a_rule_with_its_config_can_be_pickled(name: str) -> None:
+    rule = make_rule(name)
+    assert pickle.loads(pickle.dumps(rule)).config == rule.config
