@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import runpy
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from benchmarks.runner import command
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = argv
     if name in others():
         sys.argv = [f"python -m benchmarks {name}", *rest]
-        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+        import_module(f"benchmarks.{name}").main()
         return 0
     if name not in command.NAMES:
         raise ConfigError(

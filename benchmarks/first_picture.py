@@ -7,6 +7,7 @@ Gradients and steps are those of lopt-base on the network drawn; the curves are 
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -33,6 +34,9 @@ Matrices = list[np.ndarray]
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     gradients, steps = first_step()
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     panels = figure.subplots(1, 5, width_ratios=(0.55, 1.1, 1.1, 0.55, 2.3))

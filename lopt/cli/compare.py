@@ -58,15 +58,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from lopt.comparison import Budget, compare
+    from lopt.comparison.tuning import find_baseline
     from lopt.training.runtime import prepare_cpu
 
     prepare_cpu()
     rules = labels(args.rules)
     tasks = find_tasks(args.task, args.data)
+    for baseline in args.baselines:
+        find_baseline(baseline)
     folder = user_path(args.out)
-    folder.mkdir(
-        parents=True, exist_ok=True
-    )  # a place that cannot be written is noticed before any long work
+    # A place that cannot be written is noticed before any long work.
+    folder.mkdir(parents=True, exist_ok=True)
     budget = Budget(args.rates, tuple(args.schedules), tuple(range(1, 1 + args.tuning_seeds)), args.steps)
     results = compare(
         rules, list(tasks.values()), args.baselines, steps=args.steps, seeds=fresh_seeds(args.seeds),

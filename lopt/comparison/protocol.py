@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lopt.comparison.comparison import Comparison
 from lopt.comparison.figures import Figures
-from lopt.comparison.results import Comparison, Entry, TaskComparison
+from lopt.comparison.results import Entry, TaskComparison
 from lopt.comparison.timing import time_step
 from lopt.comparison.tuning import Budget, Tuned, find_baseline, tune
 from lopt.errors import ConfigError

@@ -7,19 +7,17 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lopt.comparison.figures import Figures, Statistic
+from lopt.comparison.results import Entry, TaskComparison
 from lopt.files import write_atomically
 from lopt.tables import aligned
-
-if TYPE_CHECKING:
-    from lopt.comparison.figures import Figures, Statistic
-    from lopt.comparison.results import Entry, TaskComparison
 
 COLUMNS = (
     "optimizer", "lr", "schedule", "mean train loss", "final train loss", "test loss", "test accuracy",

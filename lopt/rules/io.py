@@ -52,8 +52,8 @@ def load_rule(name_or_path: str | os.PathLike[str]) -> LearnedRule:
     # Once more where the numbers are: what a rule computes for itself, and no file holds, would stay on "meta".
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         rule = LearnedRule.from_description(header.get("rule", {}))
-    dtype = tensors["log_rate"].dtype
-    rule.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+    # Copied, not assigned: products round by the layout in memory, and a loaded rule takes the same steps to the bit.
+    rule.to(tensors["log_rate"].dtype).load_state_dict(tensors)
     return rule
 
 

@@ -315,6 +315,9 @@ def _of_generator(value: Any) -> Undo | None:
 
 
 def _of_tensor(tensor: Tensor) -> Undo:
+    # What a transform of torch.func has left behind (an LSTM keeps its weights in a list) can be neither used nor set.
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return lambda: None
     own, needs = tensor.detach(), tensor.requires_grad
     grad = tensor.grad if tensor.is_leaf else None
 

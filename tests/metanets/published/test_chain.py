@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lopt import make_rule
 from lopt.errors import ConfigError, GraphError
 from lopt.metanets.published.chain import EquivariantLinear, SharedLinear, Slot, chain_of, chain_slots
 from lopt.metanets.published.dwsnet import DwsNet
@@ -197,5 +198,5 @@ def test_other_depths_and_ends_are_named() -> None:
     ],
 )
 def test_bad_symmetries_are_named(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"metanet: (symmetry|hnp|ends)"):
-        Nfn(4, 3, 2, **options)
+    with pytest.raises(ConfigError, match=r"metanet\.symmetry: expected|metanet: (hnp|ends)"):
+        make_rule("nfn", **options)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lopt import make_rule
 from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.graph.pyg import to_pyg
@@ -123,8 +124,8 @@ def test_dense_metanet_equals_edge_list(
 
 @pytest.mark.parametrize("metanet", OPTIONS)
 def test_unknown_execution_is_named(metanet: str) -> None:
-    with pytest.raises(ConfigError, match="dense, edges, found 'sparse'"):
-        METANETS[metanet](4, 3, 2, execution="sparse")
+    with pytest.raises(ConfigError, match="execution: expected one of 'dense' or 'edges', found 'sparse'"):
+        make_rule(metanet, execution="sparse")
 
 
 def test_encoder_and_head_read_and_write_each_tap() -> None:
