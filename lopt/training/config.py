@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator, model_validator
 
 from lopt.config import Count, Decay, Positive, Settings, Share, wrong
-from lopt.training.estimators import ESTIMATORS
+from lopt.training.estimators import ESTIMATORS, Estimator
 
 
 class MetaConfig(Settings):
@@ -93,3 +93,14 @@ class MetaConfig(Settings):
             return self.longest_horizon
         turns = -(-self.steps * self.cohorts_per_step // self.cohorts)
         return min(self.cohort_turns, turns) * self.truncation
+
+    def make_estimator(self) -> Estimator:
+        """The estimator that the config names."""
+        estimator: Estimator = ESTIMATORS.make(
+            self.estimator,
+            truncation=self.truncation,
+            outer_loss=self.outer_loss,
+            outer_data=self.outer_data,
+            compiled=self.compile,
+        )
+        return estimator

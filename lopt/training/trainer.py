@@ -26,7 +26,6 @@ from lopt.runs.pictures import draw_training
 from lopt.runs.runlog import RunLog
 from lopt.training import checkpoint
 from lopt.training.config import MetaConfig
-from lopt.training.estimators import make_estimator
 from lopt.training.gauges import peak_memory, step_gauges
 from lopt.training.outer_optimizer import OuterOptimizer
 from lopt.training.population import Population, Weighted
@@ -57,7 +56,7 @@ class Trainer:
         self.ranks = ranks or Ranks()
         self.ranks.check_shares(config.cohorts_per_step)
         self.population = Population(rule, families, config, seed, self.ranks)
-        self.estimator = make_estimator(config)
+        self.estimator = config.make_estimator()
         self.optimizer = OuterOptimizer(rule, config)
         self.step = 0
         self.saved: int | None = None

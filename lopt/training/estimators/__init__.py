@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lopt.registry import Registry
 from lopt.training.estimators.backprop import TruncatedBackprop
 from lopt.training.estimators.base import Estimate, Estimator, has_diverged, initial_losses
@@ -11,9 +9,6 @@ from lopt.training.estimators.es import ES
 from lopt.training.estimators.lives import WholeLives
 from lopt.training.estimators.mixture import Mixture
 from lopt.training.estimators.pes import NRES, PES
-
-if TYPE_CHECKING:
-    from lopt.training.config import MetaConfig
 
 __all__ = [
     "ES",
@@ -26,7 +21,6 @@ __all__ = [
     "WholeLives",
     "has_diverged",
     "initial_losses",
-    "make_estimator",
 ]
 
 
@@ -44,14 +38,3 @@ for _name, _estimator in {
     "mixture": Mixture,
 }.items():
     ESTIMATORS.register(_name)(_estimator)
-
-
-def make_estimator(config: MetaConfig) -> Estimator:
-    """The estimator that a config names."""
-    return ESTIMATORS.make(
-        config.estimator,
-        truncation=config.truncation,
-        outer_loss=config.outer_loss,
-        outer_data=config.outer_data,
-        compiled=config.compile,
-    )
