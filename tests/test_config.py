@@ -22,7 +22,9 @@ from lopt.config import (
 from lopt.errors import ConfigError
 from lopt.training.run_config import RunConfig
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+# Those of runs that go on later, too: a run folder whose config is not read any more cannot be resumed.
+CONFIGS = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("benchmarks/runs/*/config.yaml")])
 
 
 class Inner(Settings):
