@@ -44,7 +44,7 @@ LEFT_AT_ADAMS = 0.01
 MAX_PLANS = 8
 """How many sets of parameters with gradients are remembered at once: a plan may hold an index for every scalar."""
 
-_Key = tuple[bool, tuple[tuple[int, torch.device], ...]]
+_Key = tuple[bool, tuple[tuple[int, torch.device, torch.layout], ...]]
 
 
 class LearnedOptimizer(Optimizer):
@@ -355,8 +355,13 @@ class LearnedOptimizer(Optimizer):
         return self._plans[key]
 
     def _key(self, params: Sequence[Tensor]) -> _Key:
-        """What a plan depends on: whether the guard has fallen back, and which parameters have a gradient."""
-        active = [(i, p.device) for i, p in enumerate(params) if p.grad is not None and p.numel() > 0]
+        """What a plan depends on: whether the guard has fallen back, and which parameters have what kind of gradient.
+
+        Gradients are checked where a plan is made, so a sparse one after dense ones needs a plan of its own.
+        """
+        active = [
+            (i, p.device, p.grad.layout) for i, p in enumerate(params) if p.grad is not None and p.numel() > 0
+        ]
         return self.guard is not None and self.guard.fallback, tuple(active)
 
     def _is_bound(self, params: Sequence[Tensor], key: _Key) -> bool:
@@ -374,12 +379,12 @@ class LearnedOptimizer(Optimizer):
             self._unchecked = False
         params, graph = self._params(), self._binding.graph
         base, active = key
-        for i, _ in active:
+        for i, _, _ in active:
             check_gradient(self._binding.names[i], params[i].grad)
         groups = [number for number, group in enumerate(self.param_groups) for _ in group["params"]]
         calls = []
-        for device in dict.fromkeys(device for _, device in active):
-            here = {str(self._binding.names[i]): i for i, d in active if d == device}
+        for device in dict.fromkeys(device for _, device, _ in active):
+            here = {str(self._binding.names[i]): i for i, d, _ in active if d == device}
             part = graph if here.keys() == graph.parameters.keys() else graph.subset(here)
             names = list(part.parameters)
             indices = [here[name] for name in names]

@@ -302,6 +302,16 @@ def test_sparse_gradients_are_refused():
         learned(embedding.named_parameters()).step()
 
 
+def test_a_sparse_gradient_after_dense_ones_is_refused_too() -> None:
+    weight = nn.Parameter(torch.randn(5, 3))
+    optimizer = lopt.LearnedOptimizer([("weight", weight)], rule="lopt-small")
+    weight.grad = torch.randn(5, 3)
+    optimizer.step()
+    weight.grad = torch.randn(5, 3).to_sparse()
+    with pytest.raises(GradientError, match=r"'weight': expected a dense gradient"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
