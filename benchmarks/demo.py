@@ -24,6 +24,7 @@ import lopt
 from lopt.comparison import Comparison, compare
 from lopt.comparison.report import smoothed, write_results
 from lopt.rules import LearnedRule
+from lopt.runs.provenance import provenance
 from lopt.tables import aligned
 from lopt.training import train
 from meta_tasks import make_task
@@ -78,7 +79,10 @@ def main() -> None:
         "comparison": round(time.perf_counter() - trained),
     }
     table = outcome(results)
-    write_results({"outcome": table, "seconds": seconds, "tasks": results}, out / "results.json")
+    write_results(
+        {"outcome": table, "seconds": seconds, "provenance": provenance(), "tasks": results},
+        out / "results.json",
+    )
     picture(results).savefig(out / "curves.png", dpi=130)
     print("\n".join(["", table, "", *verdicts(results)]))
     print(
