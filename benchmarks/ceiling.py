@@ -19,14 +19,12 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import lopt
 from lopt.files import write_atomically
-from lopt.inner.step import second_order_step
+from lopt.inner.evaluation import train_networks
 from lopt.inner.task import Task
-from lopt.inner.unroll import Networks
 from lopt.rules import LearnedRule
 from lopt.rules.constants import SPEED
 from lopt.runs.provenance import provenance
@@ -166,28 +164,14 @@ def descend(
     return losses
 
 
-@torch.no_grad()
 def final_log_losses(task: Task, vectors: list[dict[str, Any]], count: int) -> list[list[float]]:
     """(V, N) log validation losses after a whole run, of the same N networks with each of V vectors."""
-    torch.set_flush_denormal(True)
-    rules = [moved_by(values) for values in vectors]
-    own = {
-        name: torch.cat([dict(rule.named_parameters())[name].expand(count, *p.shape) for rule in rules])
-        for name, p in base().named_parameters()
-    }
-    generator = Generator().manual_seed(77)
-    params = {name: _repeated(p, len(rules)) for name, p in task.init(count, generator).items()}
-    bound = base().on(task.graph)
-    told = torch.full((count * len(rules),), float(STEPS))
-    networks = Networks(params, torch.vmap(bound.init)(params, told))
-    step = second_order_step(bound, task, own)
-    for _ in range(STEPS):
-        batch = tree_map(lambda x: _repeated(x, len(rules)), task.sample("train", count, generator))
-        _, networks = step(networks, batch)
-    losses = torch.vmap(lambda p: task.metrics(p, "validation")["loss"])(networks.params)
-    logs: list[list[float]] = (
-        losses.clamp(1e-12, 1e12).log().nan_to_num(nan=27.6).reshape(len(rules), count).tolist()
-    )
+    logs = []
+    for values in vectors:
+        seeds = range(77, 77 + count)
+        curves = train_networks(moved_by(values).on(task.graph), task, seeds, STEPS, total_steps=STEPS)
+        final = curves.final_metric("validation", "loss")
+        logs.append(final.clamp(1e-12, 1e12).log().nan_to_num(nan=27.6).tolist())
     return logs
 
 
@@ -203,10 +187,6 @@ def moved_by(values: dict[str, Any]) -> LearnedRule:
             else:
                 rule.constants.of(name)[0] = value / SPEED
     return rule
-
-
-def _repeated(x: Tensor, times: int) -> Tensor:
-    return x.repeat(times, *[1] * (x.dim() - 1))
 
 
 def table(found: dict[str, Any]) -> str:

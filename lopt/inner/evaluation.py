@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
-from lopt.inner.step import LIMIT
+from lopt.inner.step import FLOOR, LIMIT
 from lopt.inner.task import Batch, Task
 from lopt.numerics.schedules import learning_rates
 from lopt.progress import tracked
@@ -47,6 +47,12 @@ class Curves:
     def final_loss(self) -> Tensor:
         """(T,): mean training loss over the last 20 steps; inf where diverged."""
         return self.train_loss[:, -FINAL_STEPS:].mean(1).where(~self.diverged, torch.inf)
+
+    @property
+    def log_relative(self) -> Tensor:
+        """(T, steps): log(L_t / L_0 + `FLOOR`), the ratio at most `LIMIT`, which one that is not finite counts as."""
+        ratio = self.train_loss / self.train_loss[:, :1].clamp(min=1e-8)
+        return torch.log(torch.where(ratio < LIMIT, ratio, LIMIT) + FLOOR)
 
     def final_metric(self, split: str, name: str) -> Tensor:
         """(T,): a metric at the end of the run; nan where the network was not finite."""

@@ -26,6 +26,9 @@ class Networks(NamedTuple):
 LIMIT = 3.0
 """A network whose loss ends above that many times its first has diverged, even if every loss was finite."""
 
+FLOOR = 1e-3
+"""Added to relative losses under a logarithm: what is gained below this counts little."""
+
 Step = Callable[[Networks, Batch], tuple[Tensor, Networks]]
 
 

@@ -12,10 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lopt.inner.step import LIMIT
-
-FLOOR = 1e-3
-"""Added to relative losses under a logarithm: what is gained below this counts little."""
+from lopt.inner.step import FLOOR, LIMIT
 
 
 def relative(losses: Tensor, initial: Tensor, reference: Tensor | None = None) -> Tensor:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from lopt.inner.evaluation import Curves, train_networks
-from lopt.inner.step import LIMIT
+from lopt.inner.evaluation import train_networks
+from lopt.inner.step import FLOOR
 from lopt.inner.task import Task
 from lopt.rules.classical import CLASSICAL
-from lopt.training.outer import FLOOR
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SEEDS = 2
@@ -27,14 +26,8 @@ def reference_curve(task: Task, steps: int, generator: Generator) -> Tensor:
     rates = torch.tensor(RATES).repeat_interleave(SEEDS)
     rule = CLASSICAL["adam"](1.0).on(task.graph)
     curves = train_networks(rule, task, seeds, steps, lr=rates, splits=())
-    logs = _log_relative(curves).reshape(len(RATES), SEEDS, steps).mean(1)
-    return torch.exp(_smoothed(logs[logs.mean(1).argmin()]))
-
-
-def _log_relative(curves: Curves) -> Tensor:
-    """(N, H) log relative losses, diverged ones at the limit."""
-    ratio = curves.train_loss / curves.train_loss[:, :1].clamp(min=1e-8)
-    return torch.log(torch.where(ratio < LIMIT, ratio, LIMIT).clamp(min=FLOOR))
+    logs = curves.log_relative.reshape(len(RATES), SEEDS, steps).mean(1)
+    return (torch.exp(_smoothed(logs[logs.mean(1).argmin()])) - FLOOR).clamp(min=0)
 
 
 def _smoothed(values: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ from functools import partial
 
 import torch
 
+from lopt.inner.step import FLOOR
 from lopt.rules.classical import CLASSICAL
 from lopt.training.cohort import Cohort, Horizons
 from lopt.training.estimators import TruncatedBackprop
-from lopt.training.outer import FLOOR, OUTER_LOSSES
+from lopt.training.outer import OUTER_LOSSES
 from lopt.training.reference import RATES, reference_curve
 from tests.helpers import seeded, small_rule
 from tests.toy_tasks import Quadratic, TwoMoons

@@ -133,7 +133,7 @@ def killed_and_resumed(
 
 
 def test_a_torn_line_of_metrics_is_dropped(undisturbed: Path, tmp_path: Path) -> None:
-    tiny_trainer(tmp_path, validation=[Terminates(5)]).run()
+    tiny_trainer(tmp_path, validation=[Terminates(4 * CONFIG.validation_networks + 1)]).run()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "outer_lo')
     finish(tmp_path)
@@ -199,7 +199,7 @@ FAMILY_NARROW = Weighted(TinyFamily("narrow", (2, 3)))
 
 
 def test_sigterm_in_a_validation(undisturbed: Path, tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path, validation=[Terminates(5)])
+    trainer = tiny_trainer(tmp_path, validation=[Terminates(4 * CONFIG.validation_networks + 1)])
     trainer.run()
     assert trainer.step == 4
     assert checkpoint.load(tmp_path / CHECKPOINT)["step"] == 4
