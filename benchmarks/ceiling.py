@@ -95,32 +95,32 @@ def main() -> None:
     prepare_cpu()
     tasks = {name: make_task(*task, data_root=args.data) for name, task in TASKS.items()}
     rule = base()
-    found = json.loads(RESULT.read_text()) if RESULT.exists() else {"path": []}
-    for generation in tqdm(range(len(found["path"]), args.generations), "generations"):
-        if found["path"]:
-            load(rule, found["path"][-1]["vector"])
+    record = json.loads(RESULT.read_text()) if RESULT.exists() else {"path": []}
+    for generation in tqdm(range(len(record["path"]), args.generations), "generations"):
+        if record["path"]:
+            load(rule, record["path"][-1]["vector"])
         share = generation / max(args.generations - 1, 1)
         losses = descend(rule, tasks, args.pairs, generation, STRIDE * (1 - 0.8 * share))
-        found["path"].append({"vector": vector(rule), "outer_loss": losses})
-        keep(found)
+        record["path"].append({"vector": vector(rule), "outer_loss": losses})
+        keep(record)
     vectors: dict[str, dict[str, Any]] = {"base": {}, **BY_HAND}
-    if found["path"]:
-        load(rule, found["path"][-1]["vector"])
+    if record["path"]:
+        load(rule, record["path"][-1]["vector"])
         vectors["found"] = named(rule)
-    found["vectors"], found["networks"], found["steps"] = vectors, args.networks, STEPS
+    record["vectors"], record["networks"], record["steps"] = vectors, args.networks, STEPS
     aside = {name: make_task(*task, data_root=args.data) for name, task in ASIDE.items()}
     for key, group in (("log_loss", tasks), ("aside", aside)):
-        found[key] = {
+        record[key] = {
             name: final_log_losses(task, list(vectors.values()), args.networks)
             for name, task in tqdm(group.items(), key)
         }
-    found["provenance"] = provenance()
-    keep(found)
-    print(table(found), table({**found, "log_loss": found["aside"]}), sep="\n\n")
+    record["provenance"] = provenance()
+    keep(record)
+    print(table(record), table({**record, "log_loss": record["aside"]}), sep="\n\n")
 
 
-def keep(found: dict[str, Any]) -> None:
-    write_atomically(RESULT, (json.dumps(found, indent=1) + "\n").encode())
+def keep(record: dict[str, Any]) -> None:
+    write_atomically(RESULT, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def vector(rule: LearnedRule) -> list[float]:
@@ -189,15 +189,15 @@ def moved_by(values: dict[str, Any]) -> LearnedRule:
     return rule
 
 
-def table(found: dict[str, Any]) -> str:
+def table(record: dict[str, Any]) -> str:
     """Mean log validation loss less the base's, and half of its 95 % interval over networks."""
     rows = [
-        f"| vector | {' | '.join(found['log_loss'])} | mean |",
-        "|---" * (len(found["log_loss"]) + 2) + "|",
+        f"| vector | {' | '.join(record['log_loss'])} | mean |",
+        "|---" * (len(record["log_loss"]) + 2) + "|",
     ]
-    for index, name in enumerate(found["vectors"]):
+    for index, name in enumerate(record["vectors"]):
         cells, every = [], []
-        for logs in found["log_loss"].values():
+        for logs in record["log_loss"].values():
             gaps = torch.tensor(logs[index]) - torch.tensor(logs[0])
             every.append(gaps)
             cells.append(_with_interval(gaps))

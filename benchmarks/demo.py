@@ -177,16 +177,16 @@ def _curves(axes: Axes, result: Mapping[str, Any], horizon: str) -> None:
 def _test_losses(axes: Axes, result: Mapping[str, Any]) -> None:
     entries = result["entries"]
     for place, (name, entry) in enumerate(reversed(entries.items())):
-        found = entry["long_horizon"]["test_loss"]
-        values = [value for value in found["values"] if value is not None]
-        if found["mean"] is None:
+        loss = entry["long_horizon"]["test_loss"]
+        values = [value for value in loss["values"] if value is not None]
+        if loss["mean"] is None:
             axes.text(0, place, " diverged", va="center")
             continue
-        axes.barh(place, found["mean"], color=COLOURS[name], height=0.62, alpha=0.85)
+        axes.barh(place, loss["mean"], color=COLOURS[name], height=0.62, alpha=0.85)
         axes.plot(values, [place] * len(values), "o", color="black", markersize=3, alpha=0.6)
         accuracy = entry["long_horizon"]["test_accuracy"]["mean"]
         axes.text(
-            max(values), place, f"  {found['mean']:.3f}  ({accuracy:.1%})", va="center", fontsize="small"
+            max(values), place, f"  {loss['mean']:.3f}  ({accuracy:.1%})", va="center", fontsize="small"
         )
     axes.set_yticks(range(len(entries)), list(reversed(entries)))
     axes.set(xlabel="test loss (and accuracy)", title=f"after {result['long_steps']} steps")

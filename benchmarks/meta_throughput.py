@@ -115,8 +115,8 @@ def run_row(row: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.meta_throughput", "--row", json.dumps(row)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return record
 
 
 def measure(task: str, rule: str, estimator: str, mode: str, repeats: int) -> dict[str, Any]:

@@ -96,8 +96,8 @@ def cost(network: str, threads: int, repeats: int) -> dict[str, dict[str, float 
             optimizer.step()
             times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
     medians = {
-        name: tuple(1e3 * median(values) for values in zip(*found[3:], strict=True))
-        for name, found in times.items()
+        name: tuple(1e3 * median(values) for values in zip(*seconds[3:], strict=True))
+        for name, seconds in times.items()
     }
     return {
         name: {

@@ -122,8 +122,8 @@ def run_row(row: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.step_time", "--row", json.dumps(row)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(row["threads"])}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return record
 
 
 def measure(network: str, threads: int, repeats: int, compiled: bool, prepared: bool) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def measure(network: str, threads: int, repeats: int, compiled: bool, prepared: 
     size = sum(p.numel() for p in model.parameters())
     graph = lopt.ParameterGraph.trace(model, (inputs,))
     optimizers = all_optimizers(model, graph)
-    steps: dict[str, Callable[[], object]] = {name: found.step for name, found in optimizers.items()}
+    steps: dict[str, Callable[[], object]] = {name: optimizer.step for name, optimizer in optimizers.items()}
     if compiled:
         named = list(model.named_parameters())
         for rule in pretrained_names():
@@ -150,8 +150,8 @@ def measure(network: str, threads: int, repeats: int, compiled: bool, prepared: 
             steps[name]()
             times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
     medians = {
-        name: [1e3 * median(values) for values in zip(*found[WARM_UP:], strict=True)]
-        for name, found in times.items()
+        name: [1e3 * median(values) for values in zip(*seconds[WARM_UP:], strict=True)]
+        for name, seconds in times.items()
     }
     figures = {
         name: {
@@ -181,11 +181,11 @@ def lowest(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     figures = {
         name: {
             **rounds[0]["optimizers"][name],
-            **found,
-            "nanoseconds_per_parameter": round(1e6 * found["processor_ms"] / size, 2),
-            "times_adam": round(found["processor_ms"] / adam, 1),
+            **seconds,
+            "nanoseconds_per_parameter": round(1e6 * seconds["processor_ms"] / size, 2),
+            "times_adam": round(seconds["processor_ms"] / adam, 1),
         }
-        for name, found in times.items()
+        for name, seconds in times.items()
     }
     return {**rounds[0], "rounds": len(rounds), "optimizers": figures}
 
@@ -231,12 +231,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     cells = [
         [
-            row["network"], str(row["threads"]), name, f"{found['ms']:.2f}", f"{found['processor_ms']:.2f}",
-            f"{found['nanoseconds_per_parameter']:.1f}", f"{found['times_adam']:.1f}",
-            f"{found['state_bytes_per_parameter']:.2f}",
+            row["network"], str(row["threads"]), name, f"{record['ms']:.2f}", f"{record['processor_ms']:.2f}",
+            f"{record['nanoseconds_per_parameter']:.1f}", f"{record['times_adam']:.1f}",
+            f"{record['state_bytes_per_parameter']:.2f}",
         ]
         for row in rows
-        for name, found in row["optimizers"].items()
+        for name, record in row["optimizers"].items()
     ]  # fmt: skip
     return aligned(header, cells)
 

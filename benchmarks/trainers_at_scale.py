@@ -83,8 +83,8 @@ def run_row(model: str, trainer: str, steps: int, data: Path | None) -> dict[str
         )
         if done.returncode:
             raise SystemExit(f"{model} under {trainer} failed:\n{done.stdout[-4000:]}")
-        found: dict[str, Any] = json.loads(out.read_text())
-        return found
+        record: dict[str, Any] = json.loads(out.read_text())
+        return record
 
 
 def measure(model: str, trainer: str, steps: int, data: Path | None, out: Path) -> None:
@@ -95,8 +95,8 @@ def measure(model: str, trainer: str, steps: int, data: Path | None, out: Path) 
     if processes > 1:
         dist.init_process_group("gloo")
     run = Run(model, steps, data)
-    found = TRAINERS[trainer](run)
-    row = {"model": model, "trainer": trainer, "processes": processes, **run.report(), **found}
+    record = TRAINERS[trainer](run)
+    row = {"model": model, "trainer": trainer, "processes": processes, **run.report(), **record}
     if processes == 1 or dist.get_rank() == 0:
         write_results({**row, "provenance": provenance()}, out)
     if processes > 1:

@@ -48,7 +48,7 @@ AXES: dict[str, dict[int, str]] = {
 def plot(summary: Mapping[str, Any], path: Path) -> None:
     """Test accuracy and final training loss along each axis, mean and standard deviation over the seeds."""
     tasks = summary["tasks"]
-    names = sorted({name for found in tasks.values() for name in found["entries"]})
+    names = sorted({name for task in tasks.values() for name in task["entries"]})
     rows = {"test_accuracy": "test accuracy", "final_train_loss": "final training loss"}
     figure = Figure(figsize=(14, 6.5), layout="constrained")
     for line, (key, label) in zip(figure.subplots(2, len(AXES)), rows.items(), strict=True):
@@ -100,8 +100,8 @@ FULL = Benchmark(
 
 def quick(**changes: Any) -> Case:
     """A point of the quick version: the same on digits."""
-    found = case(**{"steps": 60, **changes})
-    return replace(found, spec=("cnn", {**found.spec[1], "dataset": "digits", "size": 8}))
+    base = case(**{"steps": 60, **changes})
+    return replace(base, spec=("cnn", {**base.spec[1], "dataset": "digits", "size": 8}))
 
 
 QUICK = replace(

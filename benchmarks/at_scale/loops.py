@@ -183,9 +183,9 @@ def _saved_wiped_loaded(model: nn.Module, optimizer: lopt.LearnedOptimizer) -> b
             model, optimizer, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"]
         )
         here = all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
-        found = [here] * dist.get_world_size()
-        dist.all_gather_object(found, here)
-    return all(found)
+        present = [here] * dist.get_world_size()
+        dist.all_gather_object(present, here)
+    return all(present)
 
 
 TRAINERS = {

@@ -129,9 +129,9 @@ def all_finite(*tensors: Tensor) -> bool:
     here = all(bool(_local(tensor).isfinite().all()) for tensor in tensors)
     if not dist.is_initialized():
         return here
-    found: list[bool] = [here] * dist.get_world_size()
-    dist.all_gather_object(found, here)
-    return all(found)
+    present: list[bool] = [here] * dist.get_world_size()
+    dist.all_gather_object(present, here)
+    return all(present)
 
 
 def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -46,10 +46,10 @@ def characters(count: int, data: Path | None) -> TensorDataset:
 
 def images(count: int, data: Path | None) -> TensorDataset:
     """Standardised images (count, 3, 32, 32) and labels (count)."""
-    found = load_images("cifar10", root=data)
-    rows = torch.randint(len(found.images["train"]), (count,), generator=Generator().manual_seed(0))
-    mean, std = (values.view(-1, 1, 1) for values in (found.mean, found.std))
-    return TensorDataset((found.images["train"][rows] - mean) / std, found.labels["train"][rows].long())
+    images = load_images("cifar10", root=data)
+    rows = torch.randint(len(images.images["train"]), (count,), generator=Generator().manual_seed(0))
+    mean, std = (values.view(-1, 1, 1) for values in (images.mean, images.std))
+    return TensorDataset((images.images["train"][rows] - mean) / std, images.labels["train"][rows].long())
 
 
 class ResNet18(nn.Module):

@@ -119,8 +119,8 @@ class Worker:
         near = self.benchmark.cases[case].near
         if near is None:
             return search_of(name, self.benchmark.rates)
-        found = self.tune(name, near)
-        return Search(found.lr, NEIGHBOURS, first=found.schedule, then=())
+        tuned = self.tune(name, near)
+        return Search(tuned.lr, NEIGHBOURS, first=tuned.schedule, then=())
 
     def test(self, name: str, rule: LearnedRule, case: str) -> None:
         """The test run of a learned rule, as it is: lr 1, told the horizon."""
@@ -160,8 +160,8 @@ class Worker:
         digest: str | None = None,
     ) -> Run:
         """The run of one setting."""
-        found = self.benchmark.cases[case]
-        return Run(case, found.spec, name, digest, *setting, seeds, purpose, found.steps)
+        case_ = self.benchmark.cases[case]
+        return Run(case, case_.spec, name, digest, *setting, seeds, purpose, case_.steps)
 
 
 def perform(run: Run, rule: Rule, task: Task, label: str = "") -> Record:
@@ -181,11 +181,11 @@ def perform(run: Run, rule: Rule, task: Task, label: str = "") -> Record:
 def timed(run: Run, rule: Rule, task: Task) -> Record:
     """Milliseconds of processor time for a step, a compiled step and a gradient."""
     start = time.perf_counter()
-    found = asdict(time_step(rule, task, clock=time.process_time))
+    timing = asdict(time_step(rule, task, clock=time.process_time))
     torch.compiler.reset()  # a function is compiled for eight optimizers at most
-    found["compiled_ms"] = time_step(rule, task, clock=time.process_time, compiled=True).optimizer_ms
+    timing["compiled_ms"] = time_step(rule, task, clock=time.process_time, compiled=True).optimizer_ms
     seconds = time.perf_counter() - start
-    return {**asdict(run), "seconds": round(seconds, 1), "step_time": found, "provenance": provenance()}
+    return {**asdict(run), "seconds": round(seconds, 1), "step_time": timing, "provenance": provenance()}
 
 
 def line(record: Record) -> str:
@@ -193,9 +193,11 @@ def line(record: Record) -> str:
     if record["purpose"] == "time":
         shown = ", ".join(f"{name} {ms:.2f}" for name, ms in record["step_time"].items())
         return f"{record['task']} {record['optimizer']}: {shown}"
-    split, found = SPLIT[record["purpose"]], record["figures"]
-    metrics = ("accuracy", "loss") if f"{split}_accuracy" in found else ("loss",)
-    shown = ", ".join(f"{split} {metric} {Statistic.read(found[f'{split}_{metric}'])}" for metric in metrics)
+    split, figures = SPLIT[record["purpose"]], record["figures"]
+    metrics = ("accuracy", "loss") if f"{split}_accuracy" in figures else ("loss",)
+    shown = ", ".join(
+        f"{split} {metric} {Statistic.read(figures[f'{split}_{metric}'])}" for metric in metrics
+    )
     setting = f"lr {record['lr']:g} {record['schedule']}"
     return f"{record['task']} {record['optimizer']} {setting}: {shown} ({record['seconds']:.0f} s)"
 
@@ -206,11 +208,11 @@ TIE = 1e-6
 
 def score(record: Record) -> float:
     """What tuning lowers: minus validation accuracy where there is one, else validation loss; inf if diverged."""
-    found = record["figures"]
-    loss = found["validation_loss"]["mean"]
-    if loss is None or found["diverged"]:
+    figures = record["figures"]
+    loss = figures["validation_loss"]["mean"]
+    if loss is None or figures["diverged"]:
         return math.inf
-    return TIE * loss - found["validation_accuracy"]["mean"] if "validation_accuracy" in found else loss
+    return TIE * loss - figures["validation_accuracy"]["mean"] if "validation_accuracy" in figures else loss
 
 
 def fingerprint(rule: LearnedRule) -> str:
@@ -220,9 +222,9 @@ def fingerprint(rule: LearnedRule) -> str:
 
 
 def _figures(curves: Curves) -> dict[str, Any]:
-    found = Figures.of(curves, points=CURVE_POINTS).record()
-    del found["steps_to_baseline"]  # the baseline may still be running
-    return _short(found)
+    figures = Figures.of(curves, points=CURVE_POINTS).record()
+    del figures["steps_to_baseline"]  # the baseline may still be running
+    return _short(figures)
 
 
 def _short(value: Any) -> Any:

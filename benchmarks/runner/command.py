@@ -109,5 +109,5 @@ def report(benchmark: Benchmark, log: Log, home: Path) -> None:
     benchmark.picture(summary, home / picture)
     write_results(summary, home / "results" / f"{benchmark.name}.json")
     write_section(home / "REPORT.md", benchmark.name, section(summary, [picture.as_posix()], extra))
-    print("\n\n".join([extra, *(task_table(name, found) for name, found in summary["tasks"].items())]))
+    print("\n\n".join([extra, *(task_table(name, task) for name, task in summary["tasks"].items())]))
     print(f"\nreport: {home / 'REPORT.md'}   figures: {home / 'results' / benchmark.name}.json")

@@ -40,20 +40,20 @@ def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
 
     The rules of a variant, NAME.SEED for each meta-seed, share a colour and a line of the legend.
     """
-    tasks = {name: found for name, found in summary["tasks"].items() if found["entries"]}
+    tasks = {name: task for name, task in summary["tasks"].items() if task["entries"]}
     if not tasks:
         return
     colours = plot_colours(
-        {_variant(n): e["kind"] for found in tasks.values() for n, e in found["entries"].items()}
+        {_variant(n): e["kind"] for task in tasks.values() for n, e in task["entries"].items()}
     )
     columns = min(COLUMNS, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     names = math.ceil(len(colours) / (NAMES * rows))
     figure = Figure(figsize=(6 * columns + 2.2 * names - 0.7, 4.6 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    banded = all(len(found["entries"]) <= BANDED for found in tasks.values())
-    for axes, (name, found) in zip(panels, tasks.items(), strict=False):
-        _panel(axes, name, found, colours, banded)
+    banded = all(len(task["entries"]) <= BANDED for task in tasks.values())
+    for axes, (name, task) in zip(panels, tasks.items(), strict=False):
+        _panel(axes, name, task, colours, banded)
     for axes in panels[len(tasks) :]:
         axes.set_visible(False)
     handles = {line.get_label(): line for axes in panels for line in axes.get_lines()}
@@ -89,9 +89,9 @@ def _variant(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _panel(axes: Axes, name: str, found: Mapping[str, Any], colours: Mapping[str, Any], banded: bool) -> None:
+def _panel(axes: Axes, name: str, task: Mapping[str, Any], colours: Mapping[str, Any], banded: bool) -> None:
     positive = True
-    for optimizer, entry in found["entries"].items():
+    for optimizer, entry in task["entries"].items():
         curve = entry["curve"]
         losses = np.array([[math.nan if x is None else x for x in row] for row in curve["train_loss"]])
         shown = np.isfinite(losses).all(0)  # a curve ends where its first seed diverges
@@ -111,5 +111,5 @@ def _panel(axes: Axes, name: str, found: Mapping[str, Any], colours: Mapping[str
             )
     if positive:
         set_log_scale(axes)
-    axes.set(xlabel="training steps", ylabel="training loss", xlim=(0, found["steps"]), title=name)
+    axes.set(xlabel="training steps", ylabel="training loss", xlim=(0, task["steps"]), title=name)
     axes.grid(alpha=0.4, linewidth=0.5)

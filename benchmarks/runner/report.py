@@ -53,26 +53,26 @@ def section(summary: Mapping[str, Any], pictures: Sequence[str], extra: str = ""
             f"`lopt benchmark {summary['benchmark']}`. {summary['protocol']}",
             " ".join(TUNING.split()),
             *([extra] if extra else []),
-            *(task_table(name, found) for name, found in summary["tasks"].items()),
+            *(task_table(name, task) for name, task in summary["tasks"].items()),
             *(f"![{summary['title']}]({path})" for path in pictures),
             _origin(summary["provenance"]),
         ]
     )
 
 
-def task_table(name: str, found: Mapping[str, Any]) -> str:
+def task_table(name: str, task: Mapping[str, Any]) -> str:
     """One table, best optimizer first."""
-    entries = found["entries"]
+    entries = task["entries"]
     accuracy = any("test_accuracy" in entry for entry in entries.values())
     header = [
         "optimizer", "lr, schedule", *(["test accuracy, %"] if accuracy else []), "test loss", "mean train loss",
-        "final train loss", f"steps to {found['target']['of']}'s final loss",
+        "final train loss", f"steps to {task['target']['of']}'s final loss",
         "ms/step" + (" (compiled)" if any(e["compiled_ms_per_step"] for e in entries.values()) else ""), "failed",
     ]  # fmt: skip
     rows = [_row(optimizer, entry, accuracy) for optimizer, entry in entries.items()]
-    lines = [f"### {name}, {found['steps']:,} steps", aligned(header, rows)]
-    if found["unfinished"]:
-        lines.append(f"Not finished: {', '.join(found['unfinished'])}.")
+    lines = [f"### {name}, {task['steps']:,} steps", aligned(header, rows)]
+    if task["unfinished"]:
+        lines.append(f"Not finished: {', '.join(task['unfinished'])}.")
     return "\n\n".join(lines)
 
 
@@ -93,11 +93,11 @@ def _setting(entry: Mapping[str, Any]) -> str:
     return f"{entry['lr']:g}, {entry['schedule']}" + (" (edge)" if entry["at_edge"] else "")
 
 
-def percent(found: Mapping[str, Any] | None) -> str:
+def percent(share: Mapping[str, Any] | None) -> str:
     """A share in percent, mean ± deviation."""
-    if found is None or found["mean"] is None:
-        return "-" if found is None else "diverged"
-    return f"{100 * found['mean']:.2f}" + ("" if found["std"] is None else f" ± {100 * found['std']:.2f}")
+    if share is None or share["mean"] is None:
+        return "-" if share is None else "diverged"
+    return f"{100 * share['mean']:.2f}" + ("" if share["std"] is None else f" ± {100 * share['std']:.2f}")
 
 
 def _origin(provenance: Mapping[str, Any]) -> str:

@@ -16,41 +16,41 @@ CONFIDENCE = 0.95
 
 def overview(summary: Mapping[str, Any]) -> tuple[Any, str]:
     """Speed-ups of every optimizer on every task, and their geometric means over the tasks."""
-    tasks = {name: found for name, found in summary["tasks"].items() if _has_target(found)}
-    names = list(dict.fromkeys(name for found in tasks.values() for name in found["entries"]))
+    tasks = {name: record for name, record in summary["tasks"].items() if _has_target(record)}
+    names = list(dict.fromkeys(name for record in tasks.values() for name in record["entries"]))
     figures = {name: of_optimizer(name, tasks) for name in names}
     ranked = dict(sorted(figures.items(), key=lambda item: -item[1]["steps"]["mean"]))
     return ranked, _text(ranked, tasks)
 
 
-def _has_target(found: Mapping[str, Any]) -> bool:
+def _has_target(record: Mapping[str, Any]) -> bool:
     """Whether AdamW has been tested on a task, and most of its networks have come to an end."""
-    return TARGET in found["entries"] and found["entries"][TARGET]["steps_to_target"] is not None
+    return TARGET in record["entries"] and record["entries"][TARGET]["steps_to_target"] is not None
 
 
 def of_optimizer(name: str, tasks: Mapping[str, Any]) -> dict[str, Any]:
     """Speed-ups over the tasks that an optimizer was tested on."""
-    own = {task: found for task, found in tasks.items() if name in found["entries"]}
-    ratios = {task: ratio(found["entries"][name], found) for task, found in own.items()}
+    own = {task: record for task, record in tasks.items() if name in record["entries"]}
+    ratios = {task: ratio(record["entries"][name], record) for task, record in own.items()}
     return {
         "tasks": ratios,
-        "reached": sum(found["reached"] for found in ratios.values()),
-        "failed": sum(found["entries"][name]["failed"] for found in own.values()),
-        "steps": geometric_mean([found["steps"] for found in ratios.values()]),
-        "time": geometric_mean([found["time"] for found in ratios.values()]),
+        "reached": sum(record["reached"] for record in ratios.values()),
+        "failed": sum(record["entries"][name]["failed"] for record in own.values()),
+        "steps": geometric_mean([record["steps"] for record in ratios.values()]),
+        "time": geometric_mean([record["time"] for record in ratios.values()]),
     }
 
 
-def ratio(entry: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+def ratio(entry: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """AdamW's steps, and time, to its own final loss over another optimizer's.
 
     An optimizer that has not come there by the end of the run counts as if it did in that step: a bound from above.
     Time is counted in gradients, which cost every optimizer the same: a step costs 1 + optimizer time / gradient
     time, both measured in turns in one process, eager or under `torch.compile`, whichever is faster.
     """
-    base = found["entries"][TARGET]
+    base = record["entries"][TARGET]
     reached = entry["steps_to_target"] is not None
-    steps = base["steps_to_target"] / (entry["steps_to_target"] if reached else found["steps"])
+    steps = base["steps_to_target"] / (entry["steps_to_target"] if reached else record["steps"])
     return {"reached": reached, "steps": steps, "time": steps * _cost(base) / _cost(entry)}
 
 
@@ -81,13 +81,13 @@ def _text(figures: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:
             *(
                 cell
                 for key in ("steps", "time")
-                for cell in _mean(found[key], found["reached"] < len(found["tasks"]))
+                for cell in _mean(figure[key], figure["reached"] < len(figure["tasks"]))
             ),
-            f"{found['reached']} of {len(found['tasks'])}",
-            str(found["failed"]),
-            *(_ratio(found["tasks"].get(task)) for task in tasks),
+            f"{figure['reached']} of {len(figure['tasks'])}",
+            str(figure["failed"]),
+            *(_ratio(figure["tasks"].get(task)) for task in tasks),
         ]
-        for name, found in figures.items()
+        for name, figure in figures.items()
     ]
     return (
         "### Speed-up over tuned AdamW\n\n"
@@ -100,10 +100,10 @@ def _text(figures: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:
     )
 
 
-def _mean(found: Mapping[str, Any], bound: bool) -> tuple[str, str]:
-    interval = "-" if found["low"] is None else f"{found['low']:.2f} to {found['high']:.2f}"
-    return "<" * bound + f"{found['mean']:.2f}", interval
+def _mean(figure: Mapping[str, Any], bound: bool) -> tuple[str, str]:
+    interval = "-" if figure["low"] is None else f"{figure['low']:.2f} to {figure['high']:.2f}"
+    return "<" * bound + f"{figure['mean']:.2f}", interval
 
 
-def _ratio(found: Mapping[str, Any] | None) -> str:
-    return "-" if found is None else "<" * (not found["reached"]) + f"{found['steps']:.2f}"
+def _ratio(figure: Mapping[str, Any] | None) -> str:
+    return "-" if figure is None else "<" * (not figure["reached"]) + f"{figure['steps']:.2f}"

@@ -27,7 +27,7 @@ ORIGINS = ("commit", "cpu", "threads", "torch", "python")
 def summarise(benchmark: Benchmark, records: Sequence[Record]) -> dict[str, Any]:
     """JSON-able: for each task the entries of the optimizers that were tested on it, and where they come from."""
     tasks = {name: _task(benchmark, name, case, records) for name, case in benchmark.cases.items()}
-    tasks = {name: found for name, found in tasks.items() if found["entries"] or found["unfinished"]}
+    tasks = {name: task for name, task in tasks.items() if task["entries"] or task["unfinished"]}
     return {
         "benchmark": benchmark.name,
         "title": benchmark.title,
@@ -115,8 +115,8 @@ def _step_time(test: Record, own: Sequence[Record]) -> Mapping[str, float]:
     """What a step of the tested setting costs: by its newest timing with a compiled step, or the test's own."""
     same = ("digest", "lr", "schedule")
     timings = [r for r in own if r["purpose"] == "time" and all(r[name] == test[name] for name in same)]
-    found: Mapping[str, float] = (timings[-1] if timings else test)["step_time"]
-    return found
+    step_time: Mapping[str, float] = (timings[-1] if timings else test)["step_time"]
+    return step_time
 
 
 def _at_edge(test: Record, trials: Iterable[Record]) -> bool:

@@ -62,17 +62,17 @@ def overview_of(variants: Mapping[str, Variant], pairs: tuple[tuple[str, str], .
         words = {name: variant.words for name, variant in variants.items()}
         words[FRESH] = "the rule before meta-training"
         figures = {
-            name: {task: _of_variant(name, found["entries"]) for task, found in tasks.items()}
+            name: {task: _of_variant(name, record["entries"]) for task, record in tasks.items()}
             for name in words
         }
         against = {
             " / ".join(pair): {
-                task: _ratio(*(_losses(name, found["entries"]) for name in pair))
-                for task, found in tasks.items()
+                task: _ratio(*(_losses(name, record["entries"]) for name in pair))
+                for task, record in tasks.items()
             }
             for pair in pairs
         }
-        entries = {key: entry for found in tasks.values() for key, entry in found["entries"].items()}
+        entries = {key: entry for record in tasks.values() for key, entry in record["entries"].items()}
         unmoved = _unmoved(summary["benchmark"], entries, variants)
         text = "### Variants\n\n" + _variants(figures, words, unmoved) + "\n\n" + _against(against)
         return {"variants": figures, "loss_ratio": against, "unmoved": unmoved}, text
@@ -85,7 +85,7 @@ def _of_variant(name: str, entries: Mapping[str, Any]) -> dict[str, list[float |
     accuracies = [(entry.get("test_accuracy") or {}).get("mean") for entry in own]
     return {
         "loss": [entry["mean_train_loss"]["mean"] for entry in own],
-        "accuracy": [None if found is None else 100 * found for found in accuracies],
+        "accuracy": [None if accuracy is None else 100 * accuracy for accuracy in accuracies],
     }
 
 
@@ -130,7 +130,7 @@ def _ratio(own: Mapping[str, float | None], other: Mapping[str, float | None]) -
 
 def _variants(figures: Mapping[str, Any], words: Mapping[str, str], unmoved: Mapping[str, int]) -> str:
     shown = {
-        name: by_task for name, by_task in figures.items() if any(found["loss"] for found in by_task.values())
+        name: by_task for name, by_task in figures.items() if any(loss["loss"] for loss in by_task.values())
     }
     columns = [
         (task, key, title)
@@ -166,11 +166,11 @@ def _cell(values: list[float | None]) -> str:
 
 
 def _against(against: Mapping[str, Mapping[str, Any]]) -> str:
-    tasks = [task for task in next(iter(against.values())) if any(found[task] for found in against.values())]
+    tasks = [task for task in next(iter(against.values())) if any(row[task] for row in against.values())]
     rows = [
-        [pair, *(_interval(found[task]) for task in tasks)]
-        for pair, found in against.items()
-        if any(found.values())
+        [pair, *(_interval(row[task]) for task in tasks)]
+        for pair, row in against.items()
+        if any(row.values())
     ]
     return (
         "Mean training loss of one variant over that of another with the same meta-seed (below 1: the first is ahead):"
@@ -180,10 +180,10 @@ def _against(against: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _interval(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _interval(interval: Mapping[str, Any] | None) -> str:
+    if interval is None:
         return "-"
-    lost = f"; {found['diverged']} diverged" if found["diverged"] else ""
-    if found["low"] is None:
-        return f"{found['mean']:.3f} (one meta-seed{lost})"
-    return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f}{lost})"
+    lost = f"; {interval['diverged']} diverged" if interval["diverged"] else ""
+    if interval["low"] is None:
+        return f"{interval['mean']:.3f} (one meta-seed{lost})"
+    return f"{interval['mean']:.3f} ({interval['low']:.3f} to {interval['high']:.3f}{lost})"

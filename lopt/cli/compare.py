@@ -75,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
         budget=budget, long_factor=args.long,
     )  # fmt: skip
     folders = [folder / name for name in tasks] if len(tasks) > 1 else [folder]
-    for out, found in zip(folders, results.alone(), strict=True):
-        found.write(out / "results.json")
-        found.plot().savefig(out / "curves.png", dpi=140)
-        print(found)
+    for out, result in zip(folders, results.alone(), strict=True):
+        result.write(out / "results.json")
+        result.plot().savefig(out / "curves.png", dpi=140)
+        print(result)
         print(f"\nfigures: {out / 'results.json'}   curves: {out / 'curves.png'}\n", flush=True)
     return 0
 

@@ -53,19 +53,19 @@ def run(args: argparse.Namespace) -> int:
         for name, task in find_tasks(args.tasks, args.data).items()
     }
     if args.json:
-        tasks = {name: found.record() for name, found in results.items()}
+        tasks = {name: result.record() for name, result in results.items()}
         record = {"rule": args.rule, "steps": args.steps, "tasks": tasks, "provenance": provenance()}
         write_results(record, user_path(args.json))
     header = ["task", *(column.replace("_", " ") for column in COLUMNS), "ms/step", "diverged"]
     print(f"{args.rule}, {args.steps} steps, mean ± deviation over {args.seeds} seeds\n")
-    print(aligned(header, [_row(name, found) for name, found in results.items()]))
+    print(aligned(header, [_row(name, result) for name, result in results.items()]))
     return 0
 
 
-def _row(name: str, found: Evaluation) -> list[str]:
+def _row(name: str, result: Evaluation) -> list[str]:
     from lopt.comparison.report import spread
 
-    figures = found.figures
+    figures = result.figures
     metrics = (spread(figures.metrics.get(metric)) for metric in COLUMNS[2:])
     losses = (str(figures.mean_train_loss), str(figures.final_train_loss))
-    return [name, *losses, *metrics, f"{found.ms_per_step:.2f}", str(figures.diverged)]
+    return [name, *losses, *metrics, f"{result.ms_per_step:.2f}", str(figures.diverged)]

@@ -79,11 +79,11 @@ def load(name: str) -> Any:
         raise GraphError(
             f"{name}: expected a function or model named {attribute!r} in {module_name}, found none"
         )
-    found = getattr(module, attribute)
-    if isinstance(found, nn.Module) or not callable(found):
-        return found
+    made = getattr(module, attribute)
+    if isinstance(made, nn.Module) or not callable(made):
+        return made
     try:
-        return found()
+        return made()
     except Exception as error:
         raise GraphError(f"{name}: calling {attribute}() failed: {_account(error)}") from None
 

@@ -137,11 +137,11 @@ def _losses(history: History) -> list[str]:
 
 def _validation(history: History) -> list[str]:
     names = ["validation", *history.names("validation/")]
-    found = {name: [value for _, value in history.series(name)] for name in names}
-    if not found["validation"]:
+    scores = {name: [value for _, value in history.series(name)] for name in names}
+    if not scores["validation"]:
         return []
     lines = ["", f"{'validation':24}{'best':>9}{'now':>9}   (mean log relative loss)"]
-    for name, values in found.items():
+    for name, values in scores.items():
         label = "all" if name == "validation" else name.removeprefix("validation/")
         lines.append(f"  {label:22}{min(values):9.4f}{values[-1]:9.4f}  {sparkline(values)}")
     return lines

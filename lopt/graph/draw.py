@@ -82,13 +82,13 @@ def draw(graph: GraphSpec, path: str | Path, title: str = "") -> None:
 
 def figure(graph: GraphSpec, title: str = "") -> Figure:
     """The picture as a matplotlib figure."""
-    found = folds(graph)
-    specs = _folded(graph, found)
+    repeated = folds(graph)
+    specs = _folded(graph, repeated)
     arrows = _arrows(graph, specs)
     bars = _bars(graph, specs, arrows)
     columns = 1 + max((arrow.column for arrow in arrows), default=0)
     lanes = 1 + max((bar.lane for bar in bars.values()), default=0)
-    headroom = 0.4 if found else 0.0
+    headroom = 0.4 if repeated else 0.0
     fig = Figure(figsize=(min(max(1.1 * columns, 7), 80), 1.6 + lanes + headroom))
     ax = fig.add_subplot()
     for group, bar in bars.items():
@@ -98,9 +98,9 @@ def figure(graph: GraphSpec, title: str = "") -> Figure:
     ):
         for number, arrow in enumerate(parallel):
             _draw_arrow(ax, arrow, bars, shift=0.09 * number)
-    for fold in found:
+    for fold in repeated:
         _draw_frame(ax, graph, fold, arrows, lanes)
-    _draw_parameter_names(ax, arrows, _names(found))
+    _draw_parameter_names(ax, arrows, _names(repeated))
     _draw_legend(ax, graph)
     ax.set_title("\n".join(filter(None, [title, totals(graph)])), fontsize=10, loc="left")
     ax.set_xlim(-0.3, columns + 0.3)
@@ -112,11 +112,11 @@ def figure(graph: GraphSpec, title: str = "") -> Figure:
 # -- layout ---------------------------------------------------------------------------------------------------------
 
 
-def _folded(graph: GraphSpec, found: Sequence[Fold]) -> list[ParameterSpec]:
+def _folded(graph: GraphSpec, repeated: Sequence[Fold]) -> list[ParameterSpec]:
     """The parameters that are drawn: of blocks that repeat the first one, of which what follows the last reads."""
-    left_out = {spec.name for fold in found for block in fold.blocks[1:] for spec in block}
+    left_out = {spec.name for fold in repeated for block in fold.blocks[1:] for spec in block}
     specs = [spec for spec in graph.parameters.values() if spec.name not in left_out]
-    for fold in found:
+    for fold in repeated:
         drawn = {spec.name for spec in fold.blocks[0]}
         moved = dict(zip(fold.groups(len(fold.blocks) - 1), fold.groups(0), strict=True))
         specs = [spec if spec.name in drawn else _moved(spec, moved) for spec in specs]
@@ -285,11 +285,11 @@ def _own(graph: GraphSpec, fold: Fold) -> str:
     return f"each its own {', '.join(own)}" if own else ""
 
 
-def _names(found: Sequence[Fold]) -> dict[str, str]:
+def _names(repeated: Sequence[Fold]) -> dict[str, str]:
     """For each parameter that stands for several, what their names have in common."""
     return {
         same[0].name: shared_name([spec.name for spec in same])
-        for fold in found
+        for fold in repeated
         for same in zip(*fold.blocks, strict=True)
     }
 

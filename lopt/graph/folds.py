@@ -48,7 +48,7 @@ def folds(graph: GraphSpec) -> list[Fold]:
     """The blocks of a graph that repeat at least `FEWEST` times, the longest runs first; no two overlap."""
     order = sorted(graph.parameters.values(), key=lambda spec: spec.depth)
     looks = [_look(graph, spec) for spec in order]
-    found: list[Fold] = []
+    kept: list[Fold] = []
     stretches = [(0, len(order))]
     while stretches:
         start, end = stretches.pop()
@@ -56,9 +56,9 @@ def folds(graph: GraphSpec) -> list[Fold]:
         best = next(_best(graph, order[start:end], candidates), None)
         if best is not None:
             fold, first, last = best
-            found.append(fold)
+            kept.append(fold)
             stretches += [(start, start + first), (start + last, end)]
-    return found
+    return kept
 
 
 def shared_name(names: Sequence[str]) -> str:

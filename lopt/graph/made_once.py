@@ -21,7 +21,7 @@ def made_once(make: Callable[..., T]) -> Callable[..., T]:
         key = f"{name}{args}" if args else name
         if key not in owner.__dict__:
             owner.__dict__[key] = make(owner, *args)
-        found: T = owner.__dict__[key]
-        return found
+        made: T = owner.__dict__[key]
+        return made
 
     return kept

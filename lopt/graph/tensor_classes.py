@@ -140,8 +140,8 @@ def relative_rates(graph: ParameterGraph, param_rms: Tensor) -> Tensor:
     Shapes: param_rms (B,) -> (B,).
     """
     usual = usual_rms(graph)
-    relative = param_rms / param_rms.new_tensor([found or 1.0 for found in usual])
-    least = param_rms.new_tensor([LEAST if found else 1.0 for found in usual])
+    relative = param_rms / param_rms.new_tensor([rms or 1.0 for rms in usual])
+    least = param_rms.new_tensor([LEAST if rms else 1.0 for rms in usual])
     return torch.maximum(relative, least).clamp(max=1)
 
 

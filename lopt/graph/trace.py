@@ -152,9 +152,9 @@ def check_model(model: nn.Module) -> None:
             f"expected a model with parameters, found none in {type(model).__name__}: nothing to optimize"
         )
     for name, p in parameters.items():
-        found = _unsuitable(p)
-        if found:
-            raise GraphError(f"expected dense real floating-point parameters, found {name} which is {found}")
+        fault = _unsuitable(p)
+        if fault:
+            raise GraphError(f"expected dense real floating-point parameters, found {name} which is {fault}")
 
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -222,11 +222,11 @@ def _place(error: Exception) -> str:
 def aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """First name of each tied parameter -> its further names."""
     first = {id(p): name for name, p in model.named_parameters()}
-    found: dict[str, tuple[str, ...]] = {}
+    further: dict[str, tuple[str, ...]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         if first[id(p)] != name:
-            found[first[id(p)]] = (*found.get(first[id(p)], ()), name)
-    return found
+            further[first[id(p)]] = (*further.get(first[id(p)], ()), name)
+    return further
 
 
 def _run_fake(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tape:

@@ -48,5 +48,5 @@ class _Rematerialised(torch.autograd.Function):
         used = [(value, slope) for value, slope in zip(outputs, slopes, strict=True) if value.requires_grad]
         values, weights = zip(*used, strict=True)
         by = [t for t in inputs if t.requires_grad]
-        found = iter(torch.autograd.grad(values, by, weights, allow_unused=True))
-        return None, *(next(found) if n else None for n in needed)
+        gradients = iter(torch.autograd.grad(values, by, weights, allow_unused=True))
+        return None, *(next(gradients) if n else None for n in needed)

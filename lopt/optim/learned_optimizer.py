@@ -177,9 +177,9 @@ class LearnedOptimizer(Optimizer):
         None is a batch that has no loss: nothing is learned from it about the rule.
         """
         if self.guard is not None:
-            found = mean_over_ranks(loss)
-            if found is not None:
-                self.guard.observe(found)
+            shared = mean_over_ranks(loss)
+            if shared is not None:
+                self.guard.observe(shared)
             self.guard.told = True
 
     @_disable_dynamo
@@ -493,12 +493,12 @@ class LearnedOptimizer(Optimizer):
         if self.total_steps is None:
             return
         horizons = [state["total_steps"] for state in self.state.values() if "total_steps" in state]
-        found = {float(horizon) for horizon in horizons} - {float(self.total_steps)}
-        if found:
+        told = {float(horizon) for horizon in horizons} - {float(self.total_steps)}
+        if told:
             for horizon in horizons:
                 horizon.fill_(self.total_steps)
             warnings.warn(
-                f"total_steps: the state was saved by a run planned for {max(found):g} steps (0: unknown); from here on"
+                f"total_steps: the state was saved by a run planned for {max(told):g} steps (0: unknown); from here on"
                 f" it is {self.total_steps:g}, as given to this optimizer",
                 stacklevel=5,
             )

@@ -160,20 +160,20 @@ class Binding:
         """The free places in the given graph for some newcomers of one group, as far as there are any."""
         if self._given is None:
             return {}
-        found: dict[int, str] = {}
+        places: dict[int, str] = {}
         free = {name: spec for name, spec in self._specs.items() if name not in taken}
         aliases = _by_alias(free.values())
         for index, (given, p) in new.items():
             spec = free.get(predecessors[index] or "") if given is None else _known(given, aliases)
-            if spec is not None and spec.shape == p.shape and spec.name not in found.values():
-                found[index] = spec.name
-        rest = {index: entry for index, entry in new.items() if index not in found and entry[0] is None}
+            if spec is not None and spec.shape == p.shape and spec.name not in places.values():
+                places[index] = spec.name
+        rest = {index: entry for index, entry in new.items() if index not in places and entry[0] is None}
         # Tensors that have left and still live may come back to their places.
         away = {name for name, _ in self._left.values()}
-        graph = self._given.subset(free.keys() - set(found.values()) - away)
+        graph = self._given.subset(free.keys() - set(places.values()) - away)
         with suppress(GraphError):
-            found.update(zip(rest, _match_shapes(list(rest.values()), graph), strict=True))
-        return found
+            places.update(zip(rest, _match_shapes(list(rest.values()), graph), strict=True))
+        return places
 
 
 def match(groups: Sequence[Sequence[Entry]], graph: ParameterGraph) -> list[str]:
@@ -206,18 +206,18 @@ def labels_of(group: Group, others: Sequence[Group]) -> list[str]:
     Raises `ConfigError` for one that is given twice.
     """
     params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     elsewhere = {id(p) for other in others for p in other["params"]}
     for position, given in enumerate(params):
         name, p = given if isinstance(given, tuple) else (f"{len(others)}.{position}", given)
-        if isinstance(p, Tensor) and (id(p) in found or id(p) in elsewhere):
-            place = f"also as {found[id(p)]!r}" if id(p) in found else "in more than one parameter group"
+        if isinstance(p, Tensor) and (id(p) in names or id(p) in elsewhere):
+            place = f"also as {names[id(p)]!r}" if id(p) in names else "in more than one parameter group"
             raise ConfigError(
                 f"params: expected each parameter once, found {name!r} (shape {_shape(p)}) {place};"
                 " leave out all but one of them"
             )
-        found[id(p)] = str(name)
-    return list(found.values())
+        names[id(p)] = str(name)
+    return list(names.values())
 
 
 def extended(graph: ParameterGraph, named: Iterable[tuple[str, Tensor]]) -> ParameterGraph:

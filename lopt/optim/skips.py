@@ -46,11 +46,11 @@ class Skips:
 
 def warn_of(in_a_row: int, names: Iterable[str]) -> None:
     """One warning for many skipped steps in a row."""
-    found = list(names)
-    others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    listed = list(names)
+    others = f" and {len(listed) - 1} more" if len(listed) > 1 else ""
     which = (
-        f"the gradient of {found[0]!r}{others} is not finite"
-        if found
+        f"the gradient of {listed[0]!r}{others} is not finite"
+        if listed
         else "what the rule makes is not finite"
     )
     warnings.warn(

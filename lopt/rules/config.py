@@ -122,9 +122,9 @@ class LearnedRuleConfig(Settings):
             "weight_decay": not self.weight_decay,
             "relative": not self.relative,
         }
-        found = [name for name in self.constants if off.get(name)]
-        if found:
+        silent = [name for name in self.constants if off.get(name)]
+        if silent:
             raise wrong(
-                "names of constants that are not off, nor learned by the update form", found, "constants"
+                "names of constants that are not off, nor learned by the update form", silent, "constants"
             )
         return self

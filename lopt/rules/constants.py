@@ -27,7 +27,7 @@ SHORTEST, LONGEST = -1.0, 2.0
 """Bounds of l: far beyond the horizons of meta-training a line is no good guess."""
 
 CONSTANTS: dict[str, int] = {
-    **{f"{found}_rate": 3 for found in CLASSES},
+    **{f"{of_class}_rate": 3 for of_class in CLASSES},
     "momentum_decay": 2,
     "second_decay": 2,
     "warm_up": 2,
@@ -86,14 +86,14 @@ class Moved:
         """(B,) the logarithm of a decay moved in its logit, exact where that is near 1; None if it is not learned."""
         return logsigmoid(_logit(decay) + self.shifts[name]) if name in self.shifts else None
 
-    def rates(self, found: Sequence[str]) -> Tensor | float:
+    def rates(self, of_tensors: Sequence[str]) -> Tensor | float:
         """(B,) factors on the rate of tensors of these classes; 1 if none is learned."""
         learned = {name: x for name in CLASSES if (x := self.shifts.get(f"{name}_rate")) is not None}
         if not learned:
             return 1.0
         rows = torch.stack(list(learned.values()))
         return torch.exp(
-            (rows * rows.new_tensor([[name == each for each in found] for name in learned])).sum(0)
+            (rows * rows.new_tensor([[name == each for each in of_tensors] for name in learned])).sum(0)
         )
 
 

@@ -53,10 +53,10 @@ def upload(name: str, files: Mapping[str, bytes], *, private: bool = False) -> s
 
 def parse(name: str) -> tuple[str, str | None]:
     """Repository and revision of "[hf:]owner/name[@revision]"."""
-    found = NAME.fullmatch(str(name).removeprefix(PREFIX))
-    if found is None:
+    match = NAME.fullmatch(str(name).removeprefix(PREFIX))
+    if match is None:
         raise HubError(f"{str(name)!r}: expected hf:owner/name or hf:owner/name@revision")
-    return found["repo"], found["revision"]
+    return match["repo"], match["revision"]
 
 
 def _library() -> ModuleType:

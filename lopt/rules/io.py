@@ -67,8 +67,8 @@ def pretrained_names() -> list[str]:
 
 def provenance_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     """How a rule was made, as its file says; nothing if it does not."""
-    found: dict[str, Any] = read(locate(name_or_path), FORMAT, VERSION)[1].get("provenance", {})
-    return found
+    told: dict[str, Any] = read(locate(name_or_path), FORMAT, VERSION)[1].get("provenance", {})
+    return told
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> Path:

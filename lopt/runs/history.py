@@ -68,5 +68,5 @@ class History:
 
     def last(self, name: str) -> Any:
         """The latest value; None if there is none."""
-        found = self.series(name)
-        return found[-1][1] if found else None
+        points = self.series(name)
+        return points[-1][1] if points else None

@@ -87,7 +87,7 @@ def _figures(history: History) -> str:
     scores = [score for _, score in history.series("validation")]
     wall = sum(seconds for _, seconds in history.series("seconds"))
     speeds = [speed for _, speed in history.series("inner_steps_per_second")]
-    found = {
+    figures = {
         "best validation score": f"{min(scores):.3f}" if scores else "-",
         "of the fresh rule": f"{scores[0]:.3f}" if scores else "-",
         "wall-clock": f"{wall / 60:.1f} min" if wall >= 100 else f"{wall:.0f} s",
@@ -107,7 +107,7 @@ def _figures(history: History) -> str:
             if history.series(f"{name}_share")
         },
     }
-    cards = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for label, value in found.items())
+    cards = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for label, value in figures.items())
     return f'<div class="figures">{cards}</div>'
 
 
@@ -146,9 +146,9 @@ def _svg(drawing: Drawing, history: History) -> str:
         figure = Figure(figsize=(6.4, 3.9), layout="constrained")
         pictures.draw(figure.add_subplot(), history, drawing)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    found = re.search(r"<svg.*</svg>", buffer.getvalue(), re.DOTALL)
-    assert found is not None
-    svg = re.sub(r"<metadata>.*?</metadata>", "", found[0], flags=re.DOTALL)
+    element = re.search(r"<svg.*</svg>", buffer.getvalue(), re.DOTALL)
+    assert element is not None
+    svg = re.sub(r"<metadata>.*?</metadata>", "", element[0], flags=re.DOTALL)
     svg = re.sub(r'^(<svg[^>]*?) width="[^"]*"', r"\1", svg)
     svg = re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", svg)
     return svg.replace(INK, "currentColor")

@@ -61,8 +61,8 @@ def validation_scores(axes: Axes, history: History) -> None:
 
 def validation_curves(axes: Axes, history: History) -> None:
     """The loss over a validation run: of the latest rule, and dashed of the fresh one."""
-    found = [curves for _, curves in history.series("curves")]
-    for curves, style in ((found[0], "--"), (found[-1], "-")) if found else ():
+    validations = [curves for _, curves in history.series("curves")]
+    for curves, style in ((validations[0], "--"), (validations[-1], "-")) if validations else ():
         for number, (name, losses) in enumerate(curves["losses"].items()):
             label = name if style == "-" else None
             axes.plot(curves["steps"], losses, style, color=f"C{number}", linewidth=1.5, label=label)

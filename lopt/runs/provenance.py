@@ -40,12 +40,12 @@ def commit() -> str | None:
     Asked for once: what a long process runs is the code of its beginning.
     """
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
-    found = _git("rev-parse", "HEAD")
-    if tracked is None or found is None:
+    commit = _git("rev-parse", "HEAD")
+    if tracked is None or commit is None:
         return None
     # What benchmarks write as they run is no change to what runs.
     written = [f":(top,exclude)benchmarks/{name}" for name in ("results", "images", "REPORT.md")]
-    return found + (
+    return commit + (
         "+" if _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *written) else ""
     )
 

@@ -35,12 +35,12 @@ def step_gauges(graph: ParameterGraph, before: Mapping[str, Tensor], after: Mapp
 
 def named_gauges(table: Tensor) -> dict[str, float]:
     """Geometric means by name out of sums of `step_gauges`."""
-    found = {}
+    means_by_name = {}
     for of_class, (count, step, ratio) in zip(CLASSES, table.T.tolist(), strict=True):
         if count:
             means = torch.tensor([step, ratio], dtype=torch.float64).div(count).exp().tolist()
-            found[f"step_rms/{of_class}"], found[f"update_ratio/{of_class}"] = means
-    return found
+            means_by_name[f"step_rms/{of_class}"], means_by_name[f"update_ratio/{of_class}"] = means
+    return means_by_name
 
 
 def peak_memory() -> float:

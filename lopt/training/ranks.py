@@ -57,9 +57,11 @@ class Ranks:
         """On the leader the union of all processes' dicts; elsewhere `mine`."""
         if self.world == 1:
             return mine
-        found: list[Any] | None = [None] * self.world if self.leads else None
-        self._reached(lambda: dist.gather_object(mine, found))
-        return mine if found is None else {index: value for part in found for index, value in part.items()}
+        gathered: list[Any] | None = [None] * self.world if self.leads else None
+        self._reached(lambda: dist.gather_object(mine, gathered))
+        return (
+            mine if gathered is None else {index: value for part in gathered for index, value in part.items()}
+        )
 
     def _reached(self, exchange: Callable[[], T]) -> T:
         try:

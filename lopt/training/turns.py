@@ -82,7 +82,7 @@ class Turns:
             name = families[owner]
             by_family.setdefault(name, []).append(loss)
             seconds[f"seconds/{name}"] = seconds.get(f"seconds/{name}", 0.0) + time
-        means = {f"outer_loss/{name}": sum(found) / len(found) for name, found in by_family.items()}
+        means = {f"outer_loss/{name}": sum(its) / len(its) for name, its in by_family.items()}
         shares = {f"{name}_share": self.column(name).mean().item() for name in ("clipped", "dropped")}
         gauges = named_gauges(self.gauges.sum(0))
         return {"outer_loss": losses.mean().item(), **means, **seconds, **shares, **gauges}

@@ -235,9 +235,9 @@ def _block_kinds(ranges: Ranges, kind: str, known: Kinds) -> tuple[str, ...]:
 
 def _kind_of(block: Sequence[tuple[int, int, int]], kind: str, known: Kinds) -> str:
     for axis, start, stop in block:
-        for (a, begin, end), found in known.items():
+        for (a, begin, end), other in known.items():
             if a == axis and begin <= start and stop <= end:
-                return found
+                return other
     return kind
 
 

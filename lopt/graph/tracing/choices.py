@@ -49,16 +49,16 @@ class EveryChoice(TorchDispatchMode):
 
     def _note(self, func: Any, args: Any, outputs: Any) -> None:
         name = func.overloadpacket.__name__
-        found = [self._state[t] for t in tree_leaves(args) if isinstance(t, Tensor) and t in self._state]
+        states = [self._state[t] for t in tree_leaves(args) if isinstance(t, Tensor) and t in self._state]
         for output in tree_leaves(outputs):
             if not isinstance(output, Tensor) or output.is_floating_point():
                 continue
             if name in CHOOSING and output.dtype == torch.int64:
                 self._state[output] = "choice"
-            elif name == "eq" and found == ["choice"] and not isinstance(args[1], Tensor):
+            elif name == "eq" and states == ["choice"] and not isinstance(args[1], Tensor):
                 self._state[output] = "mark"
-            elif name in PASSING and found:
-                self._state[output] = "taken" if name == "any" and found[0] != "choice" else found[0]
+            elif name in PASSING and states:
+                self._state[output] = "taken" if name == "any" and states[0] != "choice" else states[0]
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:

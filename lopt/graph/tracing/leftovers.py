@@ -53,12 +53,12 @@ def _alive(fakes: list[weakref.ref[Tensor]]) -> list[Any]:
     return [t for fake in fakes if isinstance(t := fake(), FakeTensor)]
 
 
-def _take_out(found: list[Any], named: list[str]) -> list[Any]:
-    """Take `found` out of what holds it; tells the tuples around it, and names what cannot be mended."""
-    ids = {id(value) for value in found}
+def _take_out(fakes: list[Any], named: list[str]) -> list[Any]:
+    """Take `fakes` out of what holds it; tells the tuples around it, and names what cannot be mended."""
+    ids = {id(value) for value in fakes}
     around: list[Any] = []
-    for holder in gc.get_referrers(*found):
-        if holder is found or isinstance(holder, FrameType | FakeTensor):
+    for holder in gc.get_referrers(*fakes):
+        if holder is fakes or isinstance(holder, FrameType | FakeTensor):
             continue
         if isinstance(holder, dict):
             gone = [key for key, value in holder.items() if id(value) in ids or id(key) in ids]

@@ -151,12 +151,12 @@ def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Te
     schema = getattr(func, "_schema", None)
     if schema is None or not schema.is_mutable:
         return []
-    found: list[Tensor] = []
+    written: list[Tensor] = []
     for position, argument in enumerate(schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[position] if position < len(args) else kwargs.get(argument.name)
-            found += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
-    return found
+            written += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+    return written
 
 
 class Recorder(TorchDispatchMode):

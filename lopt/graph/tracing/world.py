@@ -209,13 +209,13 @@ def _code_of(member: Any) -> Any:
 
 
 def _slots(value: Any) -> dict[str, Any]:
-    found = {}
+    slots = {}
     for cls in type(value).__mro__:
         names = vars(cls).get("__slots__", ())
         for name in (names,) if isinstance(names, str) else tuple(names):
             if name not in ("__dict__", "__weakref__") and not name.startswith("__") and hasattr(value, name):
-                found[name] = getattr(value, name)
-    return found
+                slots[name] = getattr(value, name)
+    return slots
 
 
 # -- how to put things back ---------------------------------------------------------------------------------------

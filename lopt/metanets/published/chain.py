@@ -44,8 +44,8 @@ def chain_of(graph: ParameterGraph, taps: int) -> tuple[Link, ...]:
         if start in reading or wire.target.start in fed:
             raise _refusal(graph, f"{wire.block.parameter!r}, which shares its neurons with another weight")
         if wire.grid[2] > 1:
-            found = f"{wire.block.parameter!r} with {wire.taps} kernel taps or positions"
-            raise _refusal(graph, f"{found} (at most {taps}; set the option taps)")
+            wire_name = f"{wire.block.parameter!r} with {wire.taps} kernel taps or positions"
+            raise _refusal(graph, f"{wire_name} (at most {taps}; set the option taps)")
         reading[start] = wire
         fed.add(wire.target.start)
     weights = _walk(reading, next((start for start in reading if start not in fed), None))

@@ -186,9 +186,9 @@ def axes_of(graph: ParameterGraph) -> tuple[BlockAxes, ...]:
     """The axes of all blocks and how they match, found once."""
     blocks = plan_of(graph).blocks
     matches = [list(_matches(block)) for block in blocks]
-    asked = Counter(groups for found in matches for (groups, _), _ in found)
+    asked = Counter(groups for own in matches for (groups, _), _ in own)
     # A match that one block alone has, with itself, is among its own means.
-    offers = [tuple(m for m in found if asked[m[0][0]] > 1) for found in matches]
+    offers = [tuple(m for m in own if asked[m[0][0]] > 1) for own in matches]
     offered: dict[tuple[int, ...], set[tuple[str, ...]]] = {}
     for (groups, roles), _ in itertools.chain(*offers):
         offered.setdefault(groups, set()).add(roles)

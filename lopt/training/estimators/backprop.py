@@ -48,10 +48,10 @@ class TruncatedBackprop(Estimator):
         # A loss that is not finite would give a derivative that is not, even where its weight is 0.
         usable = torch.where(diverged, torch.ones_like(unrolled.measured), unrolled.measured)
         outer = self.per_network(usable, initial, cohort)
-        found = combined(network_gradients(outer, own), ~diverged, self.network_clip)
+        meta = combined(network_gradients(outer, own), ~diverged, self.network_clip)
         shown = self.mean_outer(outer.detach(), ~diverged, usable.detach(), cohort)
         return Estimate(
-            found.gradient, shown, detached(unrolled.networks), losses, diverged.cpu(),
-            bool(found.dropped.all()), unrolled.previous,
-            clipped=found.clipped.double().mean().item(), dropped=found.dropped.double().mean().item(),
+            meta.gradient, shown, detached(unrolled.networks), losses, diverged.cpu(),
+            bool(meta.dropped.all()), unrolled.previous,
+            clipped=meta.clipped.double().mean().item(), dropped=meta.dropped.double().mean().item(),
         )  # fmt: skip

@@ -94,12 +94,12 @@ def indexed(s: Speech, x: Value, indices: Sequence[Value | None]) -> list[tuple[
 @rule("index", "_unsafe_index")
 def index(s: Speech, x: Value, indices: Sequence[Value | None]) -> tuple[Dim, ...]:
     """x[..., i, ..., j, ...]: the indexed dimensions give way to those of the indices, broadcast."""
-    found = indexed(s, x, indices)
-    for at, i in found:
+    lookups = indexed(s, x, indices)
+    for at, i in lookups:
         look_up_chosen(s, x, i, at)
         for dim in i.dims:
             s.fix(dim)
-    places = [at for at, _ in found]
+    places = [at for at, _ in lookups]
     shape = s.shapes[0]
     new = len(shape) - (x.rank - len(places))
     adjacent = places == list(range(places[0], places[-1] + 1))
@@ -113,17 +113,17 @@ def index_put(
     s: Speech, x: Value, indices: Sequence[Value | None], values: Value, *args: Any, **kwargs: Any
 ) -> tuple[Dim, ...]:
     """x[indices] = values."""
-    found = indexed(s, x, indices)
-    for at, i in found:
+    lookups = indexed(s, x, indices)
+    for at, i in lookups:
         s.fix(x.dims[at])
         for dim in i.dims:
             s.fix(dim)
-    if [at for at, _ in found] != list(range(len(found))):
+    if [at for at, _ in lookups] != list(range(len(lookups))):
         for d in (*x.dims, *values.dims):
             s.fix(d)
         return tuple(s.fixed(d.size) if d.axis is None else d for d in x.dims)
     # Leading dimensions only: those behind are the value's last ones, in their places.
-    count = len(found)
+    count = len(lookups)
     behind = list(x.dims[count:])
     for k, v in enumerate(values.dims[::-1], 1):
         if k > len(behind):
