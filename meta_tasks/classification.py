@@ -9,14 +9,13 @@ from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
 from lopt.errors import ConfigError
 from meta_tasks.data import load_images
 from meta_tasks.data.images import PUBLISHED_SIZES
 from meta_tasks.family import SpecFamily
 from meta_tasks.image_stream import ImageStream, LabelledImageSpec
-from meta_tasks.module_task import ModuleTask, Pair
+from meta_tasks.module_task import ModuleTask, Pair, classification
 from meta_tasks.networks import ACTIVATIONS, STRIDES, convnet, mlp
 from meta_tasks.spec import choice, number
 
@@ -79,8 +78,7 @@ class ClassificationTask(ModuleTask):
 
     def figures(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy and accuracy."""
-        accuracy = (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
-        return {"loss": F.cross_entropy(outputs, targets), "accuracy": accuracy}
+        return classification(outputs, targets)
 
 
 class MlpFamily(SpecFamily[MlpSpec]):

@@ -9,13 +9,12 @@ from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
 from meta_tasks.data import TextSet, load_text
 from meta_tasks.data.text import TEXT_SETS
 from meta_tasks.family import SpecFamily
 from meta_tasks.image_stream import NetworkSpec
-from meta_tasks.module_task import ModuleTask, Pair, draw_indices, evenly_spaced
+from meta_tasks.module_task import ModuleTask, Pair, classification, draw_indices, evenly_spaced
 from meta_tasks.networks import TransformerLanguageModel
 from meta_tasks.recurrent import LstmLanguageModel, RecurrentLanguageModel
 from meta_tasks.spec import choice, number
@@ -67,8 +66,7 @@ class CharLmTask(ModuleTask):
 
     def figures(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy (nats per character) and accuracy."""
-        accuracy = (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
-        return {"loss": F.cross_entropy(outputs.flatten(0, 1), targets.flatten()), "accuracy": accuracy}
+        return classification(outputs, targets)
 
 
 class CharLmFamily(SpecFamily[CharLmSpec]):

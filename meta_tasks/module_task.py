@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from lopt.graph import ParameterGraph
 from lopt.inner.task import Task
 
-Pair = tuple[Tensor, Tensor]
-"""Inputs and targets."""
+Pair = tuple[Any, Tensor]
+"""Inputs (a tensor, or a tuple of those that the module is called with) and targets."""
 
 
 class ModuleTask(Task):
@@ -38,7 +39,7 @@ class ModuleTask(Task):
             self.module = build().to(self.device)
 
     @abstractmethod
-    def figures(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def figures(self, outputs: Any, targets: Tensor) -> dict[str, Tensor]:
         """Means over the examples; "loss" is the training loss."""
 
     @abstractmethod
@@ -56,11 +57,11 @@ class ModuleTask(Task):
         stacked = torch.stack([network[name].detach() for network in networks]).to(self.device)
         return stacked * self._init_scale if stacked.dim() > 2 else stacked
 
-    def predict(self, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def predict(self, params: Mapping[str, Tensor], inputs: Tensor | tuple[Tensor, ...]) -> Any:
         """The network's outputs with the given parameters, computed in their precision."""
-        if inputs.is_floating_point():
-            inputs = inputs.to(next(iter(params.values())).dtype)
-        return torch.func.functional_call(self.module, dict(params), (inputs,))
+        dtype = next(iter(params.values())).dtype
+        cast = tuple(x.to(dtype) if x.is_floating_point() else x for x in arguments(inputs))
+        return torch.func.functional_call(self.module, dict(params), cast)
 
     def loss(self, params: Mapping[str, Tensor], batch: Pair) -> Tensor:
         """The scalar training loss of one network on one batch."""
@@ -72,15 +73,26 @@ class ModuleTask(Task):
         total: dict[str, Tensor] = {}
         examples = 0
         for inputs, targets in self.evaluation(split):
-            examples += len(inputs)
+            examples += len(targets)
             figures = self.figures(self.predict(params, inputs), targets)
-            total = {name: total.get(name, 0.0) + len(inputs) * figure for name, figure in figures.items()}
+            total = {name: total.get(name, 0.0) + len(targets) * figure for name, figure in figures.items()}
         return {name: value / examples for name, value in total.items()}
 
     def trace(self) -> ParameterGraph:
         """The parameter graph of the module, from one training batch."""
         inputs, _ = self.sample("train", 1, torch.Generator(self.device).manual_seed(0))
-        return ParameterGraph.trace(self.module, (inputs[0],))
+        return ParameterGraph.trace(self.module, tuple(x[0] for x in arguments(inputs)))
+
+
+def arguments(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a module is called with."""
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def classification(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy (nats) and accuracy of logits (..., classes) and labels (...)."""
+    accuracy = (logits.argmax(-1) == labels).to(logits.dtype).mean()
+    return {"loss": F.cross_entropy(logits.flatten(0, -2), labels.flatten()), "accuracy": accuracy}
 
 
 def draw_seed(generator: Generator) -> int:

@@ -150,7 +150,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, width: int, heads: int, causal: bool = True) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, causal)
+        self.attention = Attention(width, heads, causal)
         self.norm2 = nn.LayerNorm(width)
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
@@ -160,8 +160,10 @@ class TransformerBlock(nn.Module):
         return x + self.contract(F.gelu(self.expand(self.norm2(x))))
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention on (B, L, D), of each position to all or, if causal, to itself and the ones before.
+class Attention(nn.Module):
+    """Multi-head attention of each position of (B, L, D) to all of `source`; of its own, if there is none.
+
+    If causal, a position attends to itself and the ones before alone.
 
     The heads have D // heads dimensions each, rounded down, so that any width will do.
     """
@@ -175,10 +177,11 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(width, inner)
         self.output = nn.Linear(inner, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
+        seen = x if source is None else source
         query, key, value = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
+            layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer, y in ((self.query, x), (self.key, seen), (self.value, seen))
         )
         # Spelled out: the fused attention kernels have no second derivative.
         scores = query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from meta_tasks.data.tables import TABLES, TableSet, load_table
 from meta_tasks.family import SpecFamily
 from meta_tasks.image_stream import NetworkSpec
-from meta_tasks.module_task import ModuleTask, Pair, draw_indices, evenly_spaced
+from meta_tasks.module_task import ModuleTask, Pair, classification, draw_indices, evenly_spaced
 from meta_tasks.networks import ACTIVATIONS, mlp
 from meta_tasks.spec import choice, number
 
@@ -60,8 +60,7 @@ class TabularTask(ModuleTask):
         """Cross-entropy and accuracy, or the mean squared error."""
         if not self.table.classes:
             return {"loss": F.mse_loss(outputs, targets.to(outputs.dtype))}
-        accuracy = (outputs.argmax(-1) == targets).to(outputs.dtype).mean()
-        return {"loss": F.cross_entropy(outputs, targets), "accuracy": accuracy}
+        return classification(outputs, targets)
 
 
 class TabularFamily(SpecFamily[TabularSpec]):

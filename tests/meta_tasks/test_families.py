@@ -13,6 +13,7 @@ from torch.func import grad, vmap
 from lopt.errors import ConfigError, DataError
 from meta_tasks import FAMILIES, make_family, make_task
 from meta_tasks.module_task import ModuleTask
+from tests.meta_tasks.kit import generator, one, to_double
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp": ("mlp", {"widths": (9, 7)}),
@@ -55,18 +56,6 @@ def task(request: pytest.FixtureRequest, fabricated: str) -> ModuleTask:
     built = make_task(family, {**sizes, **spec}, fabricated)
     assert isinstance(built, ModuleTask)
     return built
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def one(tensors: Any, index: int = 0) -> Any:
-    return torch.utils._pytree.tree_map(lambda tensor: tensor[index], tensors)
-
-
-def to_double(tensors: Any) -> Any:
-    return torch.utils._pytree.tree_map(lambda t: t.double() if t.is_floating_point() else t, tensors)
 
 
 def test_every_family_has_a_variant() -> None:
