@@ -1,0 +1,106 @@
+"""Data sets of implicit networks, one for each image: made in order, so that a longer one begins with a shorter one.
+
+Of every sixteen networks twelve are for training, one for validation and three for testing, on images of these splits
+of the image set. Images come in a fixed random order; once all have their turn, a second network is fitted to each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lopt.errors import ConfigError
+from lopt.progress import progress
+from lopt.runs.provenance import provenance
+from lopt.weight_space.network_set import SPLITS, NetworkSet, load
+from lopt.weight_space.sirens import RECIPES, SirenShape, fit, grid
+from meta_tasks.data.images import ImageSet, load_images
+
+IMAGE_SETS = {"inr-mnist": "mnist", "inr-fashion": "fashion_mnist", "inr-cifar10": "cifar10", "inr-digits": "digits"}
+"""Data sets of networks, and the images that they are of."""
+
+TURNS = (0,) * 12 + (1,) + (2,) * 3
+"""Split of each of sixteen networks, as an index in `SPLITS`."""
+
+BETWEEN_SAVES = 256
+
+
+def make(name: str, recipe: str, count: int, out: Path, root: str | Path | None = None) -> NetworkSet:
+    """Fit `count` networks to the images of a data set and write them to `out`, now and then on the way.
+
+    Goes on with what is there: after a kill, or with a larger count. Raises `ConfigError` for an unknown name or
+    recipe or a file of another kind, `DataError` where images are missing.
+    """
+    for kind, found, known in (("data set", name, IMAGE_SETS), ("recipe", recipe, RECIPES)):
+        if found not in known:
+            raise ConfigError(f"there is no {kind} {found!r} of networks; there are {', '.join(known)}")
+    images = load_images(IMAGE_SETS[name], root=root)
+    header = {"name": name, "recipe": {"name": recipe, **RECIPES[recipe].model_dump()}, "architecture": _shape(images, recipe).model_dump()}
+    networks = _begun(out, header)
+    shown = progress(count, f"{name} ({recipe})", "network", initial=0 if networks is None else len(networks))
+    try:
+        while networks is None or len(networks) < count:
+            start = 0 if networks is None else len(networks)
+            turn = _fitted(images, recipe, range(start, min(start + BETWEEN_SAVES, count)), header)
+            networks = turn if networks is None else networks.joined(turn)
+            networks.save(out)
+            shown.update(len(turn))
+            shown.set_postfix(psnr=turn.columns["psnr"].median().item())
+    finally:
+        shown.close()
+    return networks
+
+
+def places(images: ImageSet, numbers: range) -> tuple[Tensor, Tensor]:
+    """Split and image, as indices, of the networks with these numbers."""
+    splits = torch.tensor([TURNS[n % len(TURNS)] for n in numbers], dtype=torch.uint8)
+    orders = {s: np.random.RandomState(0).permutation(len(images.labels[s])) for s in SPLITS}
+    chosen = []
+    for n, split in zip(numbers, splits.tolist(), strict=True):
+        turn, slot = divmod(n, len(TURNS))
+        order = orders[SPLITS[split]]
+        chosen.append(int(order[(turn * TURNS.count(split) + slot - TURNS.index(split)) % len(order)]))
+    return splits, torch.tensor(chosen)
+
+
+def pixels(images: ImageSet, splits: Tensor, chosen: Tensor) -> Tensor:
+    """The images (N, C, H, W) of networks, from 0 to 1."""
+    found = [images.images[SPLITS[s]][i] for s, i in zip(splits.tolist(), chosen.tolist(), strict=True)]
+    return torch.stack(found).float() / 255
+
+
+def _fitted(images: ImageSet, recipe: str, numbers: range, header: dict[str, Any]) -> NetworkSet:
+    splits, chosen = places(images, numbers)
+    rules = RECIPES[recipe]
+    targets = rules.low + (1 - rules.low) * pixels(images, splits, chosen).flatten(2)
+    params, psnr = fit(_shape(images, recipe), rules, list(numbers), grid(*images.shape[1:]), targets)
+    labels = [images.labels[SPLITS[s]][i] for s, i in zip(splits.tolist(), chosen.tolist(), strict=True)]
+    columns = {"label": torch.stack(labels), "image": chosen, "seed": torch.tensor(numbers), "psnr": psnr}
+    return NetworkSet(params, columns, splits, {**header, "provenance": provenance()})
+
+
+def _shape(images: ImageSet, recipe: str) -> SirenShape:
+    return SirenShape(sizes=(2, 32, 32, images.shape[0]), offset=RECIPES[recipe].offset)
+
+
+def _begun(out: Path, header: dict[str, Any]) -> NetworkSet | None:
+    """What is there of a data set, if anything."""
+    if not out.exists():
+        return None
+    networks = load(out)
+    for key, expected in header.items():
+        # Through JSON, tuples have become lists.
+        found = networks.header.get(key)
+        if found != _plain(expected):
+            raise ConfigError(f"{out}: expected networks with {key} {expected}, found {found}; give another --out")
+    return networks
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
