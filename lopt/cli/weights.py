@@ -28,13 +28,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--recipe", choices=list(RECIPES), default="siren300", help="(default: %(default)s)")
     make.add_argument("--count", type=positive, default=8000, help="networks (default: %(default)s)")
     make.add_argument("--data", metavar="DIR", help="folder of the images (default: $LOPT_DATA)")
-    make.add_argument("--out", metavar="FILE", required=True, help="the safetensors file to write or go on with")
+    make.add_argument(
+        "--out", metavar="FILE", required=True, help="the safetensors file to write or go on with"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from lopt.training.runtime import prepare_cpu
-    from lopt.weight_space.making import make
+    from lopt.weight_space.audit import audit
+    from lopt.weight_space.making import images_of, make
+    from lopt.weight_space.sirens import grid
 
     prepare_cpu()
-    make(args.name, args.recipe, args.count, user_path(args.out), args.data)
+    out = user_path(args.out)
+    networks = make(args.name, args.recipe, args.count, out, args.data)
+    images = images_of(networks, args.data)
+    found = audit(networks, images, grid(*images.shape[2:]))
+    found.write(out.with_suffix(".audit.json"))
+    print(found)
+    print(f"networks: {out}   audit: {out.with_suffix('.audit.json')}")
     return 0

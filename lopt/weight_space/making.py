@@ -20,7 +20,12 @@ from lopt.weight_space.network_set import SPLITS, NetworkSet, load
 from lopt.weight_space.sirens import RECIPES, SirenShape, fit, grid
 from meta_tasks.data.images import ImageSet, load_images
 
-IMAGE_SETS = {"inr-mnist": "mnist", "inr-fashion": "fashion_mnist", "inr-cifar10": "cifar10", "inr-digits": "digits"}
+IMAGE_SETS = {
+    "inr-mnist": "mnist",
+    "inr-fashion": "fashion_mnist",
+    "inr-cifar10": "cifar10",
+    "inr-digits": "digits",
+}
 """Data sets of networks, and the images that they are of."""
 
 TURNS = (0,) * 12 + (1,) + (2,) * 3
@@ -39,7 +44,11 @@ def make(name: str, recipe: str, count: int, out: Path, root: str | Path | None 
         if found not in known:
             raise ConfigError(f"there is no {kind} {found!r} of networks; there are {', '.join(known)}")
     images = load_images(IMAGE_SETS[name], root=root)
-    header = {"name": name, "recipe": {"name": recipe, **RECIPES[recipe].model_dump()}, "architecture": _shape(images, recipe).model_dump()}
+    header = {
+        "name": name,
+        "recipe": {"name": recipe, **RECIPES[recipe].model_dump()},
+        "architecture": _shape(images, recipe).model_dump(),
+    }
     networks = _begun(out, header)
     shown = progress(count, f"{name} ({recipe})", "network", initial=0 if networks is None else len(networks))
     try:
@@ -73,6 +82,12 @@ def pixels(images: ImageSet, splits: Tensor, chosen: Tensor) -> Tensor:
     return torch.stack(found).float() / 255
 
 
+def images_of(networks: NetworkSet, root: str | Path | None = None) -> Tensor:
+    """The images (N, C, H, W) that networks of `make` were fitted to, from 0 to 1."""
+    images = load_images(IMAGE_SETS[networks.header["name"]], root=root)
+    return pixels(images, networks.splits, networks.columns["image"])
+
+
 def _fitted(images: ImageSet, recipe: str, numbers: range, header: dict[str, Any]) -> NetworkSet:
     splits, chosen = places(images, numbers)
     rules = RECIPES[recipe]
@@ -96,7 +111,9 @@ def _begun(out: Path, header: dict[str, Any]) -> NetworkSet | None:
         # Through JSON, tuples have become lists.
         found = networks.header.get(key)
         if found != _plain(expected):
-            raise ConfigError(f"{out}: expected networks with {key} {expected}, found {found}; give another --out")
+            raise ConfigError(
+                f"{out}: expected networks with {key} {expected}, found {found}; give another --out"
+            )
     return networks
 
 

@@ -1,7 +1,7 @@
 """Many trained networks of one architecture as data: their weights, and what is known of each.
 
-    networks = load("mnist.safetensors")
-    networks.split("train").columns["label"]
+networks = load("mnist.safetensors")
+networks.split("train").columns["label"]
 """
 
 from __future__ import annotations
@@ -63,7 +63,12 @@ class NetworkSet:
     def save(self, path: Path) -> None:
         """Write one safetensors file, atomically."""
         params = {PARAMETER + name: value for name, value in self.params.items()}
-        files.write(path, {**params, **self.columns, "split": self.splits}, FORMAT, {**self.header, "version": VERSION})
+        files.write(
+            path,
+            {**params, **self.columns, "split": self.splits},
+            FORMAT,
+            {**self.header, "version": VERSION},
+        )
 
 
 def load(path: Path) -> NetworkSet:

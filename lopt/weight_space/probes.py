@@ -4,8 +4,8 @@
     readout = NetworkReadout("ng_t", outputs=10, metanet_options={"probes": 16})
     readout(graph, params, probe(model, graph, inputs, params))
 
-The paper keeps activations behind the nonlinearity; a layer's own output is told here, which holds at least as much
-and is there whether the nonlinearity is a module or a function.
+A layer's own output is told, or what the next layer reads of it: its activation behind the nonlinearity, as in the
+paper, whether that is a module or a function.
 Shapes: M probe inputs, N neurons (all elements of all axis groups, one group after another), n neurons of one axis.
 """
 
@@ -32,6 +32,7 @@ def probe(
     graph: ParameterGraph,
     inputs: Tensor | tuple[Any, ...],
     params: Mapping[str, Tensor] | None = None,
+    behind: bool = False,
 ) -> Tensor:
     """The output of every neuron for M inputs, batch first (a tuple: positional arguments) -> (M, N).
 
@@ -40,6 +41,8 @@ def probe(
     such as inputs and what an LSTM remembers, have what layers read from them; those that no layer shows, zeros.
     Layers are linear, convolutional, embedding and norm modules of torch.nn, and modules derived from them.
 
+    behind: what layers read of a neuron in the place of what is put out, where they read any: its value behind the
+    nonlinearity, as in the paper.
     params: parameters, and buffers if wanted, in the place of the model's own. The model runs in evaluation mode
     and is left unchanged. Pure; differentiable in params and inputs; vmap-able over the params of many networks.
     Raises `GraphError` for a graph, parameters or inputs that do not fit the model.
@@ -62,7 +65,7 @@ def probe(
             raise GraphError(
                 f"probe: the network fails on inputs of shape {_shapes(args)}: {reason}"
             ) from error
-    return record.values(next(iter(tensors.values())))
+    return record.values(next(iter(tensors.values())), behind)
 
 
 class _Layer(NamedTuple):
@@ -134,7 +137,7 @@ class _Record:
                 view = part.reshape(self.inputs, *size).movedim(1 + place, -1)
                 where.setdefault(group, []).append(view.reshape(self.inputs, -1, size[place]).mean(1))
 
-    def values(self, like: Tensor) -> Tensor:
+    def values(self, like: Tensor, behind: bool) -> Tensor:
         """(M, N) in the order of the groups; zeros in the likeness of a parameter where nothing was heard."""
         if not self.said:
             raise GraphError(
@@ -143,7 +146,8 @@ class _Record:
             )
         columns = []
         for group in self.graph.groups:
-            heard = self.said.get(group.id) or self.read.get(group.id)
+            said, read = self.said.get(group.id), self.read.get(group.id)
+            heard = (read or said) if behind else (said or read)
             none = like.new_zeros(self.inputs, group.size)
             columns.append(torch.stack(heard).mean(0) if heard else none)
         return torch.cat(columns, -1)

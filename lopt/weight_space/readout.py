@@ -15,17 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from lopt.errors import ConfigError
-from lopt.features import per_tensor
-from lopt.features.per_scalar import squash
 from lopt.graph import ParameterGraph
 from lopt.graph.spec import PARAMETER_KINDS
 from lopt.metanets import METANETS
 from lopt.metanets.layers import PointwiseMlp
 from lopt.metanets.published.ng_gnn import NeuralGraph
-from lopt.numerics.segments import segment_expand
+from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
 
-WEIGHT_FEATURES = 3
-WEIGHT_CONTEXT = 1 + per_tensor.STATIC
 STATISTICS = 3
 
 
@@ -33,24 +29,29 @@ class NetworkReadout(nn.Module):
     """y = MLP([mean, max over tensors b of MLP([pool_b, kind_b])]) of what a metanet says of every scalar.
 
     metanet: a name in `METANETS`, made with `metanet_options`; channels: its outputs per scalar; outputs: Y;
-    width: hidden width of the two MLPs. What it reads are weights alone, and probe features where they are given.
+    width: hidden width of the two MLPs; features: what it is told of every scalar, and scales as `WeightFeatures`
+    has them. What it reads are weights alone, and probe features where they are given.
     """
 
     def __init__(
         self,
         metanet: str,
         outputs: int,
-        channels: int = 8,
+        channels: int = 32,
         width: int = 32,
         metanet_options: Mapping[str, Any] | None = None,
+        features: FeatureOptions | None = None,
+        scales: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        self.features = WeightFeatures(features or FeatureOptions(), scales)
+        count = self.features.options.count
         self.metanet = METANETS.make(
             METANETS.options(metanet)(**(metanet_options or {})),
-            features=WEIGHT_FEATURES, context=WEIGHT_CONTEXT, outputs=channels,
+            features=count, context=CONTEXT, outputs=channels,
         )  # fmt: skip
         self.kinds = nn.Parameter(0.1 * torch.randn(width, len(PARAMETER_KINDS)))
-        self.tensor = PointwiseMlp(STATISTICS * (channels + WEIGHT_FEATURES) + WEIGHT_CONTEXT, width, width)
+        self.tensor = PointwiseMlp(STATISTICS * (channels + count) + CONTEXT, width, width)
         self.network = PointwiseMlp(2 * width, width, outputs)
 
     def forward(
@@ -60,7 +61,7 @@ class NetworkReadout(nn.Module):
 
         probes (M, N): how its neurons answer to M inputs, from `lopt.weight_space.probes`; for "ng_gnn" and "ng_t".
         """
-        features, context = weight_features(graph, params)
+        features, context = self.features(graph, params)
         if probes is not None and not isinstance(self.metanet, NeuralGraph):
             name = type(self.metanet).__name__
             raise ConfigError(f"readout: expected ng_gnn or ng_t with probes=M to read probes, found {name}")
@@ -72,17 +73,6 @@ class NetworkReadout(nn.Module):
         tensors = relu(self.tensor(torch.cat([pooled, context])) + self.kinds[:, kinds])
         both = torch.cat([tensors.mean(-1, keepdim=True), tensors.amax(-1, keepdim=True)])
         return self.network(both)[:, 0]
-
-
-def weight_features(graph: ParameterGraph, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Weights -> features (F, P), each of order one, and context (C, B): size, depth and scale of every tensor."""
-    flat = graph.flatten(params)
-    rms = torch.stack([_rms(params[name]) for name in graph.parameters])
-    scale = segment_expand(rms[None], graph.sizes)[0]
-    relative = flat / (scale + 1e-6)
-    features = torch.stack([squash(relative), 0.5 * torch.log(relative * relative + 1e-4), squash(flat)])
-    static = per_tensor.static_features(graph, flat)
-    return features, torch.cat([torch.log(rms + 1e-4)[None] / 4, static])
 
 
 def pool_tensors(graph: ParameterGraph, values: Tensor) -> Tensor:

@@ -136,7 +136,9 @@ def fit(
     if not len(seeds) == len(targets):
         raise ConfigError(f"fit: expected as many seeds as targets, found {len(seeds)} and {len(targets)}")
     parts = [
-        _fit_cohort(shape, recipe, initial(shape, recipe, seeds[i : i + COHORT]), points, targets[i : i + COHORT])
+        _fit_cohort(
+            shape, recipe, initial(shape, recipe, seeds[i : i + COHORT]), points, targets[i : i + COHORT]
+        )
         for i in range(0, len(seeds), COHORT)
     ]
     params = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -144,7 +146,9 @@ def fit(
     return params, 20 * math.log10(1 - recipe.low) - 10 * torch.log10(errors)
 
 
-def _fit_cohort(shape: SirenShape, recipe: Recipe, params: Tensors, points: Tensor, targets: Tensor) -> Tensors:
+def _fit_cohort(
+    shape: SirenShape, recipe: Recipe, params: Tensors, points: Tensor, targets: Tensor
+) -> Tensors:
     values = list(params.values())
     first = [torch.zeros_like(value) for value in values]
     second = [torch.zeros_like(value) for value in values]

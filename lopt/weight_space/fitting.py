@@ -1,0 +1,166 @@
+"""Training a reader on networks, and asking it.
+
+    reader = MetanetReader(model, graph, 10, "ng_gnn", networks=train)
+    fitted = fit(reader, train, train.columns["label"], validation=networks.split("validation"))
+    predict(reader, test.params).argmax(1)
+
+Shapes: N networks, B of them in a batch, Y predicted values.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lopt.config import Count, NonNegative, Positive, Settings, Share
+from lopt.errors import ConfigError
+from lopt.progress import progress
+from lopt.weight_space.network_set import NetworkSet, Tensors
+
+Change = Callable[[Tensors, torch.Generator], Tensors]
+"""Of B networks into others that mean the same."""
+Loss = Callable[[nn.Module, Tensors, Tensor], Tensor]
+"""Of a reader on B networks with their targets: their mean loss."""
+
+
+class FitOptions(Settings):
+    """How a reader is trained: AdamW with one cycle of its rate, gradients cut to norm 1."""
+
+    passes: Count = 50_000
+    """Networks that it sees, counted again whenever they come round."""
+    batch: Annotated[int, Field(ge=1, le=65_536)] = 64
+    lr: Positive = 2e-3
+    weight_decay: NonNegative = 5e-4
+    warm_up: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    smoothing: Share = 0.0
+    """Of labels."""
+    checks: Count = 8
+    """Looks at the validation networks, the best of which is kept."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What became of a training."""
+
+    losses: list[float]
+    """Means of the training loss between checks."""
+    validation: list[float]
+    """Loss on the validation networks at each check."""
+    best: int
+    """The check whose weights the reader has."""
+    seconds: float
+    """Processor time."""
+    ms: float
+    """Milliseconds of processor time for each network trained on, all included."""
+
+
+def loss_of(targets: Tensor, smoothing: float = 0.0) -> Loss:
+    """Cross-entropy for classes (whole numbers), the squared error for numbers."""
+    if targets.is_floating_point():
+        return lambda reader, params, wanted: F.mse_loss(reader(params), wanted.reshape(len(wanted), -1))
+    return lambda reader, params, wanted: F.cross_entropy(
+        reader(params), wanted.long(), label_smoothing=smoothing
+    )
+
+
+def fit(
+    reader: nn.Module,
+    networks: NetworkSet,
+    targets: Tensor,
+    options: FitOptions | None = None,
+    validation: tuple[NetworkSet, Tensor] | None = None,
+    change: Change | None = None,
+    loss: Loss | None = None,
+    desc: str = "reader",
+) -> Fitted:
+    """Train a reader to say of each network its target: a class (N) or numbers (N) or (N, Y).
+
+    change: drawn anew for every batch, such as `Views` of the images of SIRENs. loss: another one than `loss_of` has.
+    With validation networks and targets the reader ends with the weights that were best for them.
+    Raises `ConfigError` if networks and targets are not as many.
+    """
+    options = options or FitOptions()
+    if len(networks) != len(targets) or not len(targets):
+        raise ConfigError(
+            f"fit: expected a target for each network, found {len(targets)} for {len(networks)}"
+        )
+    measure = loss or loss_of(targets, options.smoothing)
+    generator = torch.Generator().manual_seed(options.seed)
+    steps = max(options.passes // options.batch, 1)
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    # One cycle needs two steps or more; its last is one beyond those taken, as torch counts them.
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.lr, total_steps=steps + 2, pct_start=options.warm_up, cycle_momentum=False
+    )
+    between = -(-steps // options.checks)
+    losses, scores, kept = [0.0], [], None
+    order = torch.empty(0, dtype=torch.long)
+    shown, begun = progress(steps, desc), time.process_time()
+    reader.train()
+    try:
+        for step in range(steps):
+            if len(order) < options.batch:
+                order = torch.cat([order, torch.randperm(len(networks), generator=generator)])
+            index, order = order[: options.batch], order[options.batch :]
+            params = {name: value[index] for name, value in networks.params.items()}
+            params = params if change is None else change(params, generator)
+            found = measure(reader, params, targets[index])
+            optimizer.zero_grad()
+            found.backward()
+            nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+            optimizer.step()
+            cycle.step()
+            losses[-1] += found.item() / min(between, steps - between * (len(losses) - 1))
+            shown.update()
+            if (step + 1) % between == 0 or step + 1 == steps:
+                if validation is not None:
+                    scores.append(mean_loss(reader, *validation, loss))
+                    kept = copy.deepcopy(reader.state_dict()) if scores[-1] <= min(scores) else kept
+                    shown.set_postfix(loss=losses[-1], validation=scores[-1])
+                losses += [0.0] if step + 1 < steps else []
+    finally:
+        shown.close()
+    if kept is not None:
+        reader.load_state_dict(kept)
+    reader.eval()
+    seconds = time.process_time() - begun
+    best = scores.index(min(scores)) if scores else len(losses) - 1
+    return Fitted(losses, scores, best, seconds, 1000 * seconds / (steps * options.batch))
+
+
+@torch.no_grad()
+def predict(reader: nn.Module, params: Tensors, batch: int = 256) -> Tensor:
+    """(N, Y): logits of classes, or numbers, for N networks (N, *shape), in evaluation mode."""
+    training = reader.training
+    reader.eval()
+    count = len(next(iter(params.values())))
+    parts = [
+        reader({name: value[i : i + batch] for name, value in params.items()}) for i in range(0, count, batch)
+    ]
+    reader.train(training)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def mean_loss(
+    reader: nn.Module, networks: NetworkSet, targets: Tensor, loss: Loss | None = None, batch: int = 256
+) -> float:
+    """Of all networks, in evaluation mode."""
+    measure, training = loss or loss_of(targets), reader.training
+    reader.eval()
+    total = 0.0
+    for i in range(0, len(networks), batch):
+        params = {name: value[i : i + batch] for name, value in networks.params.items()}
+        wanted = targets[i : i + batch]
+        total += measure(reader, params, wanted).item() * len(wanted)
+    reader.train(training)
+    return total / len(networks)

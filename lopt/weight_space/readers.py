@@ -1,0 +1,175 @@
+"""Readers: from the parameters of one network to a prediction. One interface for metanets and what they must beat.
+
+Shapes: P scalars, M probes, C outputs of the networks that are read, Y predicted values.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lopt.graph import ParameterGraph
+from lopt.metanets import METANETS
+from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
+from lopt.weight_space.network_set import NetworkSet, Tensors
+from lopt.weight_space.probes import probe
+from lopt.weight_space.readout import STATISTICS, pool_tensors
+
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class Reader(nn.Module, ABC):
+    """Parameters of B networks of one architecture (B, *shape) -> predictions (B, Y)."""
+
+    @abstractmethod
+    def forward(self, params: Tensors) -> Tensor:
+        """Logits of classes, or numbers. Differentiable."""
+
+
+class Mlp(nn.Sequential):
+    """relu layers, the last linear; dropout before the last."""
+
+    def __init__(self, sizes: Sequence[int], dropout: float = 0.0) -> None:
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        super().__init__(*layers, nn.Dropout(dropout), nn.Linear(sizes[-2], sizes[-1]))
+
+
+class FlatMlp(Reader):
+    """An MLP on the flat weights, each over its tensor's rms in a training set: it knows no symmetry at all."""
+
+    def __init__(self, networks: NetworkSet, outputs: int, width: int = 32) -> None:
+        super().__init__()
+        self.scales = scales_of(networks)
+        count = sum(value[0].numel() for value in networks.params.values())
+        self.layers = Mlp((count, width, width, outputs))
+
+    def forward(self, params: Tensors) -> Tensor:
+        return self.layers(torch.cat([p.flatten(1) / self.scales[name] for name, p in params.items()], -1))
+
+
+class StatNn(Reader):
+    """Mean, variance and quantiles of every tensor to an MLP (Unterthiner et al. 2020, arXiv 2002.11448)."""
+
+    def __init__(self, networks: NetworkSet, outputs: int, width: int = 128) -> None:
+        super().__init__()
+        found = self._statistics(networks.params)
+        self.register_buffer("mean", found.mean(0))
+        self.register_buffer("std", found.std(0) + 1e-6)
+        self.layers = Mlp((found.shape[1], width, width, outputs))
+
+    def forward(self, params: Tensors) -> Tensor:
+        return self.layers((self._statistics(params) - self.mean) / self.std)
+
+    def _statistics(self, params: Tensors) -> Tensor:
+        columns = []
+        for value in params.values():
+            flat = value.flatten(1)
+            columns += [flat.mean(1), flat.var(1, correction=0)]
+            columns += list(flat.quantile(torch.tensor(QUANTILES).to(flat), dim=1))
+        return torch.stack(columns, -1)
+
+
+class ProbeReader(Reader):
+    """An MLP on what networks put out for M learned inputs: functions alone, no weight is read.
+
+    generator "free": the inputs themselves are learned; "linear": they come from learned codes through a deep linear
+    network (ProbeGen, Kahana et al. 2025), which keeps them from fitting the training set one by one.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: int, outputs: int, reads: int, probes: int = 64, width: int = 128,
+        generator: Literal["free", "linear"] = "free",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.model = [model]  # in a list: its parameters are not the reader's
+        self.inputs = ProbeInputs(probes, inputs, generator)
+        self.layers = Mlp((probes * reads, width, width, outputs))
+
+    def forward(self, params: Tensors) -> Tensor:
+        points = self.inputs()
+        (model,) = self.model
+        said = torch.vmap(lambda one: torch.func.functional_call(model, one, (points,)))(params)
+        return self.layers(said.flatten(1))
+
+
+class ProbeInputs(nn.Module):
+    """M learned inputs (M, n_0) of networks that read vectors, within about -1 and 1 at first."""
+
+    def __init__(
+        self, probes: int, inputs: int, generator: Literal["free", "linear"], code: int = 32
+    ) -> None:
+        super().__init__()
+        free = generator == "free"
+        self.codes = nn.Parameter(2 * torch.rand(probes, inputs) - 1 if free else torch.randn(probes, code))
+        layers = nn.Sequential(nn.Linear(code, code), nn.Linear(code, inputs))
+        self.layers = nn.Identity() if free else layers
+
+    def forward(self) -> Tensor:
+        found: Tensor = self.layers(self.codes)
+        return found
+
+
+class MetanetReader(Reader):
+    """A metanet on the parameter graph, pooled over each tensor, with M probes of every neuron if wanted.
+
+        y = MLP(norm([pool_b of what the metanet says of tensor b, for all tensors b]))
+
+    Networks differ little in such means beside what they have in common; the norm, over the batch, takes that away.
+    Without it no metanet here fitted its training set.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ParameterGraph,
+        networks: NetworkSet,
+        outputs: int,
+        metanet: str,
+        options: Mapping[str, Any] | None = None,
+        features: FeatureOptions | None = None,
+        channels: int = 32,
+        width: int = 64,
+        inputs: ProbeInputs | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.graph, self.inputs = [model], graph, inputs
+        scales = scales_of(networks)
+        self.features = WeightFeatures(
+            features or FeatureOptions(), {name: scales[name] for name in graph.parameters}
+        )
+        self.metanet = METANETS.make(
+            METANETS.options(metanet)(**(options or {}), **({} if inputs is None else {"probes": len(inputs.codes)})),
+            features=self.features.options.count, context=CONTEXT, outputs=channels,
+        )  # fmt: skip
+        awaken(self.metanet)
+        pooled = STATISTICS * channels * len(graph.parameters)
+        self.head = nn.Sequential(nn.BatchNorm1d(pooled), Mlp((pooled, width, outputs)))
+
+    def forward(self, params: Tensors) -> Tensor:
+        points = None if self.inputs is None else self.inputs()
+        found: Tensor = self.head(torch.vmap(lambda one: self._pooled(one, points))(params))
+        return found
+
+    def _pooled(self, params: Tensors, points: Tensor | None) -> Tensor:
+        (model,) = self.model
+        probes = {} if points is None else {"probes": probe(model, self.graph, points, params, behind=True)}
+        said, _ = self.metanet(self.graph, *self.features(self.graph, params), **probes)
+        return pool_tensors(self.graph, said).flatten()
+
+
+def awaken(metanet: nn.Module) -> None:
+    """Draw the output layers, which start at zero so that a fresh rule is its base: a reader has no base."""
+    for parameter in metanet.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+
+
+def scales_of(networks: NetworkSet) -> dict[str, float]:
+    """The rms of every tensor over a set of networks. (One for each scalar would tell hidden neurons apart.)"""
+    return {name: value.square().mean().sqrt().item() for name, value in networks.params.items()}
