@@ -31,7 +31,7 @@ ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "sin")
 
 
 class FeatureOptions(Settings):
-    """What is told beside a scalar's value relative to its tensor's rms, the logarithm of that, and the value itself."""
+    """What is told beside a scalar's value relative to its tensor's rms, the logarithm of that, and the plain value."""
 
     frequencies: Annotated[int, Field(ge=0, le=256)] = 0
     """Fourier features: sines and cosines of the relative value at so many learned frequencies."""
@@ -59,6 +59,7 @@ class WeightFeatures(nn.Module):
     def __init__(self, options: FeatureOptions, scales: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self.options, self.names = options, tuple(scales or ())
+        self.scales: Tensor
         self.register_buffer("scales", torch.tensor(list((scales or {}).values())))
         count = options.frequencies
         self.frequencies = nn.Parameter(torch.randn(count)) if count else None

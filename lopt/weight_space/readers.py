@@ -59,6 +59,8 @@ class StatNn(Reader):
     def __init__(self, networks: NetworkSet, outputs: int, width: int = 128) -> None:
         super().__init__()
         found = self._statistics(networks.params)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", found.mean(0))
         self.register_buffer("std", found.std(0) + 1e-6)
         self.layers = Mlp((found.shape[1], width, width, outputs))

@@ -39,7 +39,7 @@ class SirenShape(Settings):
     @property
     def names(self) -> list[tuple[str, str]]:
         """Of the weight and the bias of each layer."""
-        return [(f"layers.{l}.weight", f"layers.{l}.bias") for l in range(len(self.sizes) - 1)]
+        return [(f"layers.{n}.weight", f"layers.{n}.bias") for n in range(len(self.sizes) - 1)]
 
     def build(self) -> Siren:
         """A network of this shape, with PyTorch's own initial weights."""
@@ -98,7 +98,7 @@ def grid(height: int, width: int) -> Tensor:
 
 def initial(shape: SirenShape, recipe: Recipe, seeds: Sequence[int]) -> Tensors:
     """Fresh parameters of B networks (B, *shape), each from a seed of its own."""
-    bounds = {}
+    bounds: dict[str, tuple[tuple[int, ...], float]] = {}
     last = len(shape.names) - 1
     for number, (weight, bias) in enumerate(shape.names):
         inputs = shape.sizes[number]

@@ -74,7 +74,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a file of networks, found none"):
         load(out)
     make("inr-digits", "siren300", 2, out)
-    with pytest.raises(ConfigError, match="expected networks with recipe .*'siren1000'.* found .*'siren300'"):
+    with pytest.raises(
+        ConfigError, match=r"expected networks with recipe .*'siren1000'.* found .*'siren300'"
+    ):
         make("inr-digits", "siren1000", 4, out)
     with pytest.raises(DataError, match="some of the split 'test', found none among 2"):
         load(out).split("test")
