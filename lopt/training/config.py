@@ -19,6 +19,9 @@ class MetaConfig(Settings):
     """Task architectures in training at any time."""
     cohorts_per_step: Annotated[int, Field(ge=1, le=1000)] = 1
     """Cohorts whose meta-gradients are averaged in one outer step; processes share them out."""
+    architectures: Annotated[int, Field(ge=0, le=1000)] = 0
+    """How many each family is held to, drawn once for the whole run; 0: every cohort draws a new one. Few ones are
+    compiled once and stay compiled."""
     networks: Annotated[int, Field(ge=1, le=10_000)] = 8
     """Networks in each cohort, trained side by side."""
     cohort_turns: Count = 50
@@ -42,8 +45,8 @@ class MetaConfig(Settings):
     """Of the meta-gradient: the name of one of `lopt.training.estimators.ESTIMATORS`, or a section with it and options
     of its own, {name: pes, sigma: 0.02}."""
     compile: bool = False
-    """Compile inner steps: up to twice as fast, after half a minute for each architecture that cohorts come to. It
-    pays if few architectures are drawn and `cohort_turns` is in the hundreds, or on a GPU."""
+    """Compile inner steps: two to three times as fast, after half a minute for each architecture that cohorts come to.
+    It pays with few `architectures`, where `cohort_turns` is in the hundreds, or on a GPU."""
     autocast: bool = False
     """Let the inner networks compute in bfloat16; faster on GPUs, slower on most CPUs."""
     outer_loss: Literal["mean", "log", "final", "best"] = "mean"

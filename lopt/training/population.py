@@ -6,6 +6,7 @@ Shapes: T networks of a cohort.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,13 @@ class Population:
             slot: Generator().manual_seed(seeds[slot]) for slot in range(config.cohorts) if ranks.owns(slot)
         }
         self.cohorts: dict[int, Cohort] = {}
+        self.tasks: dict[str, Task] = {}
+        """By family and spec, kept where there are few: what is compiled for a task lives as long as its graph."""
+        draw = Generator().manual_seed(seed + 1)
+        self.specs = [
+            [weighted.family.sample_spec(draw) for _ in range(config.architectures)] for weighted in families
+        ]
+        """By family those that it is held to; none: it draws."""
 
     def cohort(self, slot: int) -> Cohort:
         """The cohort in a slot, which stays empty until its turn: no checkpoint holds what has not begun."""
@@ -68,7 +76,7 @@ class Population:
         weights = torch.tensor([weighted.weight for weighted in self.families], dtype=torch.float64)
         point = (slot + torch.rand((), generator=generator, dtype=torch.float64)) / self.config.cohorts
         index = int((weights.cumsum(0) / weights.sum() <= point).sum().clamp(max=len(weights) - 1))
-        spec = self.families[index].family.sample_spec(generator)
+        spec = self._spec(index, generator)
         task = self._task(index, spec)
         reference = None
         if self.config.relative_to == "reference":
@@ -125,9 +133,20 @@ class Population:
             saved["turns"], self.augmentation, saved["reference"], twins,
         )  # fmt: skip
 
+    def _spec(self, family: int, generator: Generator) -> dict[str, Any]:
+        if not self.config.architectures:
+            return self.families[family].family.sample_spec(generator)
+        return self.specs[family][int(torch.randint(self.config.architectures, (), generator=generator))]
+
     def _task(self, family: int, spec: dict[str, Any]) -> Task:
+        key = json.dumps([family, spec], sort_keys=True)
+        if key in self.tasks:
+            return self.tasks[key]
         task = self.families[family].family.build(spec)
-        return Autocast(task) if self.config.autocast else task
+        task = Autocast(task) if self.config.autocast else task
+        if self.config.architectures:
+            self.tasks[key] = task
+        return task
 
     def _placed(self, saved: list[Any]) -> Networks:
         """Networks out of a checkpoint, which is read to the CPU, where the rule is."""

@@ -195,6 +195,21 @@ def test_a_run_in_pieces_of_no_time_is_the_run(undisturbed: Path, tmp_path: Path
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
+def test_families_are_held_to_few_architectures(tmp_path: Path) -> None:
+    """The same ones for the whole run, resumed or not; a task that comes again is the one that was compiled."""
+    config = CONFIG.but(architectures=1)
+    families = (Weighted(TinyFamily("tiny", tuple(range(2, 60)))),)
+    one, two = (tiny_trainer(tmp_path / name, config, families) for name in ("a", "b"))
+    tasks = [one.population.new_cohort(slot).task for slot in (0, 1, 2, 0)]
+    assert all(task is tasks[0] for task in tasks)
+    assert two.population.new_cohort(1).task.name == tasks[0].name
+    whole = finish(tmp_path / "whole", config=config, families=families)
+    pieces = tmp_path / "pieces"
+    tiny_trainer(pieces, config, families).run(hours=1e-9)
+    assert finish(pieces, config=config, families=families).step == whole.step == config.steps
+    assert outcome(pieces) == outcome(tmp_path / "whole")
+
+
 FAMILY_NARROW = Weighted(TinyFamily("narrow", (2, 3)))
 
 
