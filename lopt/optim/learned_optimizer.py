@@ -19,6 +19,7 @@ from lopt.errors import ConfigError, GraphError
 from lopt.graph import ParameterGraph
 from lopt.graph.first_forward import FirstForwardGraph
 from lopt.optim import averages
+from lopt.optim.loading import check_form, check_states, check_tensors, warn_of_nonfinite
 from lopt.optim.loss_guard import LossGuard, base_of, mean_over_ranks
 from lopt.optim.matching import Binding, labels_of
 from lopt.optim.sharding import gathered, is_sharded, sharded_like
@@ -435,6 +436,7 @@ class LearnedOptimizer(Optimizer):
             self.register_load_state_dict_pre_hook(lambda _, loaded: self._check_loaded(final, loaded)),
             self.register_load_state_dict_post_hook(lambda _: self._load_exactly(final), prepend=True),
         )
+        check(isinstance(state_dict, dict), "state_dict", "a dict", state_dict)
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -442,57 +444,48 @@ class LearnedOptimizer(Optimizer):
                 hook.remove()
 
     def _check_loaded(self, final: dict[str, Any], loaded: dict[str, Any]) -> None:
-        """Keep what is loaded after all hooks of the user, if it fits the rule."""
-        final.update(loaded)
-        sizes = [
-            [len(group["params"]) for group in groups]
-            for groups in (loaded["param_groups"], self.param_groups)
-        ]
-        # Torch refuses other groups itself; without names yet, the first step checks what was loaded.
-        if self._binding is not None and sizes[0] == sizes[1]:
+        """Keep what is loaded after all hooks of the user, if it fits."""
+        check_form(loaded, self.param_groups, self.defaults)
+        states, names = self._loaded_states(loaded), {}
+        # Without names yet, the first step checks whether the rule has saved this.
+        if self._binding is not None:
             self._follow()
-            self._check_states(self._loaded_states(loaded))
+            names = {id(p): name for name, p in self._binding.named()}
+            self._check_states(states)
+        check_tensors(states, names)
+        warn_of_nonfinite(states, names)
+        final.update(loaded)
 
     def _check_states(self, states: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> None:
-        """Raise a `ConfigError` unless all that are not empty have the keys and shapes that the rule starts with."""
         assert self._binding is not None
         names = {id(p): name for name, p in self._binding.named()}
-        saved = {names[id(p)]: state for p, state in states if state and id(p) in names}
-        shapes = {name: self._binding.graph.parameters[name].shape for name in saved}
-        meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        if not meta:
-            return
-        fresh = self.rule.init(self._binding.graph.subset(meta), meta, self.total_steps)
-        for name, state in saved.items():
-            expected, found = _shapes(fresh[name]), _shapes(state)
-            found.pop(averages.TRAINED, None)
-            # A rule that starts with nothing, such as `TorchOptim`, makes its state in the first step.
-            fits = not expected or found == expected
-            check(fits, "state_dict", f"this rule's {expected} for {name!r} of {shapes[name]}", found)
+        saved = {names[id(p)]: (p, state) for p, state in states if state and id(p) in names}
+        check_states(self.rule, self._binding.graph, saved, self.total_steps)
 
     def _loaded_states(self, state_dict: Mapping[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        return [(p, state_dict["state"].get(key, {})) for key, p in zip(keys, self._params(), strict=False)]
+        return [(p, state_dict["state"].get(key, {})) for key, p in zip(keys, self._params(), strict=True)]
 
     def _load_exactly(self, state_dict: Mapping[str, Any]) -> None:
         """torch casts loaded state to the dtype of its parameter; put in what was saved instead."""
         for p, saved in self._loaded_states(state_dict):
             if saved:
                 self.state[p] = {
-                    key: owned(value.to(p.device, copy=True)) if isinstance(value, Tensor) else value
-                    for key, value in saved.items()
+                    key: owned(value.detach().to(p.device, copy=True)) for key, value in saved.items()
                 }
         self._unchecked = True
         self._replan()
         self._skips.total.fill_(int(state_dict.get("skipped_steps", 0)))
         if self.guard is not None and "loss_guard" in state_dict:
-            self.guard.load(state_dict["loss_guard"])
+            vars(self.guard).update(vars(LossGuard.of(state_dict["loss_guard"])))
 
     def _replan(self) -> None:
         """Let loaded state aim at this optimizer's horizon."""
         if self.total_steps is None:
             return
         horizons = [state["total_steps"] for state in self.state.values() if "total_steps" in state]
+        # What has another shape is refused by the first step, if the graph is not known before.
+        horizons = [horizon for horizon in horizons if horizon.numel() == 1]
         told = {float(horizon) for horizon in horizons} - {float(self.total_steps)}
         if told:
             for horizon in horizons:
@@ -546,13 +539,6 @@ class _Call:
 
 def _parts(groups: Sequence[int]) -> list[_Part]:
     return [_Part(group, [i for i, g in enumerate(groups) if g == group]) for group in dict.fromkeys(groups)]
-
-
-def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        for key, value in state.items()
-    }
 
 
 def _frozen_copy(rule: Rule | str | os.PathLike[str]) -> Rule:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lopt.graph import ParameterGraph
 from lopt.metanets.base import Metanet
+from lopt.optim.step import check
 from lopt.rules.base import Rule
 from lopt.rules.forms import FORMS
 from lopt.rules.learned import LearnedRule
@@ -57,11 +58,27 @@ class LossGuard:
             key: torch.tensor(value, dtype=torch.float64, device="cpu") for key, value in vars(self).items()
         }
 
-    def load(self, saved: Mapping[str, float | Tensor]) -> None:
-        """The inverse of `tensors`, in place."""
-        for field in fields(self):
-            if field.name in saved:
-                setattr(self, field.name, type(getattr(self, field.name))(saved[field.name]))
+    @classmethod
+    def of(cls, saved: object) -> LossGuard:
+        """The inverse of `tensors`. Raises `ConfigError` for what cannot have been saved."""
+        check(isinstance(saved, Mapping), "state_dict.loss_guard", "a dict", saved)
+        assert isinstance(saved, Mapping)
+        guard = cls()
+        for field in fields(cls):
+            place, kind = f"state_dict.loss_guard.{field.name}", type(getattr(guard, field.name))
+            value = saved.get(field.name, getattr(guard, field.name))
+            if (
+                isinstance(value, Tensor)
+                and value.numel() == 1
+                and not value.is_meta
+                and not value.is_complex()
+            ):
+                value = value.item()
+            fits = isinstance(value, (bool, int, float)) and abs(value) < math.inf
+            check(fits or (field.name == "best" and value == math.inf), place, "a finite number", value)
+            check(kind is float or value >= 0, place, "a number from 0", value)
+            setattr(guard, field.name, kind(value))
+        return guard
 
     def _average(self, loss: float) -> None:
         self.count += 1

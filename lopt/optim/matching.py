@@ -253,7 +253,12 @@ def _by_alias(specs: Iterable[ParameterSpec]) -> dict[str, ParameterSpec]:
 
 
 def _known(name: str, known: Mapping[str, ParameterSpec]) -> ParameterSpec | None:
-    return known.get(name) or known.get(".".join(part for part in name.split(".") if part not in WRAPPERS))
+    return known.get(name) or known.get(unwrapped(name))
+
+
+def unwrapped(name: str) -> str:
+    """The name without what wrappers inserted."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _find(name: str, tensor: Tensor, known: dict[str, ParameterSpec]) -> ParameterSpec:

@@ -17,6 +17,9 @@ from lopt.rules.base import State
 DECAY_RATE = 1e-3
 """The learning rate that `weight_decay` is relative to: AdamW's default."""
 
+SAID = 300
+"""Characters of a value that a message shows."""
+
 
 def all_finite(grads: list[Tensor]) -> Tensor:
     """() bool. Extremes carry NaN along and cannot overflow."""
@@ -85,25 +88,46 @@ def apply(
 
 def check(valid: object, name: str, expected: str, found: object) -> None:
     if not valid:
-        raise ConfigError(f"{name}: expected {expected}, found {found!r}")
+        raise ConfigError(f"{name}: expected {expected}, found {said(found)}")
+
+
+def said(value: object) -> str:
+    """A value in one short line, whatever it holds."""
+    if isinstance(value, Tensor):
+        kind = "nested" if value.is_nested else f"{tuple(value.shape)}, {str(value.layout)[6:]}"
+        return f"a tensor ({value.dtype}, {kind}, on {value.device})"
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print thousands of digits
+        text = f"a large {type(value).__name__}"
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= SAID else text[: SAID - 3] + "..."
 
 
 def number(name: str, expected: str, value: Any) -> float:
     """Python's own number for one of Python's or numpy's, or for an array of one."""
-    array = np.asarray(value)
+    array = np.asarray(value if isinstance(value, (int, float, np.generic, np.ndarray)) else None)
     check(array.size == 1 and array.dtype.kind in "biuf", name, expected, value)
     return float(array.item())
 
 
-def check_group(group: dict[str, Any], names: Sequence[str]) -> None:
-    """Raise a `ConfigError` for what a group must not hold; numpy's numbers become Python's."""
+def check_options(group: dict[str, Any], place: str = "") -> None:
+    """Raise a `ConfigError` for a group's option out of range; numpy's numbers become Python's."""
     for key in ("lr", "weight_decay"):
-        value = group[key]
+        value, name = group[key], place + key
         if isinstance(value, Tensor):
-            check(value.numel() == 1, key, "a number or a one-element tensor", value)
+            fits = value.numel() == 1 and not value.is_complex() and not value.is_meta
+            check(fits, name, "a number or a one-element tensor", value)
         else:
-            group[key] = number(key, "a number or a one-element tensor", value)
-        check(group[key] >= 0, key, "a number from 0", group[key])
+            group[key] = number(name, "a number or a one-element tensor", value)
+        check(0 <= group[key] < math.inf, name, "a number from 0", group[key])
+    maximize = group["maximize"]
+    check(isinstance(maximize, (bool, int, np.bool_)), place + "maximize", "true or false", maximize)
+
+
+def check_group(group: dict[str, Any], names: Sequence[str]) -> None:
+    """Raise a `ConfigError` for what a group must not hold."""
+    check_options(group)
     for name, p in zip(names, group["params"], strict=True):
         if p.requires_grad and not p.is_floating_point():
             raise ConfigError(

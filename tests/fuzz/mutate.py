@@ -5,8 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
+
+import torch
+from torch import Tensor
 
 DEEP: Any = 1
 for _ in range(200):
@@ -65,3 +69,57 @@ def raw(original: bytes, draw: random.Random) -> bytes:
         ))  # fmt: skip
         data[start : start + length] = change()
     return bytes(data[: draw.randrange(len(data) + 1)] if draw.random() < 0.1 else data)
+
+
+TENSORS: tuple[Callable[[Tensor], Any], ...] = (
+    lambda t: t[..., None], lambda t: t.flatten(), lambda t: t.new_zeros(0), lambda t: t.new_zeros(10**4),
+    lambda t: t.double(), lambda t: t.half(), lambda t: t.long(), lambda t: t.bool(), lambda t: t.to(torch.complex64),
+    lambda t: t.to(torch.float8_e5m2), lambda t: t.to(torch.uint8), lambda t: t * math.nan, lambda t: t / 0.0,
+    lambda t: t * 0 + 3e38, lambda t: t * 0 - 3e38, lambda t: t * 1e30, lambda t: -t, lambda t: t * 0 + 1e-45,
+    lambda t: t.to("meta"), lambda t: t.to_sparse(), lambda t: t[..., None].expand(*t.shape, 2)[..., 0],
+    lambda t: t.mT.contiguous().mT if t.dim() > 1 else t, lambda t: t.clone().requires_grad_(), lambda t: t.tolist(),
+    lambda t: t.numpy(), lambda t: torch.nn.Parameter(t), lambda t: torch.nested.nested_tensor([t]),
+    lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), lambda t: torch.conj(t.to(torch.complex64)).real,
+    lambda t: torch.cat([t.flatten(), t.flatten()])[: t.numel()].view(t.shape),
+)  # fmt: skip
+"""Other tensors for one, and what is none."""
+
+
+def tensors(original: Any, draw: random.Random) -> Any:
+    """A copy of an optimizer's state with one to three tensors or entries that are not what they were."""
+    changed = copy.deepcopy(original)
+    states = changed["state"]
+    for _ in range(draw.choice((1, 1, 1, 2, 3))):
+        owner = draw.choice(list(states))
+        state = states[owner]
+        key = draw.choice(list(state) or [""])
+        kind = draw.random()
+        if kind < 0.6 and _is_whole(state.get(key)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that these kinds of tensors are not for use
+                state[key] = draw.choice(TENSORS)(state[key])
+        elif kind < 0.7:
+            other = draw.choice(list(states))
+            states[owner], states[other] = states[other], states[owner]
+        elif kind < 0.75:
+            other = draw.choice(list(state) or [""])
+            state[key], state[other] = state.get(other), state.get(key)
+        elif kind < 0.8:
+            state.pop(key, None)
+        elif kind < 0.85:
+            states[draw.choice((99, -1, "0", 1.5, None))] = state
+        elif kind < 0.9:
+            state[draw.choice(("exp_avg", 0, "trained", "step"))] = torch.ones(3)
+        elif kind < 0.95:
+            groups = changed["param_groups"]
+            draw.choice((groups.pop, groups.clear, groups.reverse, lambda g=groups: g.append(g[0])))()
+        else:
+            del states[owner]
+            if not states:
+                break
+    return changed
+
+
+def _is_whole(found: Any) -> bool:
+    plain = type(found) is Tensor and found.dtype is torch.float32 and not found.requires_grad
+    return plain and not found.is_meta and not found.is_nested and found.layout is torch.strided
