@@ -7,17 +7,28 @@ R raw outputs, M remembered values.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from lopt.graph import ParameterGraph
+from lopt.metanets.pieces import Piece
 
 Size = Annotated[int, Field(ge=1, le=4096)]
 """A width, or how many of something a metanet has."""
 SizeOrZero = Annotated[int, Field(ge=0, le=4096)]
 Layers = Annotated[int, Field(ge=1, le=64)]
+
+
+class Heard(NamedTuple):
+    """What a metanet has to say after all pieces have been heard."""
+
+    checked: list[Tensor]
+    """What has to be finite for raw outputs to be."""
+    raw: Callable[[Piece, Tensor], Tensor]
+    """Raw outputs (R, n) of a piece with its features (F, n)."""
 
 
 class Metanet(nn.Module, ABC):
@@ -45,6 +56,22 @@ class Metanet(nn.Module, ABC):
 
         Pure and vmap-able. Raises `GraphError` on a graph that this metanet cannot take.
         """
+
+    in_pieces: bool = False
+    """Whether it also looks at scalars piece by piece: has `listen`."""
+
+    def listen(
+        self,
+        graph: ParameterGraph,
+        pieces: Sequence[Piece],
+        features: Callable[[Piece], Tensor],
+        context: Tensor,
+    ) -> Heard:
+        """`forward` without features of all scalars at once, and without derivatives.
+
+        `features` (F, n) of each piece are made anew whenever asked for; context is (C, B).
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs all scalars at once")
 
     def of_tensors(self, context: Tensor) -> Tensor:
         """context (C, B) -> raw outputs (R, B) of a metanet that sees no scalars: `forward` repeats them."""

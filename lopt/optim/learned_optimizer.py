@@ -37,7 +37,7 @@ from lopt.optim.step import (
     owned,
     write,
 )
-from lopt.rules.base import BoundRule, Rule, State, Tensors
+from lopt.rules.base import BoundRule, Decision, Rule, State
 
 LEFT_AT_ADAMS = 0.01
 """Learning rates up to here are one meant for another optimizer, most often AdamW's 1e-3."""
@@ -228,11 +228,11 @@ class LearnedOptimizer(Optimizer):
         # zero that keeps the old state, and whether all is finite a tensor.
         asks = not torch.compiler.is_compiling() and all(grad.device.type == "cpu" for grad in flat)
         finite: Any = is_finite(flat) if asks else all_finite(flat)
-        results = []
+        decisions = []
         if not asks or finite:
             for call, grads in zip(calls, inputs, strict=True):
-                deltas, new, fits = self._decide(call, params, grads, asks)
-                results.append((deltas, new))
+                decision, fits = self._decide(call, params, grads, asks)
+                decisions.append(decision)
                 finite = finite and fits if asks else finite & fits.to(finite.device)
         self._skips.count(finite)
         if asks and not finite:
@@ -240,54 +240,55 @@ class LearnedOptimizer(Optimizer):
             if is_told(in_a_row):
                 warn_of(in_a_row, self._nonfinite())
             return
-        for call, (deltas, new) in zip(calls, results, strict=True):
+        for call, decision in zip(calls, decisions, strict=True):
             gate = None if asks else finite.to(params[call.indices[0]].device, non_blocking=True)
-            self._apply(call, params, deltas, new, gate)
+            self._apply(call, params, decision, gate)
 
     def _decide(
         self, call: _Call, params: Sequence[Tensor], grads: list[Tensor], asks: bool
-    ) -> tuple[Tensors, State, Any]:
-        """What the rule wants for the parameters of one device, their next state, and () whether all is finite.
+    ) -> tuple[Decision, Any]:
+        """What the rule wants for the parameters of one device, and () whether all is finite.
 
         Weights that are not finite are shown to the rule as 0, so that they spoil no statistic over a tensor or the
         network; so is state that it has tripped over.
         """
         old, owners = self._states(call, params), [params[i] for i in call.indices]
         values = dict(zip(call.names, map(gathered, owners), strict=True))
-        for part in call.parts:
-            if self.param_groups[part.group]["maximize"]:
-                for i in part.indices:
-                    grads[i] = -grads[i]
+        for position, group in enumerate(call.groups):
+            if self.param_groups[group]["maximize"]:
+                grads[position] = -grads[position]
         named = dict(zip(call.names, grads, strict=True))
         if not asks or not is_finite(list(values.values())):
             values = {name: nonfinite_as_zero(value) for name, value in values.items()}
         with torch.autocast(owners[0].device.type, enabled=False):
-            deltas, new = call.bound.delta(named, old, values)
-            fits: Any = (is_finite if asks else all_finite)(list(deltas.values()))
+            decision = call.bound.decide(named, old, values)
+            fits: Any = (is_finite if asks else all_finite)(decision.checked)
             if asks and not fits:
                 old = {
                     name: {key: nonfinite_as_zero(value) for key, value in state.items()}
                     for name, state in old.items()
                 }
-                deltas, new = call.bound.delta(named, old, values)
-                fits = is_finite(list(deltas.values()))
-        return deltas, new, fits
+                decision = call.bound.decide(named, old, values)
+                fits = is_finite(decision.checked)
+        return decision, fits
 
-    def _apply(
-        self, call: _Call, params: Sequence[Tensor], deltas: Tensors, new: State, gate: Tensor | None
-    ) -> None:
+    def _apply(self, call: _Call, params: Sequence[Tensor], decision: Decision, gate: Tensor | None) -> None:
         """Move the parameters of one device and write their next state; a closed gate leaves all as it is."""
-        if gate is not None:
-            deltas = {name: torch.where(gate, delta, 0) for name, delta in deltas.items()}
-            new = chosen(gate, new, self._states(call, params))
-        self._remember(call, params, new)
-        for part in call.parts:
-            apply(
-                [params[call.indices[i]] for i in part.indices],
-                [deltas[call.names[i]] for i in part.indices],
-                self.param_groups[part.group],
-                gate,
-            )
+        positions = {name: position for position, name in enumerate(call.names)}
+        old = {} if gate is None else self._states(call, params)
+        with torch.autocast(params[call.indices[0]].device.type, enabled=False):
+            for deltas, new in decision.parts(gate):
+                if gate is not None:
+                    deltas = {name: torch.where(gate, delta, 0) for name, delta in deltas.items()}
+                    new = chosen(gate, new, old)
+                self._remember(call, params, new)
+                by_group: dict[int, list[tuple[Tensor, Tensor]]] = {}
+                for name, delta in deltas.items():
+                    position = positions[name]
+                    pair = params[call.indices[position]], delta
+                    by_group.setdefault(call.groups[position], []).append(pair)
+                for group, pairs in by_group.items():
+                    apply(pairs, self.param_groups[group], gate)
 
     def _states(self, call: _Call, params: Sequence[Tensor]) -> State:
         """The state of every parameter of a call, made for those that have none."""
@@ -311,9 +312,10 @@ class LearnedOptimizer(Optimizer):
     def _remember(self, call: _Call, params: Sequence[Tensor], new: State) -> None:
         """Write the next state into the memory of the old one, which others may share, as AdamW does."""
         pairs = []
-        for name, i in zip(call.names, call.indices, strict=True):
-            p, state = params[i], self.state[params[i]]
-            for key, value in new[name].items():
+        owners = dict(zip(call.names, call.indices, strict=True))
+        for name, values in new.items():
+            p, state = params[owners[name]], self.state[params[owners[name]]]
+            for key, value in values.items():
                 found, old = sharded_like(value, p), state.get(key)
                 if old is None or old.dtype != found.dtype or old.shape != found.shape:
                     state[key] = owned(found)
@@ -393,7 +395,7 @@ class LearnedOptimizer(Optimizer):
             with torch.device("cpu"):
                 bound = self._rule_on(device, base).on(part)
             sharded = any(is_sharded(params[i]) for i in indices)
-            calls.append(_Call(bound, names, indices, _parts([groups[i] for i in indices]), sharded))
+            calls.append(_Call(bound, names, indices, [groups[i] for i in indices], sharded))
         if len(self._plans) >= MAX_PLANS:
             self._plans.pop(next(iter(self._plans)))
         self._plans[key] = calls
@@ -518,14 +520,6 @@ class LearnedOptimizer(Optimizer):
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The parameters of a call that belong to one parameter group."""
-
-    group: int
-    indices: list[int]
-
-
-@dataclass(frozen=True)
 class _Call:
     """The rule bound to some of the parameters, in the order of its graph. It holds no tensor of theirs."""
 
@@ -533,12 +527,9 @@ class _Call:
     names: list[str]
     indices: list[int]
     """Of each among all parameters of the optimizer."""
-    parts: list[_Part]
+    groups: list[int]
+    """The parameter group of each."""
     sharded: bool
-
-
-def _parts(groups: Sequence[int]) -> list[_Part]:
-    return [_Part(group, [i for i, g in enumerate(groups) if g == group]) for group in dict.fromkeys(groups)]
 
 
 def _frozen_copy(rule: Rule | str | os.PathLike[str]) -> Rule:

@@ -69,15 +69,13 @@ def write(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         torch._foreach_copy_([old for old, _ in pairs], [new for _, new in pairs])
 
 
-def apply(
-    params: Sequence[Tensor], deltas: Sequence[Tensor], group: Mapping[str, Any], gate: Tensor | None
-) -> None:
+def apply(pairs: Sequence[tuple[Tensor, Tensor]], group: Mapping[str, Any], gate: Tensor | None) -> None:
     """p <- (1 - lr * 1e-3 * weight_decay) p + lr * delta, in place, on this process's part of every tensor."""
     lr, decay = group["lr"], DECAY_RATE * group["weight_decay"]
     # Schedulers may have put in a numpy number, which the operations below do not take.
     lr = lr.reshape(()) if isinstance(lr, Tensor) else float(lr)
-    steps = [local(sharded_like(delta, p)) for p, delta in zip(params, deltas, strict=True)]
-    locals_ = [local(p) for p in params]
+    steps = [local(sharded_like(delta, p)) for p, delta in pairs]
+    locals_ = [local(p) for p, _ in pairs]
     if decay:
         keep = 1 - lr * decay
         torch._foreach_mul_(locals_, keep if gate is None else torch.where(gate, keep, 1.0))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,16 @@ Tensors = Mapping[str, Tensor]
 
 State = dict[str, dict[str, Tensor]]
 """For each parameter name its state tensors by key; every entry is a tensor, so that states stack and vmap."""
+
+
+class Decision(NamedTuple):
+    """A step that is decided, but not yet made."""
+
+    checked: list[Tensor]
+    """What has to be finite for the step to be."""
+    parts: Callable[[Tensor | None], Iterator[tuple[Tensors, State]]]
+    """The deltas and next states of all parameters, some at a time, once; where a gate, () bool, is given and false,
+    neither is worth anything but for state that is written in place."""
 
 
 class Rule(nn.Module, ABC):
@@ -38,6 +49,14 @@ class Rule(nn.Module, ABC):
         self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors
     ) -> tuple[Tensors, State]:
         """One step: the *deltas* to add to the parameters, and the next state. Pure; no input is modified."""
+
+    def decide(self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> Decision:
+        """`forward`, for a user's step, which needs no derivative and as little memory as can be.
+
+        Once its parts are asked for, tensors of `state` may be written in place; those come back as they are.
+        """
+        deltas, next_state = self(graph, grads, state, params)
+        return Decision(list(deltas.values()), lambda gate: iter([(deltas, next_state)]))
 
     def evaluation_params(self, params: Tensors, state: State, lr: Tensor | float = 1.0) -> Tensors:
         """The parameters to evaluate the network at, for rules that train at one point and average at another."""
@@ -66,6 +85,10 @@ class BoundRule:
         if self.meta_parameters is None:
             return self.rule(*args)
         return torch.func.functional_call(self.rule, dict(self.meta_parameters), args)
+
+    def decide(self, grads: Tensors, state: State, params: Tensors) -> Decision:
+        """The step of the rule's own meta-parameters, still to be made."""
+        return self.rule.decide(self.graph, grads, state, params)
 
     def update(
         self, grads: Tensors, state: State, params: Tensors, lr: Tensor | float = 1.0

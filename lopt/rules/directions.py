@@ -6,7 +6,7 @@ by a learning rate or a sign. Shapes: P scalars, B parameters (tensors), K decay
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from lopt.graph.tensor_classes import Matrices
 from lopt.numerics.moments import TINY, Moments
 from lopt.numerics.newton_schulz import orthogonalised
-from lopt.numerics.segments import segment_expand, segment_mean
+from lopt.numerics.segments import segment_expand
 from lopt.registry import Registry
 
 EPS = 1e-8
@@ -40,6 +40,8 @@ class History(NamedTuple):
     """(P,) square root of the factored second moment, if a direction or a feature wants it."""
     momentum_rms: Tensor
     """(B,) root-mean-square of the fastest momentum over each tensor."""
+    root_rms: Tensor
+    """(B,) root-mean-square of sqrt(v) over each tensor."""
     sizes: list[int]
     """(B,) scalars of each tensor."""
     hidden: list[Matrices | None]
@@ -117,14 +119,37 @@ def graft(h: History, momentum: Tensor, like: Tensor, conditioner: Tensor | None
     return _for_hidden(h, conditioner * momentum, lambda o, a, c: _at_rms(c * o, a), like, conditioner)
 
 
+def graft_in_pieces(
+    read: Matrices, momenta: Sequence[Tensor], likes: Sequence[Tensor], conditioners: Sequence[Tensor] | None
+) -> list[Tensor]:
+    """`graft` of one hidden tensor, all rows in pieces: as many, and of one member alone, for each of its members."""
+    if conditioners is not None:
+        momenta = [c * m for c, m in zip(conditioners, momenta, strict=True)]
+    found = orthogonalised(_members(torch.cat(list(momenta)), read))
+    count = len(likes) // read.members
+    steps: list[Tensor] = []
+    for member, matrix in enumerate(found):
+        mine = slice(member * count, (member + 1) * count)
+        parts = matrix.reshape(-1).split([len(like) for like in likes[mine]])
+        if conditioners is not None:
+            parts = [c * o for c, o in zip(conditioners[mine], parts, strict=True)]
+        scale = _rms_of(likes[mine]) / (_rms_of(parts) + EPS)
+        steps += [part * scale for part in parts]
+    return steps
+
+
+def _rms_of(parts: Sequence[Tensor]) -> Tensor:
+    squares = torch.stack([(part * part).sum() for part in parts])
+    return torch.sqrt(squares.sum() / sum(map(len, parts)) + TINY)
+
+
 def evening(h: History) -> Tensor:
     """(P,) v^(-1/4), which takes half of the difference in size out of a tensor's gradients; at most 4.5 / sqrt(rms).
 
     So sqrt(v) is read as at least 0.05 of its rms over the tensor: rare gradients do not make the longest steps.
     """
-    root = h.moments.root
-    least = SMALLEST_ROOT * torch.sqrt(segment_mean((root * root)[None], h.sizes) + TINY)
-    return torch.rsqrt(torch.maximum(root, segment_expand(least, h.sizes)[0]) + EPS)
+    least = segment_expand(SMALLEST_ROOT * h.root_rms[None], h.sizes)[0]
+    return torch.rsqrt(torch.maximum(h.moments.root, least) + EPS)
 
 
 def _nesterov(h: History) -> Tensor:

@@ -1,8 +1,9 @@
 """Update forms: how a metanet's raw outputs become a step.
 
-Each is a pure function of the gradient history of all scalars, the raw outputs and the logarithm of the base rate,
-which is meta-learned. Shapes: P scalars, B tensors, R raw outputs. These are (R, P), or
-(R, B) where the metanet speaks of whole tensors: `History.spread` repeats what is made of them, as late as possible.
+A step is a length times a direction. Both are pure functions, scalar by scalar, of the gradient history, the raw
+outputs and the logarithm of the base rate, which is meta-learned; some forms then orthogonalise the direction.
+Shapes: P scalars, B tensors, R raw outputs. These are (R, P), or (R, B) where the metanet speaks of whole tensors:
+`History.spread` repeats what is made of them, as late as possible.
 """
 
 from __future__ import annotations
@@ -23,45 +24,36 @@ UNF_BETA = 1e-3
 
 
 class Form(NamedTuple):
-    """A step (P,), still to be bounded, and how many raw outputs R it takes for a number of directions."""
+    """length * direction, or length * G(direction), still to be bounded.
 
-    step: Callable[[History, Mapping[str, float], Tensor, Tensor], Tensor]
+    G replaces a hidden matrix d by c newton_schulz(c sqrt(v) d) at the rms of d, with a conditioner c.
+    """
+
+    length: Callable[[Tensor, Tensor], Tensor]
+    """Of raw outputs and log rate: (P,), or (B,) by tensor."""
+    direction: Callable[[History, Mapping[str, float], Tensor], Tensor]
+    """Of the base directions with their weights, and raw outputs: (P,)."""
     outputs: Callable[[int], int]
+    """How many raw outputs R it takes for a number of directions."""
+    orthogonal: bool = False
+    """Whether there is G."""
+    conditioner: Callable[[History], Tensor] | None = None
+    """c (P,); None: 1."""
     learns_decay: bool = False
     """Whether the decay of the fastest momentum is meta-learned."""
 
-
-def mixture(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
-    """-rate exp(s(r_0)) sum_k (w_k + r_k) d_k over base directions d_k with their weights w_k; fresh: r = 0.
-
-    s(x) = x / sqrt(1 + x^2 / 4) lies within +-2: the magnitude stays within a factor of exp(2) = 7.4 of the base
-    rate, wherever a metanet may be led beyond what it was trained on.
-    """
-    return h.spread(_length(raw, log_rate)) * _mixed(h, directions, raw)
-
-
-def orthogonal(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
-    """As "mixture", but hidden matrices are orthogonalised after mixing: -rate exp(s(r_0)) G(sum_k (w_k + r_k) d_k).
-
-    G replaces a hidden matrix by newton_schulz(sqrt(v) d) at the rms of d. However directions are mixed, no singular
-    value of a step exceeds the others: with directions added to an orthogonalised one, the largest does.
-    """
-    mixed = _mixed(h, directions, raw)
-    return h.spread(_length(raw, log_rate)) * graft(h, mixed / h.inverse, mixed)
+    def step(self, h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
+        """(P,)."""
+        direction = self.direction(h, directions, raw)
+        if self.orthogonal and any(h.hidden):
+            direction = graft(
+                h, direction / h.inverse, direction, self.conditioner(h) if self.conditioner else None
+            )
+        return h.spread(self.length(raw, log_rate)) * direction
 
 
-def preconditioned(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
-    """As "orthogonal", in coordinates z = D p, D = v^(1/4), in which gradients of all entries are more alike.
-
-    A hidden matrix takes -rate exp(s(r_0)) D^-1 newton_schulz(D^-1 m) at the rms of d, with d = sum_k (w_k + r_k) d_k
-    and m = sqrt(v) d. Gradients by z are D^-1 g, so this is the step of "orthogonal" on z, seen from p: steepest
-    descent in the spectral norm (Bernstein & Newhouse 2024, arXiv 2409.20325) after half of Adam's preconditioning.
-    """
-    mixed = _mixed(h, directions, raw)
-    return h.spread(_length(raw, log_rate)) * graft(h, mixed / h.inverse, mixed, evening(h))
-
-
-def _mixed(h: History, directions: Mapping[str, float], raw: Tensor) -> Tensor:
+def mixed(h: History, directions: Mapping[str, float], raw: Tensor) -> Tensor:
+    """sum_k (w_k + r_k) d_k over base directions d_k with their weights w_k; fresh: r = 0."""
     step: Tensor | None = None
     for (name, weight), row in zip(directions.items(), raw[1:], strict=True):
         share, direction = h.spread(row + weight), DIRECTIONS[name](h)
@@ -70,31 +62,50 @@ def _mixed(h: History, directions: Mapping[str, float], raw: Tensor) -> Tensor:
     return step
 
 
-def _length(raw: Tensor, log_rate: Tensor) -> Tensor:
+def bounded_length(raw: Tensor, log_rate: Tensor) -> Tensor:
+    """-rate exp(s(r_0)), s(x) = x / sqrt(1 + x^2 / 4): within a factor of exp(2) = 7.4 of the base rate.
+
+    So it stays wherever a metanet may be led beyond what it was trained on.
+    """
     return -torch.exp(raw[0] * torch.rsqrt(1 + raw[0] * raw[0] / 4) + log_rate)
 
 
-def magnitude(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
-    """-rate d exp(0.01 m) with d, m = raw: Metz et al. 2022 and Neural Graphs (Kofinas et al. 2024); fresh: 0."""
-    direction, log_magnitude = raw
-    length = torch.exp((NEURAL_GRAPHS_SCALE * log_magnitude).clamp(-8, 4) + log_rate)
-    return h.spread(-length * direction)
+def magnitude(raw: Tensor, log_rate: Tensor) -> Tensor:
+    """-rate exp(0.01 r_1)."""
+    return -torch.exp((NEURAL_GRAPHS_SCALE * raw[1]).clamp(-8, 4) + log_rate)
 
 
-def momentum(h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
-    """-rate (m + beta f) with the fastest momentum m and f = raw: UNF (Zhou et al. 2024, arXiv 2402.05232, section 4).
+def rate_alone(raw: Tensor, log_rate: Tensor) -> Tensor:
+    """-rate."""
+    return -torch.exp(log_rate).expand_as(raw[0])
 
-    Fresh: gradient descent with momentum. The paper's alpha = 0.1 and gamma_0 = 0.9 are the rule's rate and first
-    decay, both of them meta-learned from there.
-    """
-    return -torch.exp(log_rate) * (h.moments.momenta[0] + UNF_BETA * h.spread(raw[0]))
+
+def spoken(h: History, directions: Mapping[str, float], raw: Tensor) -> Tensor:
+    """r_0."""
+    return h.spread(raw[0])
+
+
+def residual(h: History, directions: Mapping[str, float], raw: Tensor) -> Tensor:
+    """m + beta r_0 with the fastest momentum m."""
+    return h.moments.momenta[0] + UNF_BETA * h.spread(raw[0])
 
 
 FORMS: dict[str, Form] = {
-    "mixture": Form(mixture, lambda directions: 1 + directions),
-    "orthogonal": Form(orthogonal, lambda directions: 1 + directions),
-    "preconditioned": Form(preconditioned, lambda directions: 1 + directions),
-    "magnitude": Form(magnitude, lambda directions: 2),
-    "momentum": Form(momentum, lambda directions: 1, learns_decay=True),
+    "mixture": Form(bounded_length, mixed, lambda directions: 1 + directions),
+    "orthogonal": Form(bounded_length, mixed, lambda directions: 1 + directions, True),
+    "preconditioned": Form(bounded_length, mixed, lambda directions: 1 + directions, True, evening),
+    "magnitude": Form(magnitude, spoken, lambda directions: 2),
+    "momentum": Form(rate_alone, residual, lambda directions: 1, learns_decay=True),
 }
-"""Every update form by the name that configs use."""
+"""Every update form by the name that configs use.
+
+- "mixture": base directions, mixed and rescaled.
+- "orthogonal": however directions are mixed, no singular value of a hidden matrix's step exceeds the others. With
+  directions added to an orthogonalised one, the largest does.
+- "preconditioned": the same in coordinates z = D p, D = v^(1/4), in which gradients of all entries are more alike.
+  Gradients by z are D^-1 g, so D^-1 newton_schulz(D^-1 m) is the step of "orthogonal" on z, seen from p: steepest
+  descent in the spectral norm (Bernstein & Newhouse 2024, arXiv 2409.20325) after half of Adam's preconditioning.
+- "magnitude": Metz et al. 2022 and Neural Graphs (Kofinas et al. 2024); fresh: 0.
+- "momentum": UNF (Zhou et al. 2024, arXiv 2402.05232, section 4). Fresh: gradient descent with momentum. The paper's
+  alpha = 0.1 and gamma_0 = 0.9 are the rule's rate and first decay, both of them meta-learned from there.
+"""

@@ -5,8 +5,8 @@ Shapes: P scalars of one network, B parameters (tensors), K decays, R raw output
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,18 +26,30 @@ from lopt.graph.tensor_classes import (
     usual_rms,
 )
 from lopt.metanets import METANETS
+from lopt.metanets.pieces import Bundle, Piece, cut, uncut
 from lopt.numerics import moments
-from lopt.numerics.moments import Moments
 from lopt.numerics.schedules import annealing, decay_share
-from lopt.numerics.segments import LONG, segment_expand, segment_mean, segment_means
-from lopt.rules.base import BoundRule, Rule, State, Tensors, working_dtype
+from lopt.numerics.segments import LONG, segment_mean
+from lopt.rules.base import BoundRule, Decision, Rule, State, Tensors, working_dtype
 from lopt.rules.config import LearnedRuleConfig
 from lopt.rules.constants import SPEED, Constants, Moved
-from lopt.rules.directions import EPS, History
+from lopt.rules.directions import graft_in_pieces
 from lopt.rules.forms import FORMS
+from lopt.rules.observing import Clock, Decays, Given, Seen, View
 
-LIMIT = 1e15
-"""Larger gradients and parameters are read as this, so that their squares stay finite in float32."""
+
+class Words(NamedTuple):
+    """What a metanet has said, to be asked for piece by piece."""
+
+    raw: Callable[[Piece, Seen], Tensor]
+    """(R, n), or (R, b) by tensor."""
+    checked: list[Tensor]
+    """What has to be finite for raw outputs to be."""
+    by_tensor: bool
+    factored: Tensor | None = None
+    """(P,) square root of the factored second moment, where anything asks for it."""
+    memory: Tensor | None = None
+    """(M, P) what it remembers next."""
 
 
 class LearnedRule(Rule):
@@ -71,6 +83,7 @@ class LearnedRule(Rule):
         _hidden(graph)
         classes(graph)
         usual_rms(graph)
+        uncut(graph)
         self.metanet.prepare(graph)
         return super().on(graph, meta_parameters)
 
@@ -97,47 +110,153 @@ class LearnedRule(Rule):
     def forward(
         self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors
     ) -> tuple[Tensors, State]:
-        names, sizes = list(graph.parameters), graph.sizes
-        dtype = working_dtype(*params.values())
-        p = graph.flatten(params).to(dtype).clamp(-LIMIT, LIMIT)
-        g = graph.flatten(grads).to(dtype).clamp(-LIMIT, LIMIT)
-        # State may come from a file, or from steps of other parameters, of another precision.
+        ((deltas, next_state),) = self._decision(graph, grads, state, params, uncut(graph)).parts(None)
+        return deltas, next_state
+
+    def decide(self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> Decision:
+        # Compiled, every piece would be code of its own.
+        if torch.compiler.is_compiling() or not self._comes_in_pieces:
+            return super().decide(graph, grads, state, params)
+        return self._decision(graph, grads, state, params, cut(graph))
+
+    @property
+    def _comes_in_pieces(self) -> bool:
+        """Whether all but orthogonalisation at last goes scalar by scalar, given some statistics of each tensor."""
+        sees = self.metanet.sees_scalars
+        return not (
+            self.metanet.memory
+            or (sees and (self.config.factored or not self.metanet.in_pieces))
+            or {"factored", "orthogonal", "grafted"} & set(self.config.directions)
+        )
+
+    def _decision(
+        self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors, bundles: list[Bundle]
+    ) -> Decision:
+        """One pass over all pieces looks at them, and another one makes their step.
+
+        That of a whole graph, in one piece, is a function; else the second pass writes the next state in place.
+        """
+        given, pieces = (
+            Given.of(graph, grads, state, params),
+            [p for bundle in bundles for p in bundle.pieces],
+        )
         steps, horizon = (
-            torch.stack([state[name][key] for name in names]).to(dtype) for key in ("step", "total_steps")
+            torch.stack([state[name][key] for name in graph.parameters]).to(given.dtype)
+            for key in ("step", "total_steps")
         )
-        steps = steps + 1
-        moved = self.constants(steps, horizon)
-        new, new_second, corrections = self._decays(steps, moved)
-        momenta, second = (
-            graph.flatten({n: state[n][key] for n in names}).to(dtype) for key in ("momenta", "second")
+        clock = Clock(steps + 1, horizon)
+        moved = self.constants(*clock)
+        # Features hold what noise is the mean square of: where all are at hand, it need not be made once more.
+        with_noise = not (self.metanet.sees_scalars and pieces[0].all)
+        view = View(graph, given, Decays(*self._decays(clock.steps, moved)), pieces, with_noise)
+        words = self._words(view, clock, state)
+
+        def parts(gate: Tensor | None) -> Iterator[tuple[Tensors, State]]:
+            decay = self._weight_decay(graph, moved, clock) if self.config.weight_decay else None
+            factor = self._factor(view, moved, clock)
+            bound = self.config.max_step * view.stats.param.clamp(min=0.1)
+            for bundle in bundles:
+                rows = self._steps(view, words, bundle, gate)
+                if decay is not None:
+                    pairs = zip(bundle.pieces, rows, strict=True)
+                    rows = [row - piece.spread(decay) * view.params(piece) for piece, row in pairs]
+                scale = torch.minimum(bundle.of(factor), bundle.of(bound) / bundle.rms(rows))
+                deltas = bundle.joined(bundle.scaled(rows, scale))
+                yield self._named(view, bundle, deltas, clock.steps, state, words.memory)
+
+        return Decision([*view.stats, view.noise, *words.checked], parts)
+
+    def _words(self, view: View, clock: Clock, state: State) -> Words:
+        """What the metanet has to say."""
+        graph, dtype, like = view.graph, view.given.dtype, self.log_rate.dtype
+        sees, piece = self.metanet.sees_scalars, view.pieces[0]
+        features = factored = memory = None
+        if view.whole and ((sees and self.config.factored) or "factored" in self.config.directions):
+            root = view.look(piece).moments.root
+            factored = moments.factored_root(root * root, graph.shapes)
+        noise = view.noise
+        if sees and view.whole:
+            features = view.features(piece, view.look(piece), factored if self.config.factored else None)
+            ratios = features[: len(self.config.decays) + 1]
+            noise = segment_mean(ratios * ratios, graph.sizes)
+        stats = view.stats
+        context = torch.cat(
+            [
+                per_tensor.time_features(*clock),
+                per_tensor.noise_features(noise, stats.param, stats.grad, stats.agreement),
+                _static(graph).to(stats.param),
+            ]
+        ).to(like)
+        if not sees and not (view.whole and graph.numel < LONG):
+            spoken = self.metanet.of_tensors(context).to(dtype)
+            return Words(lambda piece, _: piece.of(spoken), [spoken], True, factored)
+        if view.whole:
+            given = view.look(piece).momenta[:0] if features is None else features
+            if self.metanet.memory:
+                memory = graph.flatten({n: state[n]["memory"] for n in graph.parameters}).to(like)
+            raw, memory = self.metanet(graph, given.to(like), context, memory)
+            raw, memory = raw.to(dtype), None if memory is None else memory.to(dtype)
+            return Words(lambda *_: raw, [raw], False, factored, memory)
+
+        def features_of(piece: Piece, seen: Seen | None = None) -> Tensor:
+            return view.features(piece, seen or view.look(piece)).to(like)
+
+        heard = self.metanet.listen(graph, view.pieces, features_of, context)
+        return Words(
+            lambda piece, seen: heard.raw(piece, features_of(piece, seen)).to(dtype), heard.checked, False
         )
-        momenta = momenta.lerp(g, _for_scalars(new, sizes))
-        second = second.lerp(g * g, _for_scalars(new_second, sizes))
-        m = moments.corrected(momenta, second, segment_expand(corrections, sizes))
-        history, features, context, param_rms = self._observe(graph, p, g, m, steps, horizon)
-        memory = graph.flatten({n: state[n]["memory"] for n in names}) if self.metanet.memory else None
-        like = self.log_rate.dtype
-        if history.by_tensor:
-            raw = self.metanet.of_tensors(context.to(like))
-        else:
-            memory = None if memory is None else memory.to(like)
-            raw, memory = self.metanet(graph, features.to(like), context.to(like), memory)
-        step = self._step(history, raw.to(dtype))
-        if self.config.weight_decay:
-            step = step - segment_expand(self._weight_decay(graph, moved, steps, horizon)[None], sizes)[0] * p
-        delta = (
-            step * segment_expand(self._factor(graph, step, param_rms, moved, steps, horizon)[None], sizes)[0]
-        )
-        changed = {
-            "momenta": graph.unflatten(momenta),
-            "second": graph.unflatten(second),
-            **({} if memory is None else {"memory": graph.unflatten(memory.to(dtype))}),
-        }
-        next_state = {
-            name: {**state[name], "step": step, **{key: values[name] for key, values in changed.items()}}
-            for name, step in zip(names, steps.unbind(), strict=True)
-        }
-        return graph.unflatten(delta), next_state
+
+    def _steps(self, view: View, words: Words, bundle: Bundle, gate: Tensor | None) -> list[Tensor]:
+        """(n,) of each piece, the unbounded step; if the graph is not one piece, the next state is written."""
+        form, hidden, directions = FORMS[self.config.update_form], _hidden(view.graph), self.config.directions
+        log_rate = self._log_rate().to(view.given.dtype)
+        read = hidden[bundle.owners[0]] if len(bundle.pieces) > 1 and form.orthogonal else None
+        steps, conditioners, momenta, lengths = [], [], [], []
+        for piece in bundle.pieces:
+            seen = view.look(piece)
+            history = view.history(piece, seen, hidden, words.by_tensor, words.factored)
+            raw = words.raw(piece, seen)
+            if not view.whole:
+                view.given.keep(piece, seen, gate)
+            if read is None:
+                steps.append(form.step(history, directions, raw, log_rate))
+                continue
+            steps.append(form.direction(history, directions, raw))
+            momenta.append(steps[-1] / history.inverse)
+            lengths.append(history.spread(form.length(raw, log_rate)))
+            if form.conditioner is not None:
+                conditioners.append(form.conditioner(history))
+        if read is None:
+            return steps
+        steps = graft_in_pieces(read, momenta, steps, conditioners or None)
+        return [length * step for length, step in zip(lengths, steps, strict=True)]
+
+    def _named(
+        self,
+        view: View,
+        bundle: Bundle,
+        deltas: Sequence[Tensor],
+        steps: Tensor,
+        state: State,
+        memory: Tensor | None,
+    ) -> tuple[Tensors, State]:
+        """The deltas of a bundle's tensors and their next state, by name and in shape."""
+        names, shapes = list(view.graph.parameters), view.graph.shapes
+        changed: dict[str, Sequence[Tensor]] = {"momenta": view.given.momenta, "second": view.given.second}
+        if view.whole:
+            seen = view.look(bundle.pieces[0])
+            rows = {"momenta": seen.momenta, "second": seen.second, "memory": memory}
+            changed = {key: row.split(bundle.sizes, -1) for key, row in rows.items() if row is not None}
+        moved, next_state = {}, {}
+        for owner, delta in zip(bundle.owners, deltas, strict=True):
+            name, shape = names[owner], shapes[owner]
+            moved[name] = delta.reshape(shape)
+            next_state[name] = {**state[name], "step": steps[owner]}
+            for key, tensors in changed.items():
+                value, old = tensors[owner], state[name][key]
+                same = not view.whole and value.data_ptr() == old.data_ptr()
+                next_state[name][key] = old if same else value.reshape((*value.shape[:-1], *shape))
+        return moved, next_state
 
     def _decays(self, steps: Tensor, moved: Moved) -> tuple[Tensor, Tensor | float, Tensor]:
         """The weights 1 - decay of what is new, and (K + 1, B) bias corrections, the last one of the second moment.
@@ -163,74 +282,22 @@ class LearnedRule(Rule):
             return new, -torch.expm1(log), corrections
         return new, new_second, corrections
 
-    def _observe(
-        self, graph: ParameterGraph, p: Tensor, g: Tensor, m: Moments, steps: Tensor, horizon: Tensor
-    ) -> tuple[History, Tensor, Tensor, Tensor]:
-        """The gradient history of all scalars, their features (F, P), the tensors' context (C, B) and rms (B,).
-
-        There are no features, F = 0, where the metanet looks at none.
-        """
-        sizes = graph.sizes
-        fastest = m.momenta[0]
-        pairs = (p, p), (g, g), (fastest, fastest), (m.root, m.root), (g, fastest)
-        means = segment_means((a * b for a, b in pairs), sizes)
-        param_rms, grad_rms, momentum_rms, root_rms = torch.sqrt(means[:4].clamp(min=0) + moments.TINY)
-        agreement = means[4] / ((grad_rms + per_scalar.FLOOR) * (momentum_rms + per_scalar.FLOOR))
-        sees_scalars = self.metanet.sees_scalars
-        wanted = (self.config.factored and sees_scalars) or "factored" in self.config.directions
-        factored = moments.factored_root(m.root * m.root, graph.shapes) if wanted else None
-        inverse = 1 / (m.root + EPS)
-        by_tensor = not sees_scalars and graph.numel >= LONG
-        history = History(p, g, m, inverse, factored, momentum_rms, sizes, _hidden(graph), by_tensor)
-        if sees_scalars:
-            spread = segment_expand(torch.stack([param_rms, torch.sqrt(root_rms + per_scalar.FLOOR)]), sizes)
-            seen = factored if self.config.factored else None
-            features = per_scalar.per_scalar_features(p, g, m, seen, *spread)
-            ratios = features[: len(m.momenta) + 1]
-            squares = segment_mean(ratios * ratios, sizes)
-        else:
-            features, reciprocal = m.momenta[:0], per_scalar.reciprocal(m.root)
-            rows = (per_scalar.squashed_square(row * reciprocal) for row in (*m.momenta, g))
-            squares = segment_means(rows, sizes)
-        context = torch.cat(
-            [
-                per_tensor.time_features(steps, horizon),
-                per_tensor.noise_features(squares, param_rms, grad_rms, agreement),
-                _static(graph).to(p),
-            ]
-        )
-        return history, features, context, param_rms
-
-    def _step(self, history: History, raw: Tensor) -> Tensor:
-        """(P,) the unbounded step out of the raw outputs."""
-        log_rate = self._log_rate().to(raw.dtype)
-        return FORMS[self.config.update_form].step(history, self.config.directions, raw, log_rate)
-
     def _log_rate(self) -> Tensor:
         """() the logarithm of the base rate."""
         return self.log_rate * SPEED
 
-    def _weight_decay(self, graph: ParameterGraph, moved: Moved, steps: Tensor, horizon: Tensor) -> Tensor:
+    def _weight_decay(self, graph: ParameterGraph, moved: Moved, clock: Clock) -> Tensor:
         """(B,) how much of each tensor is taken away at the full base rate; nothing of vectors."""
+        steps, horizon = clock
         decayed = steps.new_tensor([found != "vector" for found in classes(graph)])
         rate = self._log_rate().exp().to(steps.dtype)
         share = decay_share(steps, horizon, self.config.decay_horizon)
         rate = rate * moved.factor("weight_decay")
         return decayed * rate * self.config.weight_decay * share
 
-    def _factor(
-        self,
-        graph: ParameterGraph,
-        step: Tensor,
-        param_rms: Tensor,
-        moved: Moved,
-        steps: Tensor,
-        horizon: Tensor,
-    ) -> Tensor:
-        """(B,) what each tensor's step is multiplied by: annealing, its scales, and a bound on its rms.
-
-        The rms stays within `max_step` times the tensor's own.
-        """
+    def _factor(self, view: View, moved: Moved, clock: Clock) -> Tensor:
+        """(B,) what each tensor's step is multiplied by, unless that is too long: annealing and its scales."""
+        graph, (steps, horizon) = view.graph, clock
         factor = torch.ones_like(steps)
         if self.config.anneal:
             warm_up = moved.share("warm_up", self.config.warm_up)
@@ -240,10 +307,8 @@ class LearnedRule(Rule):
             factor = factor * steps.new_tensor(scales_of(graph, self.config.scales, self.config.widest))
         if self.config.relative:
             exponent = moved.factor("relative")
-            factor = factor * relative_rates(graph, param_rms) ** exponent
-        factor = factor * moved.rates(classes(graph))
-        rms = torch.sqrt(segment_mean((step * step)[None], graph.sizes)[0] + moments.TINY)
-        return torch.minimum(factor, self.config.max_step * param_rms.clamp(min=0.1) / rms)
+            factor = factor * relative_rates(graph, view.stats.param) ** exponent
+        return factor * moved.rates(classes(graph))
 
     def gauges(self) -> dict[str, float]:
         """Figures worth watching in meta-training."""
@@ -263,13 +328,6 @@ class LearnedRule(Rule):
     def from_description(cls, description: Mapping[str, Any]) -> LearnedRule:
         """The inverse of `describe`, with fresh meta-parameters."""
         return cls(from_mapping(LearnedRuleConfig, description, "rule"))
-
-
-def _for_scalars(weights: Tensor | float, sizes: list[int]) -> Tensor | float:
-    """(..., B) for each tensor -> (..., P); what is the same for all tensors as it is."""
-    if isinstance(weights, float) or weights.shape[-1] == 1:
-        return weights
-    return segment_expand(weights, sizes)
 
 
 @made_once

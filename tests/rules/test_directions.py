@@ -38,7 +38,7 @@ def history(scale: float = 1.0) -> tuple[History, list[dict[str, Tensor]]]:
     factored = factored_root(root**2, SHAPES)
 
     rms = torch.stack([part.square().mean().sqrt() for part in momenta[0].split(SIZES)])
-    whole = History(p, g, Moments(momenta, root), 1 / (root + 1e-8), factored, rms, SIZES, READ)
+    whole = History(p, g, Moments(momenta, root), 1 / (root + 1e-8), factored, rms, rms, SIZES, READ)
     rows = {"p": p, "g": g, "m": momenta[0], "m1": momenta[1], "r": root}
     cut = {
         key: [t.reshape(s) for t, s in zip(x.split(SIZES), SHAPES, strict=True)] for key, x in rows.items()
@@ -128,7 +128,7 @@ def test_finite_with_a_finite_derivative_where_everything_is_zero(name: str) -> 
     root = (g * g + momenta[0] ** 2 + 1e-30).sqrt()
     rms = (momenta[0].square().mean() + 1e-30).sqrt().expand(len(SHAPES))
     factored, inverse = factored_root(root**2, SHAPES), 1 / (root + 1e-8)
-    h = History(g, g, Moments(momenta, root), inverse, factored, rms, SIZES, READ)
+    h = History(g, g, Moments(momenta, root), inverse, factored, rms, rms, SIZES, READ)
     step = DIRECTIONS[name](h)
     assert torch.equal(step, torch.full_like(step, name == "constant"))
     if not step.requires_grad:

@@ -88,7 +88,8 @@ def test_a_decay_of_zero_stays() -> None:
 def history() -> History:
     row = torch.linspace(-1, 1, 7, dtype=torch.float64)
     moments = Moments(torch.stack([row * 2, row]), row.abs() + 1)
-    return History(row, row + 1, moments, 1 / (moments.root + 1e-8), row + 2, row[:1], [7], [None])
+    inverse = 1 / (moments.root + 1e-8)
+    return History(row, row + 1, moments, inverse, row + 2, row[:1], row[:1], [7], [None])
 
 
 def test_formulas() -> None:
@@ -118,7 +119,14 @@ def matrix_history() -> tuple[History, Tensor]:
     )
     raw[0] = 0
     m = Moments(momentum, torch.rand(24, generator=generator, dtype=torch.float64) + 0.1)
-    return History(grads, grads, m, 1 / (m.root + 1e-8), None, grads[:1], [24], [Matrices(1, 6, 4)]), raw
+    return of_moments(
+        History(grads, grads, m, grads, None, grads[:1], grads[:1], [24], [Matrices(1, 6, 4)]), m
+    ), raw
+
+
+def of_moments(h: History, m: Moments) -> History:
+    """The same with another history, and what follows from that."""
+    return h._replace(moments=m, inverse=1 / (m.root + 1e-8), root_rms=m.root.square().mean().sqrt()[None])
 
 
 def step_of(form: str, h: History, raw: Tensor) -> Tensor:
@@ -154,7 +162,7 @@ def test_the_preconditioned_form_bears_entries_without_gradients_and_any_scale_o
 
     def scaled(by: Tensor) -> History:
         m = Moments(h.moments.momenta * by, h.moments.root * by)
-        return h._replace(grads=h.grads * by, moments=m, inverse=1 / (m.root + 1e-8))
+        return of_moments(h._replace(grads=h.grads * by), m)
 
     found = step_of("preconditioned", scaled(alive.flatten()), raw)
     assert (found[2] == 0).all()
@@ -169,7 +177,7 @@ def test_the_preconditioned_form_bears_entries_without_gradients_and_any_scale_o
 def test_the_preconditioned_form_is_the_orthogonal_one_where_all_gradients_are_of_one_size() -> None:
     h, raw = matrix_history()
     m = h.moments._replace(root=torch.full_like(h.moments.root, 0.3))
-    h = h._replace(moments=m, inverse=1 / (m.root + 1e-8))
+    h = of_moments(h, m)
     torch.testing.assert_close(step_of("preconditioned", h, raw), step_of("orthogonal", h, raw))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lopt.metanets.pieces import cut
+from lopt.rules import learned, observing
 from tests.rules import reference_steps as reference
 
 FAST = {("lopt-small", "language_model"), ("lopt-base", "attention"), ("lopt-base", "grouped")}
@@ -22,3 +24,12 @@ def test_steps_are_those_of_the_file(rule, network):
     assert ((found - expected).abs() <= 1e-6 * scale + 1e-12).all(), ((found - expected).abs() / scale).max()
     assert torch.isfinite(expected).all()
     assert (expected[..., 1] > 0).any()
+
+
+@pytest.mark.parametrize("rule", reference.SHIPPED)
+@pytest.mark.parametrize("network", ["ensemble", "attention", "encoder"])
+def test_steps_in_small_pieces_are_the_same(rule, network, monkeypatch):
+    """As in networks of millions: tensors in many pieces, each looked at anew in every pass."""
+    monkeypatch.setattr(learned, "cut", lambda graph: cut(graph, 48, 16))
+    monkeypatch.setattr(observing, "LONG", 0)
+    test_steps_are_those_of_the_file(rule, network)

@@ -1,0 +1,178 @@
+"""A network's scalars in pieces that a processor's cache holds, and the tensors that are finished together.
+
+Shapes: N scalars of a tensor, n scalars of a piece, B parameters (tensors), b those that a piece has scalars of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lopt.graph import ParameterGraph
+from lopt.graph.made_once import made_once
+from lopt.graph.spec import ParameterSpec
+from lopt.graph.tensor_classes import is_hidden_matrix, matrices_of
+from lopt.metanets.plan import as_matrix, plan_of
+from lopt.numerics.moments import TINY
+from lopt.numerics.segments import means_of, segment_expand, segment_sum
+
+CACHED = 1 << 16
+"""Scalars of a piece: a dozen rows of float32 fit the second-level cache, and calls cost less than arithmetic."""
+
+ALONE = 1 << 14
+"""Scalars from which a tensor is a piece by itself. Smaller ones are gathered: a copy costs less than the calls."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """n scalars: a range of one tensor, or several whole tensors one after another."""
+
+    owners: list[int]
+    """(b,) which of the graph's parameters."""
+    sizes: list[int]
+    """(b,) how many scalars of each."""
+    start: int = 0
+    """Where the range starts in its tensor."""
+    all: bool = False
+    """Whether it is the whole graph in order."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Tensor and scalar that it begins with: a key, as `torch.compile` takes no hash of an object."""
+        return self.owners[0], self.start
+
+    def take(self, tensors: Sequence[Tensor]) -> Tensor:
+        """(*batch, N) of every parameter -> (*batch, n), a view where it is of one tensor."""
+        if len(self.owners) == 1:
+            return tensors[self.owners[0]].narrow(-1, self.start, self.sizes[0])
+        return torch.cat([tensors[owner] for owner in self.owners], -1)
+
+    def put(self, values: Tensor, tensors: Sequence[Tensor]) -> None:
+        """The inverse of `take`, in place."""
+        if len(self.owners) == 1:
+            tensors[self.owners[0]].narrow(-1, self.start, self.sizes[0]).copy_(values)
+        else:
+            torch._foreach_copy_([tensors[owner] for owner in self.owners], values.split(self.sizes, -1))
+
+    def of(self, values: Tensor) -> Tensor:
+        """(..., B) -> (..., b)."""
+        if self.all:
+            return values
+        if len(self.owners) == 1:
+            return values.narrow(-1, self.owners[0], 1)
+        return values.index_select(-1, self._index.to(values.device))
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(B,) for each tensor -> (n,) for each scalar."""
+        return segment_expand(self.of(values)[None], self.sizes)[0]
+
+    @cached_property
+    def _index(self) -> Tensor:
+        return torch.tensor(self.owners, device="cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Tensors that are finished together: one in several pieces, or several in one piece."""
+
+    pieces: list[Piece]
+
+    @property
+    def owners(self) -> list[int]:
+        return self.pieces[0].owners
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Scalars of each tensor."""
+        return self.pieces[0].sizes if len(self.pieces) == 1 else [sum(p.sizes[0] for p in self.pieces)]
+
+    def of(self, values: Tensor) -> Tensor:
+        """(..., B) -> (..., b)."""
+        return self.pieces[0].of(values)
+
+    def rms(self, rows: Sequence[Tensor]) -> Tensor:
+        """(n,) of each piece -> (b,) root-mean-square over each tensor."""
+        pairs = zip(self.pieces, rows, strict=True)
+        sums = [segment_sum((row * row)[None], piece.sizes) for piece, row in pairs]
+        total = sums[0] if len(sums) == 1 else torch.cat(sums).sum(0, keepdim=True)
+        return torch.sqrt(means_of(total, self.sizes)[0] + TINY)
+
+    def scaled(self, rows: Sequence[Tensor], factors: Tensor) -> list[Tensor]:
+        """(n,) of each piece, times (b,) for each tensor."""
+        if len(rows) == 1:
+            return [rows[0] * segment_expand(factors[None], self.sizes)[0]]
+        return [row.mul_(factors) for row in rows]  # in place: of a large tensor, and nobody else's
+
+    def joined(self, rows: Sequence[Tensor]) -> Sequence[Tensor]:
+        """(n,) of each piece -> (N,) of each tensor."""
+        return rows[0].split(self.sizes) if len(rows) == 1 else [torch.cat(list(rows))]
+
+
+@made_once
+def uncut(graph: ParameterGraph) -> list[Bundle]:
+    """The whole graph as one piece."""
+    return [Bundle([Piece(list(range(len(graph.sizes))), graph.sizes, all=True)])]
+
+
+@made_once
+def cut(graph: ParameterGraph, most: int = CACHED, alone: int = ALONE) -> list[Bundle]:
+    """Large tensors each in pieces of about `most` scalars, tensors below `alone` scalars gathered up to as many.
+
+    A piece holds whole rows of its tensor, as metanets read it, and the scalars of one member where hidden matrices are
+    stacked.
+    """
+    large: list[Bundle] = []
+    small: list[tuple[list[int], list[int]]] = []
+    held = 0
+    for owner, (spec, unit) in enumerate(zip(graph.parameters.values(), _units(graph), strict=True)):
+        if spec.numel >= alone:
+            sizes = _lengths(graph, spec, unit, most)
+            starts = [sum(sizes[:i]) for i in range(len(sizes))]
+            large.append(Bundle([Piece([owner], [n], s) for n, s in zip(sizes, starts, strict=True)]))
+            continue
+        if not small or held + spec.numel > most:
+            small.append(([], []))
+            held = 0
+        small[-1][0].append(owner)
+        small[-1][1].append(spec.numel)
+        held += spec.numel
+    return [*large, *(Bundle([Piece(owners, sizes)]) for owners, sizes in small)]
+
+
+def _units(graph: ParameterGraph) -> list[int]:
+    """Scalars that are not parted: a row of a tensor's only block as a matrix, or of the whole tensor."""
+    plan = plan_of(graph)
+    rows: dict[str, list[int]] = {name: [] for name in graph.parameters}
+    for index, block in enumerate(plan.blocks):
+        rows[block.parameter].append(as_matrix(plan, index).shape[1])
+    return [
+        rows[name][0] if len(rows[name]) == 1 else spec.numel // max(spec.shape[0] if spec.shape else 1, 1)
+        for name, spec in graph.parameters.items()
+    ]
+
+
+def _lengths(graph: ParameterGraph, spec: ParameterSpec, unit: int, most: int) -> list[int]:
+    members = matrices_of(graph, spec.name).members if is_hidden_matrix(graph, spec.name) else 1
+    member = spec.numel // members
+    if member % unit or (members > 1 and member <= most):
+        return [spec.numel]
+    rows, step = member // unit, max(most // unit, 1)
+    pieces = -(-rows // step)
+    lengths = [unit * (rows * (i + 1) // pieces - rows * i // pieces) for i in range(pieces)]
+    return lengths * members
+
+
+def gathered(sums: Sequence[Tensor], pieces: Sequence[Piece], count: int) -> Tensor:
+    """(S, b) sums over each piece's tensors -> (S, B) over the tensors of all pieces."""
+    if pieces[0].all:
+        return sums[0]
+    owners = torch.tensor([owner for piece in pieces for owner in piece.owners])
+    return (
+        sums[0]
+        .new_zeros(len(sums[0]), count)
+        .index_add(1, owners.to(sums[0].device), torch.cat(list(sums), 1))
+    )
