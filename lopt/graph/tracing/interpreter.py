@@ -8,15 +8,17 @@ of the outer one, so the pass is repeated with that view cut into segments (`Val
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lopt.graph.tracing.axes import Axis, fix, is_fixed, leaves
-from lopt.graph.tracing.ops import RULES, SEGMENT_RULES, pointwise
+from lopt.graph.tracing.ops.pointwise import pointwise
+from lopt.graph.tracing.ops.table import RULES, SEGMENT_RULES
 from lopt.graph.tracing.speech import NoRuleError, Speech, Views, fixed_dims, is_ref
 from lopt.graph.tracing.tape import Call, Ref, Tape
-from lopt.graph.tracing.values import NOWHERE, Dim, Mark, Origin, Value
+from lopt.graph.tracing.values import NOWHERE, Dim, Origin, Value
 
 MAX_PASSES = 6
 
@@ -56,14 +58,10 @@ class Interpreter:
             )
             self.values[number] = self.tensors[name] = Value(dims, pure=True)
         for number in self.tape.inputs:
-            info = self.tape.infos[number]  # indices and masks have places, no features
-            self.values[number] = Value(
-                fixed_dims(
-                    info.shape,
-                    "input" if info.dtype.is_floating_point or info.dtype.is_complex else "position",
-                ),
-                pure=False,
-            )
+            info = self.tape.infos[number]
+            features = info.dtype.is_floating_point or info.dtype.is_complex  # indices and masks have places
+            dims = fixed_dims(info.shape, "input" if features else "position")
+            self.values[number] = Value(dims, pure=False)
         for position, call in enumerate(self.tape.calls):
             self.speech.position = position
             self._step(call)
@@ -87,11 +85,11 @@ class Interpreter:
                         fix(leaf, "unused")
 
     def _step(self, call: Call) -> None:
-        args, kwargs = tree_map(self._value, (call.args, call.kwargs), is_leaf=is_ref)
+        args, kwargs = tree_map(self._value, (call.args, call.kwargs))
         inputs = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Value)]
         refs = [ref for ref in tree_leaves(call.outputs) if is_ref(ref)]
         self.speech.shapes = [self.tape.infos[ref.index].shape for ref in refs]
-        self.speech.mark = _passed_on([v for v in inputs if not v.pure])
+        self.speech.mark = next((v.mark for v in inputs if not v.pure and v.mark is not None), None)
         self.speech.constant = False
         outputs = self._apply(call, args, kwargs, inputs)
         depth = self._depth(inputs)
@@ -104,7 +102,7 @@ class Interpreter:
         if rule is None:
             return self._unknown(call.label, inputs)
         if rule not in SEGMENT_RULES:
-            args, kwargs = tree_map(self.speech.whole, (args, kwargs), is_leaf=_is_value)
+            args, kwargs = tree_map(self.speech.whole, (args, kwargs))
         name = {"op": call.name} if rule is pointwise else {}
         try:
             result = rule(self.speech, *args, **kwargs, **name)
@@ -151,27 +149,20 @@ class Interpreter:
         for ref, shape, output in zip(refs, self.speech.shapes, outputs, strict=False):
             if ref.index in self.values:  # in place: the tensor keeps its axes
                 old = self.values[ref.index]
-                self.values[ref.index] = Value(
-                    old.dims,
-                    old.pure and pure,
-                    max(old.depth, depth),
-                    self.speech.mark,
-                    old.segments,
-                    old.segment_dim,
+                self.values[ref.index] = replace(
+                    old, pure=old.pure and pure, depth=max(old.depth, depth), mark=self.speech.mark
                 )
                 continue
             if output is None:
-                output = fixed_dims(shape, "position")
+                output = fixed_dims(shape)
             value = output if isinstance(output, Value) else Value(tuple(output), pure)
             assert value.shape == shape, f"a rule gave {value.shape} for {shape}"
             if self.tape.infos[ref.index].storage in self.tape.mutated:  # uniform no longer, once written to
-                value = Value(
-                    tuple(d if d.axis else self.speech.free(d.size) for d in self.speech.whole(value).dims),
-                    pure,
-                )
+                dims = tuple(d if d.axis else self.speech.free(d.size) for d in self.speech.whole(value).dims)
+                value = Value(dims, pure)
             parts = tuple(Value(p.dims, pure, depth, self.speech.mark) for p in value.segments)
-            self.values[ref.index] = Value(
-                value.dims, pure, depth, self.speech.mark, parts, value.segment_dim
+            self.values[ref.index] = replace(
+                value, pure=pure, depth=depth, mark=self.speech.mark, segments=parts
             )
 
     def _depth(self, inputs: list[Value]) -> int:
@@ -191,7 +182,7 @@ class Interpreter:
         if value is None:  # made outside of what was recorded
             value = self.values[ref.index] = Value(fixed_dims(info.shape, "constant"), pure=True)
         if value.pure and info.storage in self._dirty:
-            value = Value(value.dims, False, value.depth, value.mark, value.segments, value.segment_dim)
+            value = replace(value, pure=False)
         return value
 
     def _fix(self, value: Value, why: str) -> None:
@@ -199,15 +190,7 @@ class Interpreter:
             fix(axis, why)
 
 
-def _passed_on(data: list[Value]) -> Mark | None:
-    return next((v.mark for v in data if v.mark is not None), None)
-
-
 def _fits(output: Any, shape: tuple[int, ...]) -> bool:
     if output is None:
         return True
     return (output.shape if isinstance(output, Value) else tuple(d.size for d in output)) == shape
-
-
-def _is_value(x: Any) -> bool:
-    return isinstance(x, Value)

@@ -50,12 +50,14 @@ class Speech:
         axes = [d.axis for d in dims if d.axis is not None]
         for other in axes[1:]:
             unify(axes[0], other)
-        return Dim(dims[0].size, axes[0] if axes else None, _common_origin(dims), dims[0].view)
+        origin = frozenset().union(*[d.origin for d in dims])
+        return Dim(dims[0].size, axes[0] if axes else None, origin, dims[0].view)
 
-    def fix(self, dim: Dim, why: str = "position") -> None:
-        """The entries of the dimension must stay in place."""
-        if dim.axis is not None:
-            fix(dim.axis, why)
+    def fix(self, *dims: Dim, why: str = "position") -> None:
+        """The entries of each dimension must stay in place."""
+        for dim in dims:
+            if dim.axis is not None:
+                fix(dim.axis, why)
 
     def fixed(self, size: int, why: str = "position") -> Dim:
         """A new dimension whose entries must stay in place."""
@@ -85,16 +87,21 @@ class Speech:
         return sorted(self.known_views.get((self.position, dim), ()))
 
     def kind(self, value: Value, kind: str) -> None:
-        """What the parameters inside a pure value are to the network."""
-        self.know.set_kind(value.origins, kind)
+        """What the parameters inside a pure value are to the network; the first use says it."""
+        for origin in value.origins:
+            self.know.kinds.setdefault(origin.tensor, kind)
 
     def refine(self, origins: Origins, kind: str) -> None:
-        """Say more of weights that are known to be weights."""
-        self.know.refine_kind(origins, kind)
+        """Say more of what so far is just a weight, or of a part of it."""
+        for o in origins:
+            if self.know.kinds.get(o.tensor) == "weight":
+                parts = self.know.claims.setdefault(o.tensor, {})
+                parts.setdefault((o.axis, o.start, o.stop), set()).add(kind)
 
     def role(self, dim: Dim, role: str) -> None:
-        """The direction of the parameter axes behind a dimension of a pure value."""
-        self.know.set_role(dim.origin, role)
+        """The direction of the parameter axes behind a dimension of a pure value; the first use decides it."""
+        for origin in dim.origin:
+            self.know.roles.setdefault(origin.tensor, {}).setdefault(origin.axis, role)
 
     def whole(self, value: Any) -> Any:
         """A value without segments: what they have in common is tied."""
@@ -103,23 +110,17 @@ class Speech:
         at = value.segment_dim
         parts = value.segments
         dims = [self.tie(*[p.dims[d] for p in parts]) for d in range(value.rank) if d != at]
-        axes = [p.dims[at].axis or Axis(p.dims[at].size) for p in parts]
         if all(p.dims[at].size == 1 for p in parts):
-            along = self.fixed(len(parts))
+            axis = Axis(len(parts), "position")
         else:
-            along = Dim(value.dims[at].size, join(axes))
-        origin = frozenset().union(*[p.dims[at].origin for p in parts])
-        dims.insert(at, Dim(along.size, along.axis, origin))
+            axis = join([p.dims[at].axis or Axis(p.dims[at].size) for p in parts])
+        dims.insert(at, Dim(axis.size, axis, frozenset().union(*[p.dims[at].origin for p in parts])))
         return value.with_dims(tuple(dims))
 
 
-def fixed_dims(shape: Sequence[int], why: str) -> tuple[Dim, ...]:
+def fixed_dims(shape: Sequence[int], why: str = "position") -> tuple[Dim, ...]:
     """Dimensions that share nothing with any other."""
     return tuple(Dim(n, Axis(n, why)) for n in shape)
-
-
-def _common_origin(dims: Sequence[Dim]) -> Origins:
-    return frozenset().union(*[d.origin for d in dims])
 
 
 def is_ref(x: Any) -> bool:

@@ -104,22 +104,6 @@ class Knowledge:
     failed: dict[str, str] = field(default_factory=dict)
     """Operation whose rule raised something else than `NoRuleError` -> what it raised: a mistake in the rule."""
 
-    def set_kind(self, origins: Origins, kind: str) -> None:
-        """The first use names a parameter."""
-        for origin in origins:
-            self.kinds.setdefault(origin.tensor, kind)
-
-    def refine_kind(self, origins: Origins, kind: str) -> None:
-        """Say more of what so far is just a weight, or of a part of it."""
-        for o in origins:
-            if self.kinds.get(o.tensor) == "weight":
-                self.claims.setdefault(o.tensor, {}).setdefault((o.axis, o.start, o.stop), set()).add(kind)
-
     def part_kinds(self, tensor: str) -> dict[tuple[int, int, int], str]:
         """The parts of a weight of which one thing was said; contradictions are left out."""
         return {part: min(kinds) for part, kinds in self.claims.get(tensor, {}).items() if len(kinds) == 1}
-
-    def set_role(self, origins: Origins, role: str) -> None:
-        """The first use decides the direction of an axis."""
-        for origin in origins:
-            self.roles.setdefault(origin.tensor, {}).setdefault(origin.axis, role)

@@ -21,15 +21,14 @@ def attention(
 
     With grouped queries, heads is a multiple of heads': each key head serves a run of query heads.
     """
-    for axis in (-2, -1):
-        s.tie(key.dims[axis], value.dims[axis]) if axis == -2 else s.tie(query.dims[axis], key.dims[axis])
+    s.tie(key.dims[-2], value.dims[-2])
+    s.tie(query.dims[-1], key.dims[-1])
     batch = tuple(_shared(s, q, k, v) for q, k, v in _aligned(query, key, value))
     scores = Value((*batch, query.dims[-2], key.dims[-2]), pure=False)
     if attn_mask is not None:
         pointwise(s, scores, attn_mask, op="add")
     if is_causal:
-        s.fix(query.dims[-2])
-        s.fix(key.dims[-2])
+        s.fix(query.dims[-2], key.dims[-2])
     if not value.pure:
         name_attention(s, query.origins, key.origins, value)
     return (*batch, query.dims[-2], value.dims[-1])
@@ -44,8 +43,7 @@ def _aligned(*values: Value) -> list[tuple[Dim, ...]]:
 
 def _shared(s: Speech, q: Dim, k: Dim, v: Dim) -> Dim:
     size = max(q.size, k.size, v.size)
-    equal = [d for d in (q, k, v) if d.size == size]
-    tied = s.tie(*equal)
+    tied = s.tie(*[d for d in (q, k, v) if d.size == size])
     for dim in (k, v):
         if 1 < dim.size < size and dim.axis is not None and tied.axis is not None:
             heads, _ = split(tied.axis, [dim.size, size // dim.size])

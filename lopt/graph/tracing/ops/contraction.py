@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lopt.graph.tracing.ops.indexing import tie_chosen
@@ -22,38 +23,19 @@ def contract(s: Speech, operands: Sequence[Value], labels: Sequence[str], output
         for name in names:
             if names.count(name) > 1:  # a diagonal
                 s.fix(meets[name][-1])
-    tied = {name: _tied(s, dims) for name, dims in meets.items()}
+    sizes = {name: max(d.size for d in dims) for name, dims in meets.items()}  # others are 1: broadcast
+    tied = {name: s.tie(*[d for d in dims if d.size == sizes[name]]) for name, dims in meets.items()}
     data = [v for v in operands if not v.pure]
     if data and len(data) < len(operands):
         _name_weights(s, operands, labels, output)
     elif len(data) == 2:
         _name_attention(s, *data)
-    owners = [v for v in operands if v.pure] or list(operands)
-    return tuple(_result(tied[name], owners, operands, labels, name, not data) for name in output)
-
-
-def _tied(s: Speech, dims: Sequence[Dim]) -> Dim:
-    size = max(d.size for d in dims)
-    return s.tie(*[d for d in dims if d.size == size])
-
-
-def _result(
-    tied: Dim,
-    owners: Sequence[Value],
-    operands: Sequence[Value],
-    labels: Sequence[str],
-    name: str,
-    pure: bool,
-) -> Dim:
-    """The output of a layer is indexed by the axes of its weight, not by those of its input."""
-    if pure:
-        return tied
-    origin = NOWHERE
-    if len(owners) < len(operands):
-        for value, names in zip(operands, labels, strict=True):
-            if value.pure and name in names:
-                origin |= value.dims[names.index(name)].origin
-    return Dim(tied.size, tied.axis, origin, tied.view)
+    if not data:
+        return tuple(tied[name] for name in output)
+    # The output of a layer is indexed by the axes of its weight, not by those of its input.
+    weights = [(v, names) for v, names in zip(operands, labels, strict=True) if v.pure]
+    origins = [[v.dims[names.index(name)].origin for v, names in weights if name in names] for name in output]
+    return tuple(replace(tied[n], origin=NOWHERE.union(*own)) for n, own in zip(output, origins, strict=True))
 
 
 def _name_weights(s: Speech, operands: Sequence[Value], labels: Sequence[str], output: str) -> None:
@@ -88,28 +70,26 @@ def name_attention(s: Speech, queries: Any, keys: Any, values: Value) -> None:
     s.mark = Mark("attended")
 
 
-@rule("mm", "_sparse_mm", "_int_mm")
-def mm(s: Speech, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
-    """(i, k) (k, j) -> (i, j)."""
-    return contract(s, [a, b], ["ik", "kj"], "ij")
+PRODUCTS = {
+    "mm": ("ik", "kj", "ij"), "_sparse_mm": ("ik", "kj", "ij"), "_int_mm": ("ik", "kj", "ij"),
+    "bmm": ("nik", "nkj", "nij"), "mv": ("ik", "k", "i"), "dot": ("k", "k", ""), "vdot": ("k", "k", ""),
+    "addmm": ("ik", "kj", "ij"), "_addmm_activation": ("ik", "kj", "ij"), "addmv": ("ik", "k", "i"),
+    "baddbmm": ("nik", "nkj", "nij"), "addbmm": ("nik", "nkj", "ij"), "addr": ("i", "j", "ij"),
+}  # fmt: skip
+"""Products of two tensors a and b in Einstein notation: a, b -> result."""
 
 
-@rule("bmm")
-def bmm(s: Speech, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
-    """(n, i, k) (n, k, j) -> (n, i, j)."""
-    return contract(s, [a, b], ["nik", "nkj"], "nij")
+@rule("mm", "_sparse_mm", "_int_mm", "bmm", "mv", "dot", "vdot")
+def product(s: Speech, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+    """A product of `PRODUCTS`."""
+    *labels, output = PRODUCTS[s.call.name]
+    return contract(s, [a, b], labels, output)
 
 
-@rule("mv")
-def mv(s: Speech, a: Value, b: Value) -> tuple[Dim, ...]:
-    """(i, k) (k) -> (i)."""
-    return contract(s, [a, b], ["ik", "k"], "i")
-
-
-@rule("dot", "vdot")
-def dot(s: Speech, a: Value, b: Value) -> tuple[Dim, ...]:
-    """(k) (k) -> ()."""
-    return contract(s, [a, b], ["k", "k"], "")
+@rule("addmm", "_addmm_activation", "addmv", "baddbmm", "addbmm", "addr")
+def bias_and_product(s: Speech, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
+    """bias + a product of `PRODUCTS`."""
+    return plus(s, bias, product(s, a, b), [a, b])
 
 
 @rule("_grouped_mm", "transformers::grouped_mm_fallback")
@@ -119,8 +99,7 @@ def grouped_mm(
     """Rows of a, in runs, each times its own matrix (experts): (n, k) (e, k, j) -> (n, j)."""
     if (a.rank, b.rank) != (2, 3):
         raise NoRuleError
-    for dim in (a.dims[0], b.dims[0]):
-        s.fix(dim)
+    s.fix(a.dims[0], b.dims[0])
     tie_chosen(s, b.dims[0], offs)
     if b.pure:
         s.role(b.dims[0], "tap")
@@ -135,36 +114,6 @@ def plus(s: Speech, bias: Value | None, dims: tuple[Dim, ...], operands: Sequenc
     summed = pointwise(s, bias, Value(dims, all(v.pure for v in operands), mark=mark), op="add")
     s.mark = mark
     return tuple(summed)
-
-
-@rule("addmm", "_addmm_activation")
-def addmm(s: Speech, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
-    """bias + a b."""
-    return plus(s, bias, mm(s, a, b), [a, b])
-
-
-@rule("addmv")
-def addmv(s: Speech, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
-    """bias + a b, for a vector b."""
-    return plus(s, bias, mv(s, a, b), [a, b])
-
-
-@rule("baddbmm")
-def baddbmm(s: Speech, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
-    """bias + a b, batched."""
-    return plus(s, bias, bmm(s, a, b), [a, b])
-
-
-@rule("addbmm")
-def addbmm(s: Speech, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
-    """bias + a b, summed over the batch."""
-    return plus(s, bias, contract(s, [a, b], ["nik", "nkj"], "ij"), [a, b])
-
-
-@rule("addr")
-def addr(s: Speech, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
-    """bias + an outer product."""
-    return plus(s, bias, contract(s, [a, b], ["i", "j"], "ij"), [a, b])
 
 
 @rule("linear")
@@ -234,8 +183,7 @@ def solve_triangular(s: Speech, a: Value, b: Value, *, left: bool = True, **_: A
     """x with a x = b (or x a = b): what is above and what below the diagonal stays so."""
     if a.rank != b.rank:
         raise NoRuleError
-    for dim in (*a.dims[-2:], b.dims[-2 if left else -1]):
-        s.fix(dim)
+    s.fix(*a.dims[-2:], b.dims[-2 if left else -1])
     batch = string.ascii_uppercase[: a.rank - 2]
     if left:
         return contract(s, [a, b], [batch + "ij", batch + "jk"], batch + "ik")

@@ -8,14 +8,14 @@ from typing import Any
 from lopt.graph.tracing.axes import find
 from lopt.graph.tracing.ops.pointwise import pointwise
 from lopt.graph.tracing.ops.table import rule, wrap
-from lopt.graph.tracing.speech import Speech
+from lopt.graph.tracing.speech import Speech, fixed_dims
 from lopt.graph.tracing.values import Dim, Value
 
 
 def look_up(s: Speech, table: Value, index: Value | None, at: int) -> None:
     """Fix the indexed dimension of a table, and say what the table is to the network."""
     by_position = index is None or index.pure
-    s.fix(table.dims[at], "position" if by_position else "vocabulary")
+    s.fix(table.dims[at], why="position" if by_position else "vocabulary")
     if table.pure:
         s.kind(table, "position" if by_position else "embedding")
         for i, dim in enumerate(table.dims):
@@ -52,11 +52,8 @@ def tie_chosen(s: Speech, members: Dim, index: Value | None) -> bool:
 def embedding(s: Speech, table: Value, index: Value, *args: Any) -> tuple[Dim, ...]:
     """Rows of a table."""
     look_up(s, table, index, 0)
-    return (*_indices(s, index), *table.dims[1:])
-
-
-def _indices(s: Speech, index: Value) -> tuple[Dim, ...]:
-    return tuple(Dim(d.size, d.axis) if d.axis is not None else s.fixed(d.size) for d in index.dims)
+    rows = [Dim(d.size, d.axis) if d.axis is not None else s.fixed(d.size) for d in index.dims]
+    return (*rows, *table.dims[1:])
 
 
 @rule("_embedding_bag", "_embedding_bag_forward_only", "embedding_bag")
@@ -97,8 +94,7 @@ def index(s: Speech, x: Value, indices: Sequence[Value | None]) -> tuple[Dim, ..
     lookups = indexed(s, x, indices)
     for at, i in lookups:
         look_up_chosen(s, x, i, at)
-        for dim in i.dims:
-            s.fix(dim)
+        s.fix(*i.dims)
     places = [at for at, _ in lookups]
     shape = s.shapes[0]
     new = len(shape) - (x.rank - len(places))
@@ -116,11 +112,9 @@ def index_put(
     lookups = indexed(s, x, indices)
     for at, i in lookups:
         s.fix(x.dims[at])
-        for dim in i.dims:
-            s.fix(dim)
+        s.fix(*i.dims)
     if [at for at, _ in lookups] != list(range(len(lookups))):
-        for d in (*x.dims, *values.dims):
-            s.fix(d)
+        s.fix(*x.dims, *values.dims)
         return tuple(s.fixed(d.size) if d.axis is None else d for d in x.dims)
     # Leading dimensions only: those behind are the value's last ones, in their places.
     count = len(lookups)
@@ -142,10 +136,7 @@ def gather(s: Speech, x: Value, dim: int, index: Value, **kwargs: Any) -> tuple[
 def _along(s: Speech, x: Value, at: int, index: Value) -> tuple[Dim, ...]:
     dims = []
     for i, (d, other) in enumerate(zip(x.dims, index.dims, strict=True)):
-        if i == at:
-            s.fix(d)
-            dims.append(s.fixed(other.size))
-        elif d.size == other.size:
+        if i != at and d.size == other.size:
             dims.append(s.tie(d, other))
         else:
             s.fix(d)
@@ -163,8 +154,7 @@ def scatter(s: Speech, x: Value, dim: int, index: Value, source: Any = None, *_:
             if i != at and d.size == other.size:
                 s.tie(d, other)
             else:
-                s.fix(other)
-                s.fix(d)
+                s.fix(other, d)
     return _as_fixed(s, x, at)
 
 
@@ -218,8 +208,7 @@ def masked_fill(s: Speech, x: Value, mask: Value, value: Any) -> Any:
 @rule("masked_scatter")
 def masked_scatter(s: Speech, x: Value, mask: Value, source: Value) -> tuple[Dim, ...]:
     """Entries of `source`, in order, wherever the mask is set."""
-    for d in (*x.dims, *mask.dims, *source.dims):
-        s.fix(d)
+    s.fix(*x.dims, *mask.dims, *source.dims)
     return x.dims
 
 
@@ -232,6 +221,5 @@ def one_hot(s: Speech, x: Value, *args: Any) -> tuple[Dim, ...]:
 @rule("bucketize", "searchsorted")
 def searchsorted(s: Speech, a: Value, b: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Places of numbers in a sorted sequence."""
-    for d in (*a.dims, *b.dims):
-        s.fix(d)
-    return tuple(s.fixed(n) for n in s.shapes[0])
+    s.fix(*a.dims, *b.dims)
+    return fixed_dims(s.shapes[0])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from torch.utils._pytree import tree_leaves
 
 from lopt.graph.tracing.axes import leaves
+from lopt.graph.tracing.ops.shape import segmented
 from lopt.graph.tracing.ops.table import SEGMENT_RULES, rule
 from lopt.graph.tracing.speech import Speech
 from lopt.graph.tracing.values import NOWHERE, Dim, Mark, Value
@@ -30,33 +32,29 @@ SHIFTS = {"add", "sub", "rsub"}
 def pointwise(s: Speech, *args: Any, op: str = "", **kwargs: Any) -> Any:
     """Any pointwise function of any number of tensors."""
     values = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Value)]
-    segmented = next((v for v in values if v.segments), None)
-    if segmented is None:
+    first = next((v for v in values if v.segments), None)
+    if first is None:
         return _pointwise(s, values, op)
-    split = _split_like(segmented, values, s)
+    split = _split_like(first, values)
     if split is None:
         return _pointwise(s, [s.whole(v) for v in values], op)
-    parts = tuple(segmented.with_dims(tuple(_pointwise(s, part, op))) for part in split)
-    at = segmented.segment_dim
-    dims = [*parts[0].dims[:at], Dim(segmented.dims[at].size, None), *parts[0].dims[at + 1 :]]
-    return Value(tuple(dims), segmented.pure, 0, None, parts, at)
+    return segmented([first.with_dims(_pointwise(s, part, op)) for part in split], first.segment_dim)
 
 
 SEGMENT_RULES.add(pointwise)
 
 
-def _split_like(segmented: Value, values: list[Value], s: Speech) -> list[list[Value]] | None:
-    """The operands for each segment, if all of them can be taken apart along that dimension."""
-    from_end = segmented.rank - segmented.segment_dim
-    sizes = [p.dims[segmented.segment_dim].size for p in segmented.segments]
+def _split_like(first: Value, values: list[Value]) -> list[list[Value]] | None:
+    """The operands for each segment of the first, if all of them can be taken apart along that dimension."""
+
+    def place(v: Value) -> tuple[int, list[int]]:
+        return v.rank - v.segment_dim, [p.dims[v.segment_dim].size for p in v.segments]
+
+    from_end, sizes = place(first)
     columns: list[list[Value]] = []
     for v in values:
         if v.segments:
-            same = (
-                v.rank - v.segment_dim == from_end
-                and [p.dims[v.segment_dim].size for p in v.segments] == sizes
-            )
-            if not same:
+            if place(v) != (from_end, sizes):
                 return None
             columns.append(list(v.segments))
         elif v.rank < from_end or v.dims[v.rank - from_end].size == 1:
@@ -67,31 +65,21 @@ def _split_like(segmented: Value, values: list[Value], s: Speech) -> list[list[V
 
 
 def _pointwise(s: Speech, values: list[Value], op: str) -> tuple[Dim, ...]:
-    if op in ACTIVATIONS:
-        _activate(values[:1], ACTIVATIONS[op])
+    if op in ACTIVATIONS and not values[0].pure:
+        for leaf in itertools.chain.from_iterable(map(leaves, values[0].axes())):
+            leaf.activation = leaf.activation or ACTIVATIONS[op]
     rank = max(v.rank for v in values)
     dims = []
     for from_end in range(rank, 0, -1):
         aligned = [v.dims[v.rank - from_end] for v in values if v.rank >= from_end]
         size = max((d.size for d in aligned), default=1) if all(d.size for d in aligned) else 0
         tied = s.tie(*[d for d in aligned if d.size == size])
-        dims.append(Dim(size, tied.axis, tied.origin, _view(aligned, size)))
+        view = next((d.view for d in aligned if d.size == size and d.view is not None), None)
+        dims.append(Dim(size, tied.axis, tied.origin, view))
     data = [v for v in values if not v.pure]
     if data:
         dims = _mixed(s, values, data, dims, op)
     return tuple(dims)
-
-
-def _view(aligned: list[Dim], size: int) -> tuple[int, int] | None:
-    return next((d.view for d in aligned if d.size == size and d.view is not None), None)
-
-
-def _activate(values: list[Value], name: str) -> None:
-    for value in values:
-        if not value.pure:
-            for axis in value.axes():
-                for leaf in leaves(axis):
-                    leaf.activation = leaf.activation or name
 
 
 def _mixed(s: Speech, values: list[Value], data: list[Value], dims: list[Dim], op: str) -> list[Dim]:

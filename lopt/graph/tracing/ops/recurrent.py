@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lopt.graph.tracing.axes import Axis, cut, join, unify
+from lopt.graph.tracing.ops.shape import segmented
 from lopt.graph.tracing.ops.table import rule
 from lopt.graph.tracing.speech import Speech
 from lopt.graph.tracing.values import Dim, Origin, Value
@@ -122,80 +123,44 @@ class Packed(NamedTuple):
     bidirectional: bool
 
 
-def _run(s: Speech, kind: str, args: tuple[Any, ...]) -> list[Any]:
+@rule("lstm", "gru", "rnn")
+def layers(s: Speech, *args: Any) -> list[Any]:
+    """All layers of a network: output, last hidden states and, of an LSTM, last cell states."""
     packed = isinstance(args[1], Value) and isinstance(args[3], list | tuple)
     given = Packed(*args) if packed else Padded(*args)
     x, feature = given.data, 1 if packed else 2
     states = [given.states] if isinstance(given.states, Value) else list(given.states)
     directions = 2 if given.bidirectional else 1
     out, axes = _layers(
-        s, kind, x.dims[feature], states, given.weights, given.biased, given.layers, directions
+        s, s.call.name, x.dims[feature], states, given.weights, given.biased, given.layers, directions
     )
     for state, own in zip(states, axes, strict=True):
         s.fix(state.dims[0])  # layers and directions
         for axis in own:
             s.tie(state.dims[-1], Dim(axis.size, axis))
     s.mark = None
-    for d in x.dims[:feature]:
-        s.fix(d)
+    s.fix(*x.dims[:feature])
     finals = []
     for own, shape in zip(axes, s.shapes[1:], strict=True):
         parts = [Value((Dim(1, None), s.fixed(shape[1]), Dim(a.size, a)), pure=False) for a in own]
-        dims = (Dim(shape[0], None), parts[0].dims[1], parts[0].dims[2])
-        finals.append(Value(dims, False, 0, None, tuple(parts), 0) if len(parts) > 1 else parts[0])
+        finals.append(segmented(parts, 0))
     return [(*x.dims[:feature], Dim(out.size, out.axis)), *finals]
 
 
-@rule("lstm")
-def lstm(s: Speech, *args: Any) -> list[Any]:
-    """All layers of an LSTM: output, last hidden and last cell states."""
-    return _run(s, "lstm", args)
-
-
-@rule("gru")
-def gru(s: Speech, *args: Any) -> list[Any]:
-    """All layers of a GRU: output and last hidden states."""
-    return _run(s, "gru", args)
-
-
-@rule("rnn")
-def rnn(s: Speech, *args: Any) -> list[Any]:
-    """All layers of an Elman network: output and last hidden states."""
-    return _run(s, "rnn", args)
-
-
-def _cell_step(s: Speech, kind: str, x: Value, states: Any, weights: Sequence[Value | None]) -> list[Any]:
-    _, hidden = cell(s, kind, x.dims[-1], weights)
-    states = [states] if isinstance(states, Value) else list(states)
-    for state in states:
+@rule("lstm_cell", "gru_cell", "rnn_cell")
+def cell_step(s: Speech, x: Value, states: Any, *weights: Value | None) -> list[Any]:
+    """One step of a cell."""
+    _, hidden = cell(s, s.call.name.removesuffix("_cell"), x.dims[-1], weights)
+    for state in [states] if isinstance(states, Value) else states:
         s.tie(state.dims[-1], Dim(hidden.size, hidden))
     s.mark = None
     return [(*x.dims[:-1], Dim(hidden.size, hidden))] * len(s.shapes)
 
 
-@rule("lstm_cell")
-def lstm_cell(s: Speech, x: Value, states: Sequence[Value], *weights: Any) -> list[Any]:
-    """One step of an LSTM."""
-    return _cell_step(s, "lstm", x, states, weights)
-
-
-@rule("gru_cell")
-def gru_cell(s: Speech, x: Value, state: Value, *weights: Any) -> list[Any]:
-    """One step of a GRU."""
-    return _cell_step(s, "gru", x, state, weights)
-
-
-@rule("rnn_cell")
-def rnn_cell(s: Speech, x: Value, state: Value, *weights: Any) -> list[Any]:
-    """One step of an Elman network."""
-    return _cell_step(s, "rnn", x, state, weights)
-
-
 @rule("_pack_padded_sequence")
 def pack(s: Speech, x: Value, lengths: Value, batch_first: bool) -> list[Any]:
     """(batch, time, *features) or (time, batch, *features) -> (steps of all sequences, *features)."""
-    for d in x.dims[:2]:
-        s.fix(d)
+    s.fix(*x.dims[:2])
     return [(s.fixed(s.shapes[0][0]), *x.dims[2:]), None]
 
 

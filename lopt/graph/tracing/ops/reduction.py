@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lopt.graph.tracing.ops.pointwise import pointwise
+from lopt.graph.tracing.ops.shape import split_dim
 from lopt.graph.tracing.ops.table import rule, wrap, wrap_all
-from lopt.graph.tracing.speech import Speech
+from lopt.graph.tracing.speech import Speech, fixed_dims
 from lopt.graph.tracing.values import Dim, Mark, Value
 
 
@@ -21,18 +22,13 @@ def reduce(s: Speech, x: Value, dims: int | Sequence[int] | None) -> tuple[Dim, 
 
 @rule(
     "sum", "mean", "amax", "amin", "logsumexp", "any", "all", "nansum", "nanmean", "count_nonzero", "aminmax",
-    "_is_all_true", "_is_any_true",
+    "_is_all_true", "_is_any_true", "prod", "var", "std", "var_mean", "std_mean",
 )  # fmt: skip
 def symmetric(s: Speech, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Any function of the set of entries along `dim`."""
+    # The old overloads of moments have a bool, `unbiased`, in the place of `dim`; and a bool is an int.
     dims = reduce(s, x, dim if isinstance(dim, int | list | tuple) and not isinstance(dim, bool) else None)
     return [dims] * len(s.shapes)
-
-
-@rule("var", "std", "var_mean", "std_mean")
-def moments(s: Speech, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """Second moments; the old overload has `unbiased` in the place of `dim`."""
-    return symmetric(s, x, None if isinstance(dim, bool) else dim)
 
 
 @rule("linalg_vector_norm", "norm")
@@ -41,17 +37,10 @@ def norm(s: Speech, x: Value, ord: Any = 2, dim: Any = None, *args: Any, **kwarg
     return symmetric(s, x, dim)
 
 
-@rule("prod")
-def product(s: Speech, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """The product of the entries along `dim`."""
-    return symmetric(s, x, dim)
-
-
 @rule("argmax", "argmin")
 def position_of_extreme(s: Speech, x: Value, dim: int | None = None, *args: Any, **kwargs: Any) -> Any:
     """Answers with a place, so that the entries must stay where they are."""
-    for i in wrap_all(dim, x.rank):
-        s.fix(x.dims[i])
+    s.fix(*[x.dims[i] for i in wrap_all(dim, x.rank)])
     if dim is not None:
         _note_choice(s, x, wrap(dim, x.rank))
     return reduce(s, x, dim)
@@ -94,8 +83,7 @@ def softmax(s: Speech, x: Value, dim: int, *args: Any, **kwargs: Any) -> tuple[D
 def ordered(s: Speech, x: Value, *args: Any, **kwargs: Any) -> Any:
     """Depends on the order along the axes it names; the result there is a new axis."""
     gone = set(_ordered_dims(s, x, args, kwargs))
-    for i in gone:
-        s.fix(x.dims[i])
+    s.fix(*[x.dims[i] for i in gone])
     if s.call.name in ("topk", "sort"):
         _note_choice(s, x, next(iter(gone)))
     return [
@@ -119,16 +107,13 @@ def _ordered_dims(s: Speech, x: Value, args: tuple[Any, ...], kwargs: dict[str, 
 @rule("tril", "triu")
 def triangle(s: Speech, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Compares the two last indices."""
-    for dim in x.dims[-2:]:
-        s.fix(dim)
+    s.fix(*x.dims[-2:])
     return (*x.dims[:-2], *[s.fixed(d.size) if d.axis is None else d for d in x.dims[-2:]])
 
 
 @rule("glu")
 def glu(s: Speech, x: Value, dim: int = -1) -> tuple[Dim, ...]:
     """a * sigmoid(b) for the two halves a, b of an axis."""
-    from lopt.graph.tracing.ops.shape import split_dim
-
     at = wrap(dim, x.rank)
     half = x.dims[at].size // 2
     a, b = split_dim(s, x, at, [half, half])
@@ -140,5 +125,5 @@ def glu(s: Speech, x: Value, dim: int = -1) -> tuple[Dim, ...]:
 @rule("nll_loss_forward", "nll_loss2d_forward", "nll_loss_nd")
 def nll_loss(s: Speech, x: Value, target: Value, *args: Any, **kwargs: Any) -> Any:
     """Picks the entry of the right class."""
-    s.fix(x.dims[1 if x.rank > 1 else 0], "output")
-    return [tuple(s.fixed(n) for n in shape) for shape in s.shapes]
+    s.fix(x.dims[1 if x.rank > 1 else 0], why="output")
+    return [fixed_dims(shape) for shape in s.shapes]

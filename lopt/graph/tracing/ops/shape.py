@@ -9,7 +9,7 @@ from typing import Any
 
 from lopt.graph.tracing.axes import Axis, cut, is_fixed, join, leaves, merge, split
 from lopt.graph.tracing.ops.table import rule, wrap, wrap_all
-from lopt.graph.tracing.speech import Speech
+from lopt.graph.tracing.speech import Speech, fixed_dims
 from lopt.graph.tracing.values import Dim, Origin, Origins, Value
 
 # -- values with segments --------------------------------------------------------------------------------------
@@ -69,9 +69,9 @@ def unsqueeze(s: Speech, x: Value, dim: int) -> Value:
     def grow(p: Value) -> tuple[Dim, ...]:
         return (*p.dims[:at], Dim(1, None), *p.dims[at:])
 
-    return (
-        each_segment(x, x.segment_dim + (at <= x.segment_dim), grow) if x.segments else x.with_dims(grow(x))
-    )
+    if x.segments:
+        return each_segment(x, x.segment_dim + (at <= x.segment_dim), grow)
+    return x.with_dims(grow(x))
 
 
 @rule("squeeze", segments=True)
@@ -88,16 +88,8 @@ def squeeze(s: Speech, x: Value, dim: int | Sequence[int] | None = None) -> Valu
 
 
 @rule(
-    "clone",
-    "alias",
-    "detach",
-    "_to_copy",
-    "contiguous",
-    "lift_fresh_copy",
-    "_conj",
-    "positive",
-    segments=True,
-)
+    "clone", "alias", "detach", "_to_copy", "contiguous", "lift_fresh_copy", "_conj", "positive", segments=True
+)  # fmt: skip
 def same(s: Speech, x: Value, *args: Any, **kwargs: Any) -> Value:
     """The same entries."""
     return x
@@ -116,13 +108,14 @@ def repeat(s: Speech, x: Value, repeats: Sequence[int]) -> tuple[Dim, ...]:
     """Several copies one behind another."""
     new = len(repeats) - x.rank
     dims = [Dim(1, None)] * new + list(x.dims)
-    return tuple(_times(s, d, r) for d, r in zip(dims, repeats, strict=True))
+    return tuple(_times(d, r) for d, r in zip(dims, repeats, strict=True))
 
 
-def _times(s: Speech, dim: Dim, copies: int) -> Dim:
-    if copies == 1 or dim.axis is None:
-        return Dim(dim.size * copies, dim.axis, dim.origin)
-    return Dim(dim.size * copies, merge([Axis(copies, "position"), dim.axis]), dim.origin)
+def _times(dim: Dim, copies: int) -> Dim:
+    axis = dim.axis
+    if copies != 1 and axis is not None:
+        axis = merge([Axis(copies, "position"), axis])
+    return Dim(dim.size * copies, axis, dim.origin)
 
 
 # -- views ------------------------------------------------------------------------------------------------------
@@ -179,17 +172,16 @@ def _view_whole(s: Speech, x: Value, blocks: Blocks, target: Sequence[int]) -> A
     pieces: tuple[int, list[list[Dim]]] | None = None
     for source, result in blocks:
         if len(source) + len(result) > 2 and any(x.dims[i].size == 0 for i in source):
-            for i in source:
-                s.fix(x.dims[i])
+            s.fix(*[x.dims[i] for i in source])
             for i in result:
                 dims[i] = s.fixed(target[i])
             continue
-        origin = frozenset().union(*[x.dims[i].origin for i in source])
-        axis = _merged(s, [x.dims[i] for i in source])
+        old = [x.dims[i] for i in source]
+        origin = frozenset().union(*[d.origin for d in old])
+        axis = merge([d.axis or Axis(d.size) for d in old]) if any(d.axis for d in old) else None
         sizes = [target[i] for i in result]
         if len(result) == 1:
-            old = x.dims[source[0]]
-            dims[result[0]] = Dim(sizes[0], axis, origin, old.view if len(source) == 1 else None)
+            dims[result[0]] = Dim(sizes[0], axis, origin, old[0].view if len(source) == 1 else None)
             continue
         segments = _segments(s, axis, result, sizes, origin) if pieces is None else None
         if segments is not None:
@@ -204,20 +196,11 @@ def _view_whole(s: Speech, x: Value, blocks: Blocks, target: Sequence[int]) -> A
         return tuple(dims)
     at, alternatives = pieces
     block = next(result for _, result in blocks if at in result)
-    return segmented([x.with_dims(_replaced(dims, block, alternative)) for alternative in alternatives], at)
-
-
-def _replaced(dims: Sequence[Dim], places: Sequence[int], new: Sequence[Dim]) -> tuple[Dim, ...]:
-    result = list(dims)
-    for i, d in zip(places, new, strict=True):
-        result[i] = d
-    return tuple(result)
-
-
-def _merged(s: Speech, dims: Sequence[Dim]) -> Axis | None:
-    if all(d.axis is None for d in dims):
-        return None
-    return merge([d.axis or Axis(d.size) for d in dims])
+    parts = []
+    for alternative in alternatives:
+        new = dict(zip(block, alternative, strict=True))
+        parts.append(x.with_dims(tuple(new.get(i, d) for i, d in enumerate(dims))))
+    return segmented(parts, at)
 
 
 def _segments(
@@ -332,23 +315,15 @@ def _split_segments(s: Speech, x: Value, at: int, sizes: Sequence[int]) -> list[
                 queue.insert(0, rest)
             taken.append(head)
             size -= head.dims[at].size
-        results.append(segmented(taken, at) if taken else x.segments[0].with_dims(_empty(x.segments[0], at)))
+        dims = x.segments[0].dims
+        empty = x.with_dims((*dims[:at], Dim(0, None), *dims[at + 1 :]))
+        results.append(segmented(taken, at) if taken else empty)
     return results
 
 
-def _empty(x: Value, at: int) -> tuple[Dim, ...]:
-    return (*x.dims[:at], Dim(0, None), *x.dims[at + 1 :])
-
-
 @rule(
-    "split",
-    "split_with_sizes",
-    "unsafe_split",
-    "unsafe_split_with_sizes",
-    "chunk",
-    "unsafe_chunk",
-    segments=True,
-)
+    "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", segments=True
+)  # fmt: skip
 def split_rule(s: Speech, x: Value, sizes: Any, dim: int = 0) -> list[Value]:
     """Consecutive parts along a dimension."""
     at = wrap(dim, x.rank)
@@ -449,9 +424,8 @@ def stack(s: Speech, tensors: Sequence[Value], dim: int = 0) -> Value:
 def pad(s: Speech, x: Value, padding: Sequence[int], *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """A constant in front of and behind each dimension, given from the last one on."""
     dims = list(x.dims)
-    for k in range(len(padding) // 2):
-        at = x.rank - 1 - k
-        dims[at] = _padded(s, x, at, padding[2 * k], padding[2 * k + 1])
+    for at, front, back in zip(reversed(range(x.rank)), padding[::2], padding[1::2], strict=False):
+        dims[at] = _padded(s, x, at, front, back)
     return tuple(dims)
 
 
@@ -478,9 +452,8 @@ def positional(s: Speech, x: Value, *args: Any, **kwargs: Any) -> Any:
         at = wrap(args[0], x.rank)
         s.fix(x.dims[at])
         return (*x.dims[:at], s.fixed(s.shapes[0][at]), *x.dims[at + 1 :], s.fixed(s.shapes[0][-1]))
-    for d in x.dims:
-        s.fix(d)
-    return tuple(s.fixed(n) for n in s.shapes[0])
+    s.fix(*x.dims)
+    return fixed_dims(s.shapes[0])
 
 
 @rule("view_as_complex", "view_as_complex_copy")
@@ -502,6 +475,5 @@ def broadcast(s: Speech, tensors: Sequence[Value], *args: Any, **kwargs: Any) ->
     if s.call.name == "broadcast_tensors":
         return [expand(s, v) for v in tensors]
     for v in tensors:
-        for d in v.dims:
-            s.fix(d)
-    return [tuple(s.fixed(n) for n in shape) for shape in s.shapes]
+        s.fix(*v.dims)
+    return [fixed_dims(shape) for shape in s.shapes]

@@ -8,7 +8,7 @@ from typing import Any
 from lopt.graph.tracing.axes import Axis, merge, split
 from lopt.graph.tracing.ops.contraction import plus
 from lopt.graph.tracing.ops.table import rule
-from lopt.graph.tracing.speech import Speech
+from lopt.graph.tracing.speech import Speech, fixed_dims
 from lopt.graph.tracing.values import Dim, Value
 
 
@@ -36,9 +36,11 @@ def convolution(
         out = target
     depthwise = groups > 1 and groups == x.dims[1].size
     if depthwise and source.size == 1:
-        s.fix(source, "tap")
+        s.fix(source, why="tap")
     if not x.pure:
-        _name(s, weight, first, second, depthwise)
+        s.kind(weight, "depthwise" if depthwise else "weight")
+        for i, dim in enumerate(weight.dims):
+            s.role(dim, "out" if i == first else "in" if i == second else "tap")
     s.mark = None
     positions = _positions(s, x.dims[2:], weight.dims[2:], stride, padding)
     dims = (x.dims[0], Dim(out.size, out.axis, weight.dims[first].origin), *positions)
@@ -61,19 +63,13 @@ def _product(group: Dim, inner: Dim, groups: int) -> Dim:
     return Dim(groups * inner.size, merge(axes))
 
 
-def _name(s: Speech, weight: Value, out: int, into: int, depthwise: bool) -> None:
-    s.kind(weight, "depthwise" if depthwise else "weight")
-    for i, dim in enumerate(weight.dims):
-        s.role(dim, "out" if i == out else "in" if i == into else "tap")
-
-
 def _positions(
     s: Speech, dims: Sequence[Dim], taps: Sequence[Dim], stride: Sequence[int], padding: Sequence[int]
 ) -> list[Dim]:
     """Positions move under a kernel; a 1x1 kernel leaves each by itself."""
     results = []
     for dim, tap, size in zip(dims, taps, s.shapes[0][2:], strict=True):
-        s.fix(tap, "tap")
+        s.fix(tap, why="tap")
         if tap.size == 1 and size == dim.size and set(stride) == {1} and set(padding) == {0}:
             results.append(Dim(dim.size, dim.axis))
         else:
@@ -97,24 +93,18 @@ POOLING = (
 @rule(*POOLING)
 def resample(s: Speech, x: Value, *args: Any, **kwargs: Any) -> list[Any]:
     """Positions (whatever changes size, and all between) are mixed; leading dimensions go along."""
-    spatial = {"1": 1, "2": 2, "3": 3}.get(next((c for c in s.call.name if c in "123"), "2"), 2)
+    spatial = int(next(c for c in s.call.name if c.isdigit()))
     lead = x.rank - spatial
-    for d in x.dims[lead:]:
-        s.fix(d)
+    s.fix(*x.dims[lead:])
     return [(*x.dims[:lead], *[s.fixed(n) for n in shape[lead:]]) for shape in s.shapes]
 
 
 @rule(
-    "grid_sampler_2d",
-    "grid_sampler_3d",
-    "grid_sampler",
-    "_grid_sampler_2d_cpu_fallback",
-    "cudnn_grid_sampler",
-)
+    "grid_sampler_2d", "grid_sampler_3d", "grid_sampler", "_grid_sampler_2d_cpu_fallback", "cudnn_grid_sampler",
+)  # fmt: skip
 def grid_sample(s: Speech, x: Value, grid: Value, *args: Any) -> tuple[Dim, ...]:
     """Values of a feature grid (N, C, *positions) between its positions."""
-    for d in (*x.dims[2:], *grid.dims):
-        s.fix(d)
+    s.fix(*x.dims[2:], *grid.dims)
     if x.pure:
         s.kind(x, "embedding")
         for i, d in enumerate(x.dims):
@@ -125,16 +115,14 @@ def grid_sample(s: Speech, x: Value, grid: Value, *args: Any) -> tuple[Dim, ...]
 @rule("affine_grid_generator")
 def affine_grid(s: Speech, theta: Value, *args: Any) -> tuple[Dim, ...]:
     """Sampling positions from an affine map."""
-    for d in theta.dims:
-        s.fix(d)
-    return tuple(s.fixed(n) for n in s.shapes[0])
+    s.fix(*theta.dims)
+    return fixed_dims(s.shapes[0])
 
 
 @rule("im2col")
 def im2col(s: Speech, x: Value, kernel: Sequence[int], *args: Any) -> tuple[Dim, ...]:
     """(N, C, H, W) -> (N, C x taps, positions)."""
-    for d in x.dims[2:]:
-        s.fix(d)
+    s.fix(*x.dims[2:])
     channel, rows, places = x.dims[1], s.shapes[0][1], s.shapes[0][2]
     axis = merge([channel.axis or Axis(channel.size), Axis(rows // channel.size, "tap")])
     return (x.dims[0], Dim(rows, axis), s.fixed(places))
@@ -146,7 +134,7 @@ def col2im(s: Speech, x: Value, *args: Any) -> tuple[Dim, ...]:
     rows, channels = x.dims[1], s.shapes[0][1]
     assert rows.axis is not None
     channel, taps = split(rows.axis, [channels, rows.size // channels])
-    s.fix(Dim(rows.size // channels, taps), "tap")
+    s.fix(Dim(rows.size // channels, taps), why="tap")
     s.fix(x.dims[2])
     return (x.dims[0], Dim(channels, channel), *[s.fixed(n) for n in s.shapes[0][2:]])
 
@@ -156,22 +144,19 @@ def pixel_shuffle(s: Speech, x: Value, factor: int) -> tuple[Dim, ...]:
     """(N, C x r x r, H, W) -> (N, C, H x r, W x r)."""
     rows = x.dims[-3]
     channels = rows.size // factor**2
-    axis = rows.axis or Axis(rows.size)
-    channel, taps = split(axis, [channels, factor**2])
-    s.fix(Dim(factor**2, taps), "tap")
-    for d in x.dims[-2:]:
-        s.fix(d)
-    return (*x.dims[:-3], Dim(channels, channel), *[s.fixed(n) for n in s.shapes[0][-2:]])
+    channel, taps = split(rows.axis or Axis(rows.size), [channels, factor**2])
+    s.fix(Dim(factor**2, taps), why="tap")
+    s.fix(*x.dims[-2:])
+    return (*x.dims[:-3], Dim(channels, channel), *fixed_dims(s.shapes[0][-2:]))
 
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(s: Speech, x: Value, factor: int) -> tuple[Dim, ...]:
     """(N, C, H x r, W x r) -> (N, C x r x r, H, W)."""
-    for d in x.dims[-2:]:
-        s.fix(d)
+    s.fix(*x.dims[-2:])
     channel = x.dims[-3]
     axis = merge([channel.axis or Axis(channel.size), Axis(factor**2, "tap")])
-    return (*x.dims[:-3], Dim(axis.size, axis), *[s.fixed(n) for n in s.shapes[0][-2:]])
+    return (*x.dims[:-3], Dim(axis.size, axis), *fixed_dims(s.shapes[0][-2:]))
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
@@ -185,6 +170,5 @@ def channel_shuffle(s: Speech, x: Value, groups: int) -> tuple[Dim, ...]:
 def fft(s: Speech, x: Value, dims: Sequence[int], *args: Any) -> tuple[Dim, ...]:
     """A Fourier transform along some dimensions."""
     gone = {d % x.rank for d in dims}
-    for i in gone:
-        s.fix(x.dims[i])
+    s.fix(*[x.dims[i] for i in gone])
     return tuple(s.fixed(n) if i in gone else x.dims[i] for i, n in enumerate(s.shapes[0]))
