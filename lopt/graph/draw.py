@@ -10,9 +10,8 @@ Blocks that repeat are drawn once, in a frame that says how often.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -38,7 +37,6 @@ _COLOURS = {
 
 _READ, _WRITE = 0.3, 0.7
 """Where in its column a weight leaves the neurons it reads and meets those it feeds."""
-
 
 _HALO = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 
@@ -89,6 +87,7 @@ def figure(graph: GraphSpec, title: str = "") -> Figure:
     columns = 1 + max((arrow.column for arrow in arrows), default=0)
     lanes = 1 + max((bar.lane for bar in bars.values()), default=0)
     headroom = 0.4 if repeated else 0.0
+    # A Figure of its own, not pyplot's: those register themselves for good, and choose a window system.
     fig = Figure(figsize=(min(max(1.1 * columns, 7), 80), 1.6 + lanes + headroom))
     ax = fig.add_subplot()
     for group, bar in bars.items():
@@ -100,7 +99,14 @@ def figure(graph: GraphSpec, title: str = "") -> Figure:
             _draw_arrow(ax, arrow, bars, shift=0.09 * number)
     for fold in repeated:
         _draw_frame(ax, graph, fold, arrows, lanes)
-    _draw_parameter_names(ax, arrows, _names(repeated))
+    shared = {
+        same[0].name: shared_name([spec.name for spec in same])
+        for fold in repeated
+        for same in zip(*fold.blocks, strict=True)
+    }
+    for name, column in {arrow.parameter: arrow.column for arrow in arrows}.items():
+        text = shared.get(name, name)
+        ax.text(column + 0.5, -0.25, text, rotation=35, ha="right", va="top", fontsize=6.5, color="#444444")
     _draw_legend(ax, graph)
     ax.set_title("\n".join(filter(None, [title, totals(graph)])), fontsize=10, loc="left")
     ax.set_xlim(-0.3, columns + 0.3)
@@ -119,13 +125,8 @@ def _folded(graph: GraphSpec, repeated: Sequence[Fold]) -> list[ParameterSpec]:
     for fold in repeated:
         drawn = {spec.name for spec in fold.blocks[0]}
         moved = dict(zip(fold.groups(len(fold.blocks) - 1), fold.groups(0), strict=True))
-        specs = [spec if spec.name in drawn else _moved(spec, moved) for spec in specs]
+        specs = [spec if spec.name in drawn else spec.with_groups(moved) for spec in specs]
     return specs
-
-
-def _moved(spec: ParameterSpec, groups: Mapping[int, int]) -> ParameterSpec:
-    axes = tuple(tuple(tuple(groups.get(g, g) for g in segment) for segment in axis) for axis in spec.axes)
-    return replace(spec, axes=axes)
 
 
 def _arrows(graph: GraphSpec, specs: Sequence[ParameterSpec]) -> list[_Arrow]:
@@ -145,18 +146,16 @@ def _arrows(graph: GraphSpec, specs: Sequence[ParameterSpec]) -> list[_Arrow]:
 def _end(graph: GraphSpec, spec: ParameterSpec, segments: tuple[Segment, ...], role: str) -> Segment:
     """The neurons on the axis of a role; none where it is an empty axis, as that of a depthwise filter."""
     seen = [(r, neuron(graph, s)) for s, r in zip(segments, spec.roles, strict=True) if s]
-    own = [neurons for r, neurons in seen if r == role and not _is_empty(graph, neurons)]
+    groups = graph.groups
+    own = [
+        neurons
+        for r, neurons in seen
+        if r == role and any(groups[g].size > 1 or groups[g].kind != "tap" for g in neurons)
+    ]
     # The width of a class token (1, 1, width) is a tap to it, while the neurons that it feeds are those.
     instead = [neurons for r, neurons in seen if (role, r) == ("out", "tap")] if own else []
-    return next(filter(partial(_any_permutable, graph), own + instead), next(iter(own), ()))
-
-
-def _any_permutable(graph: GraphSpec, segment: Segment) -> bool:
-    return any(graph.groups[g].permutable for g in segment)
-
-
-def _is_empty(graph: GraphSpec, segment: Segment) -> bool:
-    return all(graph.groups[g].size == 1 and graph.groups[g].kind == "tap" for g in segment)
+    permutable = (neurons for neurons in own + instead if any(groups[g].permutable for g in neurons))
+    return next(permutable, next(iter(own), ()))
 
 
 def _bars(graph: GraphSpec, specs: Sequence[ParameterSpec], arrows: list[_Arrow]) -> dict[int, _Bar]:
@@ -213,18 +212,11 @@ def _draw_bar(ax: Axes, graph: GraphSpec, outer: int, bar: _Bar) -> None:
         )
     )  # fmt: skip
     middle = min((bar.start + bar.end) / 2, bar.start + 1.2)
-    ax.text(
-        middle,
-        bar.lane + 0.14,
-        _label(graph, outer, bar),
-        ha="center",
-        va="bottom",
-        fontsize=6.5,
-        zorder=4,
-        bbox=_HALO,
-    )
-    for kind, number in _stacked(bar.dots):
-        ax.plot(kind[0] + 0.07 * number, bar.lane, "o", color=_COLOURS[kind[1]], markersize=3.5)
+    text = _label(graph, outer, bar)
+    ax.text(middle, bar.lane + 0.14, text, ha="center", va="bottom", fontsize=6.5, zorder=4, bbox=_HALO)
+    for position, same in itertools.groupby(sorted(set(bar.dots)), key=lambda dot: dot[0]):
+        for number, (_, kind) in enumerate(same):
+            ax.plot(position + 0.07 * number, bar.lane, "o", color=_COLOURS[kind], markersize=3.5)
 
 
 def _label(graph: GraphSpec, outer: int, bar: _Bar) -> str:
@@ -234,12 +226,6 @@ def _label(graph: GraphSpec, outer: int, bar: _Bar) -> str:
     activations = (graph.groups[g].activation for g in (outer, *bar.inner))
     activation = next((f"\n{name}" for name in activations if name), "")
     return " x ".join(filter(None, [atoms[0], ", ".join(atoms[1:])])) + activation
-
-
-def _stacked(dots: list[tuple[float, str]]) -> Iterator[tuple[tuple[float, str], int]]:
-    """Each dot with its number among those at the same place."""
-    for _, same in itertools.groupby(sorted(set(dots)), key=lambda dot: dot[0]):
-        yield from ((dot, number) for number, dot in enumerate(same))
 
 
 def _draw_arrow(ax: Axes, arrow: _Arrow, bars: dict[int, _Bar], shift: float) -> None:
@@ -283,21 +269,6 @@ def _own(graph: GraphSpec, fold: Fold) -> str:
     others = set(fold.groups(1))
     own = [names[g] for g in dict.fromkeys(fold.groups(0)) if g not in others and graph.groups[g].permutable]
     return f"each its own {', '.join(own)}" if own else ""
-
-
-def _names(repeated: Sequence[Fold]) -> dict[str, str]:
-    """For each parameter that stands for several, what their names have in common."""
-    return {
-        same[0].name: shared_name([spec.name for spec in same])
-        for fold in repeated
-        for same in zip(*fold.blocks, strict=True)
-    }
-
-
-def _draw_parameter_names(ax: Axes, arrows: list[_Arrow], names: Mapping[str, str]) -> None:
-    for name, column in {arrow.parameter: arrow.column for arrow in arrows}.items():
-        text = names.get(name, name)
-        ax.text(column + 0.5, -0.25, text, rotation=35, ha="right", va="top", fontsize=6.5, color="#444444")
 
 
 def _draw_legend(ax: Axes, graph: GraphSpec) -> None:

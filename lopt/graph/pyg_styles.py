@@ -232,7 +232,7 @@ def _pairs(graph: GraphSpec, places: list[Place]) -> tuple[Tensor, Tensor, int]:
     taps = [_size(place.block, place.taps) for place in places]
     width = _fold_width(pairs, taps)
     first = list(itertools.accumulate([0, *(p * -(-t // width) for p, t in zip(pairs, taps, strict=True))]))
-    number = {id(place): k for k, place in enumerate(places)}
+    number = {id(place): k for k, place in enumerate(places)}  # slices have no hash before Python 3.12
 
     def row(place: Place) -> Tensor:
         k = number[id(place)]

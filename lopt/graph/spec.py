@@ -82,6 +82,11 @@ class ParameterSpec(TensorSpec):
     aliases: tuple[str, ...] = ()
     """Further names of the same tied tensor."""
 
+    def with_groups(self, new: Mapping[int, int]) -> ParameterSpec:
+        """The same parameter on other groups; those that `new` does not name stay."""
+        axes = tuple(tuple(tuple(new.get(g, g) for g in segment) for segment in axis) for axis in self.axes)
+        return replace(self, axes=axes)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -158,18 +163,15 @@ class GraphSpec:
         """The graph of some of the parameters, as if the others were not in the network."""
         keep = set(names)
         parameters = {name: spec for name, spec in self.parameters.items() if name in keep}
-        members = [tuple(m for m in group.members if m[0] in keep) for group in self.groups]
         used = {g for spec in parameters.values() for axis in spec.axes for segment in axis for g in segment}
         new_id = {old: new for new, old in enumerate(sorted(used))}
         groups = tuple(
-            replace(self.groups[old], id=new, members=members[old]) for old, new in sorted(new_id.items())
-        )
-        renumbered = {
-            name: replace(
-                spec, axes=tuple(tuple(tuple(new_id[g] for g in s) for s in axis) for axis in spec.axes)
+            replace(
+                self.groups[old], id=new, members=tuple(m for m in self.groups[old].members if m[0] in keep)
             )
-            for name, spec in parameters.items()
-        }
+            for old, new in new_id.items()
+        )
+        renumbered = {name: spec.with_groups(new_id) for name, spec in parameters.items()}
         return type(self)(renumbered, groups, {}, self.rung)
 
     def random_permutation(self, generator: torch.Generator | None = None) -> Permutation:
@@ -181,7 +183,8 @@ class GraphSpec:
         return {name: self._permute_one(name, tensor, permutation) for name, tensor in tensors.items()}
 
     def _permute_one(self, name: str, tensor: Tensor, permutation: Permutation) -> Tensor:
-        spec = self.parameters.get(name) or self.buffers.get(name) or self._alias_spec(name)
+        spec = self.parameters.get(name) or self.buffers.get(name)
+        spec = spec or next((s for s in self.parameters.values() if name in s.aliases), None)
         if spec is None:
             return tensor
         for dim, axis in enumerate(spec.axes):
@@ -190,9 +193,6 @@ class GraphSpec:
                     dim, axis_index(axis, self.groups, permutation).to(tensor.device)
                 )
         return tensor
-
-    def _alias_spec(self, name: str) -> TensorSpec | None:
-        return next((spec for spec in self.parameters.values() if name in spec.aliases), None)
 
 
 def axis_index(axis: AxisSpec, groups: tuple[AxisGroup, ...], permutation: Permutation) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +21,13 @@ def summary(graph: GraphSpec) -> str:
     """
     names = group_names(graph)
     parameters = [
-        (_name(spec), _shape(spec), axes_text(graph, spec, names), _kind(spec), f"{spec.depth:.2f}")
+        (
+            " = ".join([spec.name, *spec.aliases]),
+            " x ".join(map(str, spec.shape)) or "scalar",
+            axes_text(graph, spec, names),
+            "|".join(dict.fromkeys(spec.block_kinds)) or spec.kind,
+            f"{spec.depth:.2f}",
+        )
         for spec in graph.parameters.values()
     ]
     groups = [
@@ -65,24 +72,9 @@ def axes_text(graph: GraphSpec, spec: ParameterSpec, names: dict[int, str]) -> s
 
 
 def _segments(axis: Sequence[Segment], names: dict[int, str]) -> Iterator[str]:
-    texts = [" x ".join(names[g] for g in segment) or "1" for segment in axis]
-    start = 0
-    for end in range(1, len(texts) + 1):
-        if end == len(texts) or texts[end] != texts[start]:
-            yield texts[start] if end - start == 1 else f"{end - start}({texts[start]})"
-            start = end
-
-
-def _name(spec: ParameterSpec) -> str:
-    return " = ".join([spec.name, *spec.aliases])
-
-
-def _shape(spec: ParameterSpec) -> str:
-    return " x ".join(map(str, spec.shape)) or "scalar"
-
-
-def _kind(spec: ParameterSpec) -> str:
-    return "|".join(dict.fromkeys(spec.block_kinds)) or spec.kind
+    for text, equal in itertools.groupby(" x ".join(names[g] for g in segment) or "1" for segment in axis):
+        count = len(list(equal))
+        yield text if count == 1 else f"{count}({text})"
 
 
 def _members(group: AxisGroup) -> str:

@@ -29,10 +29,11 @@ from lopt.errors import GraphError, GraphWarning
 from lopt.graph.spec import GraphSpec
 from lopt.graph.tracing.assemble import assemble
 from lopt.graph.tracing.choices import EveryChoice
-from lopt.graph.tracing.interpreter import Interpreter, interpret
+from lopt.graph.tracing.interpreter import interpret
 from lopt.graph.tracing.isolation import input_tensors, output_tensors, plain_kernels, untouched
 from lopt.graph.tracing.leftovers import clear_frames, forget
 from lopt.graph.tracing.tape import Tape, recording
+from lopt.graph.tracing.values import Knowledge
 from lopt.graph.tracing.world import World
 from lopt.graph.untied import untied_graph
 
@@ -68,7 +69,7 @@ def _without_fakes(
     """The lower rungs of the ladder."""
     why = f"tracing without values failed ({_last_line(fake_error)})"
     if any(t.is_meta for t in [*model.parameters(), *model.buffers(), *input_tensors((args, kwargs))]):
-        if not _needs_values(fake_error):
+        if type(fake_error).__name__ not in _NEEDS_VALUES:
             raise _does_not_fit(model, fake_error) from fake_error
         return _untied(model, f"{why}, and there are no values on the meta device")
     try:
@@ -86,12 +87,12 @@ def _without_fakes(
     )
 
 
-def _needs_values(error: Exception) -> bool:
-    """Whether fake tensors, not the model, are at fault."""
-    names = {"DataDependentOutputException", "DynamicOutputShapeException", "UnsupportedOperatorException",
-             "UnsupportedFakeTensorException", "GuardOnDataDependentSymNode", "UnsupportedMutationAliasingException",
-             "NotImplementedError"}  # fmt: skip
-    return type(error).__name__ in names
+_NEEDS_VALUES = {
+    "DataDependentOutputException", "DynamicOutputShapeException", "UnsupportedOperatorException",
+    "UnsupportedFakeTensorException", "GuardOnDataDependentSymNode", "UnsupportedMutationAliasingException",
+    "NotImplementedError",
+}  # fmt: skip
+"""Errors of which fake tensors are at fault, not the model: by name, since PyTorch moves the classes about."""
 
 
 def _graph(model: nn.Module, tape: Tape, rung: str, remark: str | None) -> GraphSpec:
@@ -103,28 +104,21 @@ def _graph(model: nn.Module, tape: Tape, rung: str, remark: str | None) -> Graph
     kinds = {name: "parameter" if p.is_floating_point() else "fixed" for name, p in model.named_parameters()}
     kinds.update({name: "buffer" for name, _ in model.named_buffers()})
     interpreter = interpret(tape, kinds)
-    remarks = [remark] if remark else []
-    remarks += _failed_rules(interpreter) + _unknown_operations(interpreter)
+    remarks = [*filter(None, [remark]), *_remarks(interpreter.know)]
     if remarks:
-        warnings.warn("; ".join(remarks), GraphWarning, stacklevel=4)
+        # The level of whoever called `ParameterGraph.trace`: a remark comes by way of `_without_fakes`.
+        warnings.warn("; ".join(remarks), GraphWarning, stacklevel=5 if remark else 4)
     return assemble(interpreter, aliases(model), rung)
 
 
-def _failed_rules(interpreter: Interpreter) -> list[str]:
-    failed = sorted(interpreter.know.failed.items())
-    return [
-        f"the rule for the operation {op} has a mistake ({error}): what it touches stays in place"
-        for op, error in failed
-    ]
-
-
-def _unknown_operations(interpreter: Interpreter) -> list[str]:
-    failed = interpreter.know.failed
-    unknown = {op: names for op, names in interpreter.know.unknown.items() if names and op not in failed}
-    if not unknown:
-        return []
-    parts = [f"{op} (parameters {_listed(sorted(names))})" for op, names in sorted(unknown.items())]
-    return [f"no rule for the operation {'; '.join(parts)}: the axes that it touches stay in place"]
+def _remarks(know: Knowledge) -> Iterator[str]:
+    """What users should know of operations that nothing could be said of."""
+    for op, error in sorted(know.failed.items()):
+        yield f"the rule for the operation {op} has a mistake ({error}): what it touches stays in place"
+    unknown = {op: names for op, names in know.unknown.items() if names and op not in know.failed}
+    if unknown:
+        parts = [f"{op} (parameters {_listed(sorted(names))})" for op, names in sorted(unknown.items())]
+        yield f"no rule for the operation {'; '.join(parts)}: the axes that it touches stay in place"
 
 
 def _listed(names: list[str]) -> str:
@@ -157,13 +151,10 @@ def check_model(model: nn.Module) -> None:
             raise GraphError(f"expected dense real floating-point parameters, found {name} which is {fault}")
 
 
-_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-
-
 def check_code(model: nn.Module) -> None:
     """Raise `GraphError` for a model whose forward pass is not Python code of its own, telling what to pass."""
     kind = type(model).__name__
-    if isinstance(model, _PARALLEL):
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise GraphError(f"expected the network itself, found it wrapped in {kind}: pass model.module")
     scripted = next(
         (name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None
@@ -238,11 +229,13 @@ def _run_fake(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         clear_frames(error)
         raise
     finally:
+        # After `untouched` has put back what it knows of: what still holds a fake tensor now was out of its reach.
         forget(tape.release())
     return tape
 
 
 def _record_fake(model: nn.Module, tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # Real tensors may turn up: constants that the forward pass makes of lists, or keeps in closures.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     stand_ins = {name: _fake(mode, t) for name, t in [*model.named_parameters(), *model.named_buffers()]}
     real = input_tensors((args, kwargs))
@@ -266,6 +259,7 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
 def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], record: bool) -> Tape:
     """One forward pass on the real values, with copies of the buffers and inputs only."""
     parameters = dict(model.named_parameters())
+    # By storage, since a view of a parameter may be written to; copies of them could be more than fits in memory.
     storages = {p.untyped_storage().data_ptr() for p in parameters.values()}
 
     def refuse(written: list[Tensor]) -> None:

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from lopt.errors import GraphError
-from lopt.graph.spec import GraphSpec, Permutation, axis_index
+from lopt.graph.spec import AxisSpec, GraphSpec, Permutation, axis_index
+from lopt.graph.trace import check_inputs
 from lopt.graph.tracing.isolation import input_tensors, output_tensors, plain_kernels, untouched
 from lopt.graph.tracing.world import World
 from lopt.progress import tracked
@@ -107,7 +108,7 @@ def verify(
     """
     _check(graph, model, example_args)
     generator = generator or torch.Generator().manual_seed(0)
-    axes = _axes(graph)
+    axes = [(g.id, *m) for g in graph.groups if g.permutable and len(g.members) > 1 for m in g.members]
     limit = max_controls if max_controls is not None else len(axes) if graph.numel <= 10**6 else 64
     left = [axes[k] for k in sorted(torch.randperm(len(axes), generator=generator)[:limit].tolist())]
     max_error, total = 0.0, len(left)
@@ -139,20 +140,11 @@ def _check(graph: GraphSpec, model: nn.Module, example_args: Any) -> None:
             f"expected the model that the graph was traced from, found {name} with shape {found.get(name)} instead "
             f"of {expected.get(name)}: trace this model again"
         )
-    if not isinstance(example_args, tuple):
-        given = type(example_args).__name__
-        raise GraphError(
-            f"expected example inputs as a tuple of positional arguments, found {given}: write (x,) for x"
-        )
+    check_inputs(example_args)
     if any(b.is_meta for b in model.buffers()):
         raise GraphError(
             "expected a model whose buffers have values, found some on the meta device: build it on cpu"
         )
-
-
-def _axes(graph: GraphSpec) -> list[tuple[int, str, int]]:
-    """Every (group, tensor, axis) that can be uncoupled from something."""
-    return [(g.id, *m) for g in graph.groups if g.permutable and len(g.members) > 1 for m in g.members]
 
 
 def _moving(size: int, generator: torch.Generator) -> Tensor:
@@ -170,33 +162,28 @@ def _unnoticed(
     inert: list[Control] = []
     for k in tracked(range(len(axes)), "verifying" if progress else "", "control"):
         group, name, dim = axes[k]
-        alone = _permute_alone(graph, run.tensors[name], name, dim, {group: permutation[group]})
+        axis = (graph.parameters.get(name) or graph.buffers[name]).axes[dim]
+        index = axis_index(axis, graph.groups, {group: permutation[group]})
+        alone = run.tensors[name].index_select(dim, index.to(run.tensors[name].device))
         if _difference(reference, run({**run.tensors, name: alone})) > tolerance:
             continue
-        other = {**run.tensors, name: _redrawn(graph, run, name, dim, group)}
+        other = {**run.tensors, name: _redrawn(graph, run, axis, name, dim, group)}
         matters = _difference(reference, run(other)) > tolerance
         (undetected if matters else inert).append(Control(group, name, dim))
     return undetected, inert
 
 
-def _redrawn(graph: GraphSpec, run: _Runner, name: str, dim: int, group: int) -> Tensor:
+def _redrawn(graph: GraphSpec, run: _Runner, axis: AxisSpec, name: str, dim: int, group: int) -> Tensor:
     """The tensor with new entries wherever the group runs along the axis."""
-    spec = graph.parameters.get(name) or graph.buffers[name]
     tensor = run.tensors[name]
     inside = torch.zeros(tensor.shape[dim], dtype=torch.bool)
     start = 0
-    for segment in spec.axes[dim]:
+    for segment in axis:
         size = torch.Size(graph.groups[g].size for g in segment).numel()
         inside[start : start + size] = group in segment
         start += size
     shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
     return torch.where(inside.view(shape).to(tensor.device), run.randomised(tensor), tensor)
-
-
-def _permute_alone(graph: GraphSpec, tensor: Tensor, name: str, dim: int, permutation: Permutation) -> Tensor:
-    spec = graph.parameters.get(name) or graph.buffers[name]
-    index = axis_index(spec.axes[dim], graph.groups, permutation)
-    return tensor.index_select(dim, index.to(tensor.device))
 
 
 def _difference(a: list[Tensor], b: list[Tensor]) -> float:
@@ -269,15 +256,16 @@ class _Runner:
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """All output tensors."""
+        # Copies only where they are needed: a control would otherwise cost as much as all parameters.
         given = {n: t.clone() for n, t in tensors.items()} if self._writes else dict(tensors)
         return output_tensors(self._forward(given, _Widening()))
 
     def _forward(self, given: dict[str, Tensor], mode: TorchDispatchMode) -> Any:
         given.update({n: b.clone() for n, b in self.constants.items()})
         with untouched(self.model, self.world), torch.no_grad(), plain_kernels(), _double(), mode:
-            for module in self.model.modules():
+            for module in self.model.modules():  # not eval(): models override it, to load or fuse weights
                 module.__dict__["training"] = False
-            torch.manual_seed(0)
+            torch.manual_seed(0)  # what the model draws is the same in every run
             inputs = (self.args, self.kwargs)
             args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
             try:
@@ -340,6 +328,7 @@ class _Calibrating(_Widening):
         self.floor = floor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Written from inside the pass, layer by layer: what a norm sees depends on the statistics of those before it.
         if "batch_norm" in str(func) and len(args) > 4 and all(isinstance(a, Tensor) for a in args[3:5]):
             x, mean, variance = args[0], args[3], args[4]
             over = [d for d in range(x.dim()) if d != 1]

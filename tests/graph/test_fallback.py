@@ -94,6 +94,7 @@ def test_control_flow_by_values_is_read_from_a_recorded_forward_pass() -> None:
     ) as caught:
         graph = ParameterGraph.trace(model, (x,))
     assert len(caught) == 1
+    assert caught[0].filename == __file__, "the warning points at the line that asked for the graph"
     assert graph.rung == "recorded"
     expected = {
         "into.weight": ["s", "."], "into.bias": ["s"], "gate.weight": [".", "s"], "gate.bias": ["."],

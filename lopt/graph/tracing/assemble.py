@@ -73,6 +73,7 @@ def assemble(interpreter: Interpreter, aliases: dict[str, tuple[str, ...]], rung
 
 def settle(axes: Sequence[Axis]) -> None:
     """Rewrite (by ties or fixes, never by loosening) until every axis is a concatenation of products."""
+    # One rewrite at a time, and from the start again: it may change the inside of any axis, of those behind as well.
     while any(_settle(axis) for axis in axes):
         pass
 
@@ -86,15 +87,13 @@ def _settle(axis: Axis, outer: Sequence[Axis] = ()) -> bool:
         return any(_settle(child, outer) for child in root.children)
     for k, child in enumerate(map(find, root.children)):
         before = [*outer, *root.children[:k]]
-        if before and child.form == "concat" and not is_fixed(child) and not _repeatable(before, child):
+        if not before or child.form != "concat" or is_fixed(child):
+            continue
+        copies = math.prod(a.size for a in before) * len(child.children)
+        if copies > MAX_REPEATS or not all(map(is_fixed, before)):
             _same_or_fixed(child)
             return True
     return any(_settle(child, [*outer, *root.children[:k]]) for k, child in enumerate(root.children))
-
-
-def _repeatable(outer: Sequence[Axis], concat: Axis) -> bool:
-    copies = math.prod(a.size for a in outer)
-    return all(map(is_fixed, outer)) and copies * len(concat.children) <= MAX_REPEATS
 
 
 def _same_or_fixed(concat: Axis) -> None:
@@ -117,16 +116,16 @@ def segments(axis: Axis) -> list[Product]:
         return [s for child in root.children for s in segments(child)]
     if is_fixed(root) or not root.children:
         return [[Atom(tuple(leaves(root)), root.size)]]
-    options = [_factor(child) for child in root.children]
+    # A fixed factor is one atom, whatever its inside is; a fixed axis by itself keeps its segments.
+    options = [
+        [[Atom(tuple(leaves(child)), child.size)]] if is_fixed(child) else segments(child)
+        for child in root.children
+    ]
     repeated = max((k for k, option in enumerate(options) if k and len(option) > 1), default=0)
     if repeated:  # everything outside is fixed, so the concatenation can be written out
         copies = math.prod(root.children[i].size for i in range(repeated))
         options = [options[repeated] * copies, *options[repeated + 1 :]]
     return [_neighbours(list(itertools.chain(*choice))) for choice in itertools.product(*options)]
-
-
-def _factor(axis: Axis) -> list[Product]:
-    return [[Atom(tuple(leaves(axis)), axis.size)]] if is_fixed(axis) else segments(axis)
 
 
 def run_together(parts: list[Product], borders: set[int]) -> list[Product]:

@@ -91,7 +91,7 @@ def unify(a: Axis, b: Axis) -> Axis:
     segments = cut(product, [child.size for child in concat.children])
     if segments is None:
         return _give_up(a, b)
-    for segment, child in zip(segments, list(concat.children), strict=True):
+    for segment, child in zip(segments, concat.children, strict=True):
         unify(segment, child)
     return _link(find(product), find(concat))
 
@@ -155,6 +155,7 @@ def _bisect(axis: Axis, inner: int) -> tuple[Axis, Axis]:
 
 
 def _bisect_atom(root: Axis, inner: int) -> tuple[Axis, Axis]:
+    # In place: every tensor that shares the axis has the same factors from now on.
     halves = [_like(root, root.size // inner), _like(root, inner)]
     root.form, root.children = "product", halves
     return halves[0], halves[1]
@@ -177,7 +178,7 @@ def _bisect_product(root: Axis, inner: int) -> tuple[Axis, Axis] | None:
 def _bisect_concat(root: Axis, inner: int) -> tuple[Axis, Axis] | None:
     if any(child.size % inner for child in root.children):
         return None
-    halves = [_bisect(child, inner) for child in list(root.children)]
+    halves = [_bisect(child, inner) for child in root.children]
     return join([outer for outer, _ in halves]), unify_all([part for _, part in halves])
 
 
@@ -238,7 +239,7 @@ def _cut_concat(root: Axis, sizes: Sequence[int]) -> list[Axis] | None:
 
 def _unify_products(a: Axis, b: Axis) -> Axis:
     if [c.size for c in a.children] == [c.size for c in b.children]:
-        for x, y in zip(list(a.children), list(b.children), strict=True):
+        for x, y in zip(a.children, b.children, strict=True):
             unify(x, y)
         return _link(find(a), find(b))
     x, y = a.children[-1], b.children[-1]

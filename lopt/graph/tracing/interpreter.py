@@ -93,6 +93,7 @@ class Interpreter:
         self.speech.constant = False
         outputs = self._apply(call, args, kwargs, inputs)
         depth = self._depth(inputs)
+        # What data was written to is no longer pure, nor is any view of the same storage, made before or after.
         if call.writes and not all(v.pure for v in inputs):
             self._dirty.update(self.tape.infos[ref.index].storage for ref in call.writes)
         self._bind(refs, outputs, self.speech.constant or all(v.pure for v in inputs), depth)

@@ -22,7 +22,10 @@ def untouched(model: nn.Module, world: World) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy is not None else None
     settings = [(put, get()) for get, put in _SETTINGS]
-    with torch.random.fork_rng(devices=_devices(model)):
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(
+        devices=devices
+    ):  # not of all devices: asking one for its state initialises it
         try:
             with world.values_kept():
                 yield
@@ -36,6 +39,7 @@ def untouched(model: nn.Module, world: World) -> Iterator[None]:
 
 
 def _put_default_device(device: torch.device) -> None:
+    # Even the device that is set already would install a mode that every later call has to pass.
     if torch.get_default_device() != device:
         torch.set_default_device(device)
 
@@ -46,11 +50,6 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.is_grad_enabled, torch._C._set_grad_enabled),
 ]
 """What a forward pass may set for the whole process."""
-
-
-def _devices(model: nn.Module) -> list[int]:
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    return sorted(d.index or 0 for d in devices)
 
 
 @contextmanager

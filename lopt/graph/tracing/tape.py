@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,7 @@ class Tape:
         tags = getattr(func, "tags", ())
         targets = [] if torch.Tag.inplace_view in tags else written(func, args, kwargs)
         name, label = _names(func)
+        # Dimensions of a uniform tensor are nobody's only as long as nothing but a fill of all of it has written there.
         self.mutated.update(_storage(t) for t in targets if name + "_" not in FILLS or not _is_whole(t))
         writes = tuple(self.ref(t) for t in targets)
         arguments = (self.refs(args), self.refs(kwargs))
@@ -124,7 +125,7 @@ class Tape:
 
 def _storage(tensor: Tensor) -> int:
     try:
-        return tensor.untyped_storage()._cdata
+        return tensor.untyped_storage()._cdata  # the data pointer of every fake tensor is 0
     except (NotImplementedError, RuntimeError):  # sparse tensors have none
         return id(tensor)
 
@@ -173,7 +174,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.before is not None and func._schema.is_mutable:
             self.before(written(func, args, kwargs))
-        if self.paused or func.namespace == "prim":
+        if self.paused or func.namespace == "prim":  # questions about a tensor (its device), no operations
             return func(*args, **kwargs)
         call = self.tape.about_to(func, args, kwargs)
         outputs = func(*args, **kwargs)
@@ -191,25 +192,16 @@ class _WholeFunctions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.recorder.paused or not _hashable(func) or func not in FUNCTIONS:
+        if self.recorder.paused or func not in FUNCTIONS:
             return func(*args, **kwargs)
         call = self.recorder.tape.about_to(func, args, kwargs)
-        with self.recorder_paused():
-            outputs = func(*args, **kwargs)
-        self.recorder.tape.record(call, outputs)
-        return outputs
-
-    @contextmanager
-    def recorder_paused(self) -> Iterator[None]:
         self.recorder.paused = True
         try:
-            yield
+            outputs = func(*args, **kwargs)
         finally:
             self.recorder.paused = False
-
-
-def _hashable(func: Any) -> bool:
-    return getattr(func, "__hash__", None) is not None
+        self.recorder.tape.record(call, outputs)
+        return outputs
 
 
 @contextmanager
@@ -218,7 +210,5 @@ def recording(
 ) -> Iterator[None]:
     """Record what runs inside on the tape (nothing if paused), calling `before` on what is about to be written to."""
     recorder = Recorder(tape, before, paused)
-    with ExitStack() as stack:
-        stack.enter_context(recorder)
-        stack.enter_context(_WholeFunctions(recorder))
+    with recorder, _WholeFunctions(recorder):
         yield

@@ -157,7 +157,7 @@ class World:
             code = _code_of(member)
             if code is None or name in self._mentioned or name.startswith("__"):
                 self._queue.append(code or member)
-            else:  # until something names it
+            else:  # until something names it: all methods of all classes would reach half of what is loaded
                 self._waiting.setdefault(name, []).append(code)
 
     def _object(self, value: Any) -> None:
@@ -231,7 +231,7 @@ def _of_dict(value: dict[Any, Any]) -> Undo:
             k is a and v is b for (k, v), (a, b) in zip(now, before, strict=True)
         ):
             return
-        kind.clear(value)
+        kind.clear(value)  # rather than entry by entry: the order is part of what was there
         for key, content in before:
             kind.__setitem__(value, key, content)
 
@@ -318,7 +318,10 @@ def _of_tensor(tensor: Tensor) -> Undo:
     # What a transform of torch.func has left behind (an LSTM keeps its weights in a list) can be neither used nor set.
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return lambda: None
-    own, needs = tensor.detach(), tensor.requires_grad
+    own, needs = (
+        tensor.detach(),
+        tensor.requires_grad,
+    )  # not the values: those are for `values_kept`, if written to
     grad = tensor.grad if tensor.is_leaf else None
 
     def undo() -> None:
@@ -361,18 +364,16 @@ class _Guard(TorchDispatchMode):
         kwargs = kwargs or {}
         if func._schema.is_mutable:
             for tensor in written(func, args, kwargs):
-                self._save(*_place(tensor)[:1])
+                for storage in _place(tensor)[:1]:
+                    if storage in self.tensors and storage not in self.saved:
+                        self.saved[storage] = _with_copy(self.tensors[storage])
         return func(*args, **kwargs)
 
-    def _save(self, storage: int | None = None) -> None:
-        if storage in self.tensors and storage not in self.saved:
-            with no_dispatch():  # else, on fake tensors, the copy would be fake as well
-                whole = _whole(self.tensors[storage])
-                self.saved[storage] = (whole, whole.clone())
 
-
-def _whole(tensor: Tensor) -> Tensor:
-    """All of what the tensor's storage holds, of which the tensor may be a part."""
-    storage = tensor.untyped_storage()
-    flat = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    return flat.set_(storage, 0, (storage.nbytes(),), (1,))
+def _with_copy(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """All of what the tensor's storage holds, of which the tensor may be a part, and a copy of that."""
+    with no_dispatch():  # else, on fake tensors, the copy would be fake as well
+        storage = tensor.untyped_storage()
+        flat = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+        whole = flat.set_(storage, 0, (storage.nbytes(),), (1,))
+        return whole, whole.clone()

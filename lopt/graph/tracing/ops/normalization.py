@@ -72,7 +72,7 @@ def _keep_groups(axis: Axis, size: int) -> None:
     """Split each concatenated part into groups by itself: the parts share no channels."""
     root = find(axis)
     if root.form == "concat" and all(find(child).size % size == 0 for child in root.children):
-        for child in list(root.children):
+        for child in root.children:
             _keep_groups(child, size)
     elif size > 1 and root.size > size:
         split(root, [root.size // size, size])

@@ -95,8 +95,8 @@ def _layers(s: Speech, kind: str, x: Dim, states: Sequence[Value], flat: Sequenc
     return x, axes
 
 
-class Padded(NamedTuple):
-    """The arguments of a recurrent layer for sequences of one length, in ATen's order."""
+class Arguments(NamedTuple):
+    """Of a recurrent layer, in ATen's order but for the batch sizes of packed sequences."""
 
     data: Value
     states: Any
@@ -106,28 +106,15 @@ class Padded(NamedTuple):
     dropout: float
     train: bool
     bidirectional: bool
-    batch_first: bool
-
-
-class Packed(NamedTuple):
-    """The same for packed sequences."""
-
-    data: Value
-    batch_sizes: Value
-    states: Any
-    weights: Sequence[Value]
-    biased: bool
-    layers: int
-    dropout: float
-    train: bool
-    bidirectional: bool
+    batch_first: bool | None = None
 
 
 @rule("lstm", "gru", "rnn")
 def layers(s: Speech, *args: Any) -> list[Any]:
     """All layers of a network: output, last hidden states and, of an LSTM, last cell states."""
+    # Behind the data come the batch sizes of packed sequences, or the states; then states, or weights.
     packed = isinstance(args[1], Value) and isinstance(args[3], list | tuple)
-    given = Packed(*args) if packed else Padded(*args)
+    given = Arguments(args[0], *args[1 + packed :])
     x, feature = given.data, 1 if packed else 2
     states = [given.states] if isinstance(given.states, Value) else list(given.states)
     directions = 2 if given.bidirectional else 1
