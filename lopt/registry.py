@@ -145,7 +145,8 @@ def checked(init: F) -> F:
 
     @functools.wraps(init)
     def checking(self: Any, *args: Any, **options: Any) -> None:
-        cls = type(self)
+        # Not type(self): a subclass with options of its own hands these on.
+        cls = next(base for base in type(self).__mro__ if vars(base).get("__init__") is checking)
         try:
             settings[cls] = settings.get(cls) or settings_of(cls, cls.__name__)
             arguments = settings[cls](**dict(zip(names, args, strict=False)), **options)

@@ -14,10 +14,10 @@ DESCRIPTION = """Tune each baseline (learning rates x schedules, on validation s
 with every rule and baseline: to the given number of steps, and to a multiple of it with the same settings.
 
 Prints a table, and writes curves.png and results.json to the --out folder (one folder below it for each
-task if there are several). A baseline is sgd, adam, adamw, adafactor, lion, muon, schedule_free_adamw,
-the name of a class of torch.optim, or the dotted name of any optimizer class. "(edge)" marks a learning
-rate at the end of its grid. With several tasks each baseline is shown twice: tuned for the task, and at the
-one setting that is best over all tasks.
+task if there are several). A baseline is sgd, adam, adamw, adafactor, lion, muon, normuon, soap_muon,
+schedule_free_adamw, the name of a class of torch.optim, or the dotted name of any optimizer class.
+"(edge)" marks a learning rate at the end of its grid. With several tasks each baseline is shown twice: tuned for
+the task, and at the one setting that is best over all tasks.
 
 examples:
   lopt compare runs/demo --task digits-mlp

@@ -63,8 +63,9 @@ def compare(
         rules: by the name to show; learned rules, any others, or what `lopt.load_rule` takes. The first one is the
             summary's "learned".
         tasks: tasks, or their names.
-        baselines: "sgd", "adam", "adamw", "adafactor", "lion", "muon", "schedule_free_adamw", a class of
-            torch.optim ("NAdam"), or any optimizer's dotted name ("pytorch_optimizer.SOAP").
+        baselines: "sgd", "adam", "adamw", "adafactor", "lion", "muon", "normuon", "soap_muon",
+            "schedule_free_adamw", a class of torch.optim ("NAdam"), or any optimizer's dotted name
+            ("pytorch_optimizer.SOAP").
         steps: the horizon, also of the tuning unless `budget` says otherwise.
         seeds: test seeds; none may be among the budget's.
         budget: of the tuning of each baseline on each task; None: `Budget(steps=steps)`.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
@@ -61,7 +61,7 @@ def make_optimizer(rule: Rule, task: Task, params: dict[str, Tensor]) -> torch.o
     """torch's own optimizer where there is one for a classical rule, `LearnedOptimizer` for every other rule."""
     leaves: Any = list(params.values())
     if isinstance(rule, TorchOptim):
-        return rule.build(leaves)
+        return rule.build({name: cast(torch.nn.Parameter, leaf) for name, leaf in params.items()}, task.graph)
     if isinstance(rule, SGD):
         return torch.optim.SGD(
             leaves, rule.lr, rule.momentum, rule.dampening, rule.weight_decay, nesterov=rule.nesterov

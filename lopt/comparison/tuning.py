@@ -118,6 +118,8 @@ BASELINES: dict[str, Baseline] = {
     "adafactor": Baseline(CLASSICAL["adafactor"], 3e-2),
     "lion": Baseline(CLASSICAL["lion"], 3e-4),
     "muon": Baseline(CLASSICAL["muon"], 1e-2),
+    "normuon": Baseline(CLASSICAL["normuon"], 1e-2),
+    "soap_muon": Baseline(CLASSICAL["soap_muon"], 1e-2),
     "schedule_free_adamw": Baseline(CLASSICAL["schedule_free_adamw"], 1e-2),
 }
 """The baselines by name; "sgd" has momentum 0.9."""

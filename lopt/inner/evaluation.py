@@ -196,16 +196,16 @@ class _Apart(_Together):
         self.networks = []
         for k in range(len(self.alive)):
             params = {name: torch.nn.Parameter(p[k].clone()) for name, p in self.params.items()}
-            self.networks.append((params, self.rule.rule.build(list(params.values()))))
-        self.lr = float(self.networks[0][1].param_groups[0]["lr"])
+            self.networks.append((params, self.rule.rule.build(params, self.rule.graph)))
+        self.rates_at_first = [float(group["lr"]) for group in self.networks[0][1].param_groups]
 
     def update(self, batch: Batch, rates: Tensor) -> Tensor:
         gradients, loss = torch.vmap(torch.func.grad_and_value(self.task.loss))(self.params, batch)
         for k, (params, optimizer) in enumerate(self.networks):
             for name, p in params.items():
                 p.grad = gradients[name][k].clone()
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr * float(rates[k])
+            for group, lr in zip(optimizer.param_groups, self.rates_at_first, strict=True):
+                group["lr"] = lr * float(rates[k])
             optimizer.step()
         self.gather()
         return loss

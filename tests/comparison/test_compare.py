@@ -147,10 +147,20 @@ def test_rules_and_tasks_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["torch.optim.NAdam", "torch.optim.Muon", "tests.comparison.stranger.Counting"]
+    "name",
+    [
+        "torch.optim.NAdam",
+        "torch.optim.Muon",
+        "tests.comparison.stranger.Counting",
+        "tests.comparison.stranger.Flagged",
+        "pytorch_optimizer.SOAP",
+        "pytorch_optimizer.NorMuon",
+        "pytorch_optimizer.ScheduleFreeAdamW",
+    ],
 )
 def test_any_optimizer_by_its_dotted_name(name: str) -> None:
-    """Also one that takes matrices alone, and one that remembers more than tensors between its steps."""
+    """Also one that takes matrices alone, one that remembers more than tensors, and one that wants flags."""
+    pytest.importorskip(name.partition(".")[0])
     found = compare(
         {"x": SGD(0.1)}, [TwoMoons()], [name], steps=20, seeds=[7], budget=replace(BUDGET, steps=20)
     )

@@ -8,8 +8,10 @@ from lopt.rules.classical.adam import Adam, AdamW
 from lopt.rules.classical.base import ClassicalRule
 from lopt.rules.classical.lion import Lion
 from lopt.rules.classical.muon import Muon
+from lopt.rules.classical.normuon import NorMuon
 from lopt.rules.classical.schedule_free import ScheduleFreeAdamW
 from lopt.rules.classical.sgd import SGD
+from lopt.rules.classical.soap_muon import SoapMuon
 from lopt.rules.classical.torch_optim import TorchOptim
 
 CLASSICAL: dict[str, Callable[..., Rule]] = {
@@ -19,6 +21,8 @@ CLASSICAL: dict[str, Callable[..., Rule]] = {
     "adafactor": Adafactor,
     "lion": Lion,
     "muon": Muon,
+    "normuon": NorMuon,
+    "soap_muon": SoapMuon,
     "schedule_free_adamw": ScheduleFreeAdamW,
 }
 """The classical rules by name; each is called with its hyperparameters, `lr` among them."""
@@ -32,6 +36,8 @@ __all__ = [
     "ClassicalRule",
     "Lion",
     "Muon",
+    "NorMuon",
     "ScheduleFreeAdamW",
+    "SoapMuon",
     "TorchOptim",
 ]

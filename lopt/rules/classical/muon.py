@@ -12,6 +12,9 @@ from lopt.registry import checked
 from lopt.rules.classical.adam import AdamW
 from lopt.rules.classical.base import Amount, ClassicalRule, decay, zeros
 
+RMS = 0.2
+"""Of a step of AdamW, and so of an orthogonalised one, over the learning rate."""
+
 
 class Muon(ClassicalRule):
     """m <- b m + (1 - b) g;  p <- p - lr (s O + weight_decay p), O = newton_schulz((1 - b) g + b m).
@@ -50,9 +53,12 @@ class Muon(ClassicalRule):
     def step(self, grad: Tensor, state: dict[str, Tensor], param: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         momentum = state["momentum"].lerp(grad, 1 - self.momentum)
         update = grad.lerp(momentum, self.momentum) if self.nesterov else momentum
-        matrix = update.flatten(1)
-        scale = 0.2 * max(matrix.shape) ** 0.5
-        orthogonal = newton_schulz(matrix).reshape(param.shape)
-        return decay(param, self.lr * self.weight_decay) - self.lr * scale * orthogonal, {
-            "momentum": momentum
-        }
+        direction, own = self.direction(update.flatten(1), grad.flatten(1), state)
+        delta = decay(param, self.lr * self.weight_decay) - self.lr * direction.reshape(param.shape)
+        return delta, {"momentum": momentum, **own}
+
+    def direction(
+        self, update: Tensor, grad: Tensor, state: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """s O of one matrix (rows, columns), and the next state of what it remembers besides the momentum."""
+        return RMS * max(update.shape) ** 0.5 * newton_schulz(update), {}

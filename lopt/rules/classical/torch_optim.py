@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from inspect import signature
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
+from lopt.graph.tensor_classes import is_hidden_matrix
 from lopt.rules.base import Rule, State, Tensors, working_dtype
 
 EXCLUDED = {"Optimizer", "LBFGS", "SparseAdam"}
@@ -30,30 +32,60 @@ class TorchOptim(Rule):
         super().__init__()
         self.optimizer = optimizer_class(optimizer) if isinstance(optimizer, str) else optimizer
         self.options = options
-        self._made([torch.nn.Parameter(torch.zeros(1, 1))])
-        try:
-            self._made([torch.nn.Parameter(torch.zeros(1))])
-        except ConfigError:
-            self.matrices_only = True
-        else:
-            self.matrices_only = False
+        self.takes = self._what_it_takes()
 
-    def build(self, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, params: Mapping[str, torch.nn.Parameter], graph: ParameterGraph) -> torch.optim.Optimizer:
         """The optimizer itself, for use in an ordinary training loop.
 
-        One that takes matrices alone, as Muon does, has AdamW at the same learning rate for the rest.
+        Of those for hidden matrices, one that takes matrices alone (`torch.optim.Muon`) has AdamW at the same learning
+        rate for the rest, and one with an AdamW of its own (`use_muon` in its groups) keeps its own ratio of the rates.
         """
-        if not self.matrices_only:
-            return self._made(params)
-        matrices, others = [p for p in params if p.dim() == 2], [p for p in params if p.dim() != 2]
-        if not matrices:
-            raise ConfigError(f"{self.optimizer.__name__} takes matrices alone, and the network has none")
-        return WithAdamW(self._made(matrices), others) if others else self._made(matrices)
+        if self.takes == "all":
+            return self._made(list(params.values()))
+        hidden = {name for name in params if is_hidden_matrix(graph, name)}
+        if self.takes == "matrices":
+            hidden = {name for name in hidden if params[name].dim() == 2}
+        matrices = [p for name, p in params.items() if name in hidden]
+        others = [p for name, p in params.items() if name not in hidden]
+        if self.takes == "flagged":
+            return self._made(self._flagged(matrices, others))
+        if not others:
+            return self._made(matrices)
+        # From a matrix of no network, where the network has none: the rate is the optimizer's in any case.
+        optimizer = self._made(matrices or [torch.nn.Parameter(torch.zeros(1, 1))])
+        return WithAdamW(optimizer, others)
 
-    def _made(self, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    def _what_it_takes(self) -> Literal["all", "matrices", "flagged"]:
+        matrix, vector = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((1, 1), (1,)))
+        try:
+            self._made([matrix])
+        except ConfigError as error:
+            try:
+                self._made(self._flagged([matrix], [vector]))
+            except ConfigError:
+                raise error from None
+            return "flagged"
+        try:
+            self._made([vector])
+        except ConfigError:
+            return "matrices"
+        return "all"
+
+    def _flagged(self, matrices: list[torch.nn.Parameter], others: list[torch.nn.Parameter]) -> list[Any]:
+        usual = {n: p.default for n, p in signature(self.optimizer).parameters.items()}
+        rate = {}
+        if "adamw_lr" in usual and "adamw_lr" not in self.options:
+            rate = {"lr": self.options.get("lr", usual["lr"]) * usual["adamw_lr"] / usual["lr"]}
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "use_muon": True},
+            {"params": others, "use_muon": False, **rate},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def _made(self, params: list[Any]) -> torch.optim.Optimizer:
         try:
             return self.optimizer(params, **self.options)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             name = self.optimizer.__name__
             raise ConfigError(f"{name} refused its options or parameters: {error}") from error
 
@@ -68,7 +100,7 @@ class TorchOptim(Rule):
         copies = {
             n: torch.nn.Parameter(p.detach().to(working_dtype(p), copy=True)) for n, p in params.items()
         }
-        optimizer = self.build(list(copies.values()))
+        optimizer = self.build(copies, graph)
         for name, copy in copies.items():
             copy.grad = grads[name].detach().to(copy.dtype, copy=True)
             if state[name]:
@@ -86,6 +118,8 @@ class WithAdamW(torch.optim.Optimizer):
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         # The parts' own groups, so that a learning rate set here is theirs.
         self.param_groups = [group for part in self.parts for group in part.param_groups]
+        for part in self.parts:
+            part.state = self.state  # one for both, so that what is put into it reaches them
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for part in self.parts:
