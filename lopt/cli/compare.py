@@ -69,7 +69,12 @@ def run(args: argparse.Namespace) -> int:
     folder = user_path(args.out)
     # A place that cannot be written is noticed before any long work.
     folder.mkdir(parents=True, exist_ok=True)
-    budget = Budget(args.rates, tuple(args.schedules), tuple(range(1, 1 + args.tuning_seeds)), args.steps)
+    budget = Budget(
+        learning_rates=args.rates,
+        schedules=args.schedules,
+        seeds=tuple(range(1, 1 + args.tuning_seeds)),
+        steps=args.steps,
+    )
     results = compare(
         rules, list(tasks.values()), args.baselines, steps=args.steps, seeds=fresh_seeds(args.seeds),
         budget=budget, long_factor=args.long,

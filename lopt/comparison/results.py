@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from lopt.comparison.figures import Figures, as_json
+from lopt.comparison.figures import Figures
 from lopt.comparison.tuning import Tuned
 
 HORIZONS = ("horizon", "long_horizon")
@@ -59,7 +59,7 @@ class TaskComparison:
             "steps": self.steps,
             "long_steps": self.long_steps,
             "seeds": list(self.seeds),
-            "tuned": {name: as_json(asdict(found)) for name, found in self.tuned.items()},
+            "tuned": {name: found.record() for name, found in self.tuned.items()},
             "entries": {name: entry.record() for name, entry in self.entries.items()},
             "best_baseline": self.best_baseline,
             "summary": self.summary(),

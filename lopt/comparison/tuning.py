@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from inspect import signature
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from lopt.comparison.figures import finite
+from lopt.config import Count, Settings, Several, to_mapping
 from lopt.errors import ConfigError
 from lopt.inner.evaluation import Curves, train_networks
 from lopt.inner.task import Task
@@ -44,27 +47,26 @@ CRITERIA: dict[str, Criterion] = {f.__name__: f for f in (mean_train_loss, final
 """What a baseline can be tuned for, by name."""
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What the tuning of one baseline may cost: every learning rate with every schedule on every seed."""
+class Budget(Settings):
+    """What the tuning of one baseline may cost: every learning rate with every schedule on every seed.
 
-    learning_rates: int = 7
+    Raises `ConfigError` for a value that is not allowed.
+    """
+
+    learning_rates: Annotated[int, Field(ge=1, le=100)] = 7
     """How many learning rates, half a decade apart, around the baseline's usual one."""
-    schedules: tuple[str, ...] = ("constant", "cosine")
-    seeds: tuple[int, ...] = (1, 2, 3)
+    schedules: Annotated[Several[Literal["constant", "cosine", "one_cycle"]], Field(min_length=1)] = (
+        "constant",
+        "cosine",
+    )
+    """Out of `lopt.numerics.schedules.SCHEDULES`."""
+    seeds: Annotated[Several[int], Field(min_length=1)] = (1, 2, 3)
     """Validation seeds; a comparison's test seeds must be others."""
-    steps: int = 300
-    criterion: str = "mean_train_loss"
+    steps: Count = 300
+    criterion: Literal["mean_train_loss", "final_train_loss", "validation_loss"] = "mean_train_loss"
     """One of `CRITERIA`."""
-    extend: int = 2
+    extend: Annotated[int, Field(ge=0, le=100)] = 2
     """How many more learning rates may be tried beyond an end of the grid where the best one lies."""
-
-    def __post_init__(self) -> None:
-        _require(self.learning_rates >= 1, "learning_rates of at least 1", self.learning_rates)
-        _require(self.steps >= 1, "steps of at least 1", self.steps)
-        _require(len(self.schedules) > 0, "at least one schedule", self.schedules)
-        _require(len(self.seeds) > 0, "at least one seed", self.seeds)
-        _require(self.criterion in CRITERIA, f"a criterion out of {', '.join(CRITERIA)}", self.criterion)
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,13 @@ class Tuned:
             Trial(t["lr"], t["schedule"], math.inf if t["score"] is None else t["score"])
             for t in record["trials"]
         ]
-        budget: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in record["budget"].items()
-        }
-        return cls(**own, trials=tuple(trials), budget=Budget(**budget))
+        return cls(**own, trials=tuple(trials), budget=Budget(**record["budget"]))
+
+    def record(self) -> dict[str, Any]:
+        """The inverse of `read`."""
+        own = {"lr": self.lr, "schedule": self.schedule, "at_edge": self.at_edge}
+        trials = [{**asdict(trial), "score": finite(trial.score)} for trial in self.trials]
+        return {**own, "trials": trials, "budget": to_mapping(self.budget)}
 
 
 @dataclass(frozen=True)
@@ -221,8 +226,3 @@ def _round(lr: float) -> float:
 
 def _key(trial: Trial) -> tuple[str, float]:
     return trial.schedule, trial.lr
-
-
-def _require(condition: bool, expected: str, found: Any) -> None:
-    if not condition:
-        raise ConfigError(f"budget: expected {expected}, found {found!r}")

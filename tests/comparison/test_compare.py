@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,7 @@ def test_table_shows_every_entry_at_both_horizons(comparison: Comparison, result
 
 def test_several_tasks_have_baselines_at_one_setting_too(tmp_path: Path) -> None:
     tasks = [TwoMoons(), Quadratic()]
-    found = compare({"x": SGD(0.1)}, tasks, ["sgd"], steps=20, seeds=[7], budget=replace(BUDGET, steps=20))
+    found = compare({"x": SGD(0.1)}, tasks, ["sgd"], steps=20, seeds=[7], budget=BUDGET.but(steps=20))
     assert [task.task for task in found.tasks] == ["two_moons", "quadratic"]
     scores = [{(t.lr, t.schedule): t.score for t in task.tuned["sgd"].trials} for task in found.tasks]
     product = {s: scores[0][s] * scores[1][s] for s in scores[0]}
@@ -161,9 +160,7 @@ def test_rules_and_tasks_by_name() -> None:
 def test_any_optimizer_by_its_dotted_name(name: str) -> None:
     """Also one that takes matrices alone, one that remembers more than tensors, and one that wants flags."""
     pytest.importorskip(name.partition(".")[0])
-    found = compare(
-        {"x": SGD(0.1)}, [TwoMoons()], [name], steps=20, seeds=[7], budget=replace(BUDGET, steps=20)
-    )
+    found = compare({"x": SGD(0.1)}, [TwoMoons()], [name], steps=20, seeds=[7], budget=BUDGET.but(steps=20))
     entry = found.tasks[0].entries[name]
     assert entry.horizon.diverged == 0
     first, *_, last = entry.horizon.curve.train_loss[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,7 +35,7 @@ def test_finds_the_rate_known_to_be_best() -> None:
     """A quadratic with curvature c = 1 alone is solved in one step at lr = 1."""
     task = Quadratic()
     task.curvature = torch.ones(6)
-    tuned = tune(Baseline(SGD, 0.1), task, replace(SMALL, schedules=("constant",), learning_rates=5))
+    tuned = tune(Baseline(SGD, 0.1), task, SMALL.but(schedules=("constant",), learning_rates=5))
     assert tuned.lr == 1.0
     assert math.isfinite(tuned.trials[0].score)
 
@@ -48,21 +47,21 @@ def test_edge_is_reported_and_the_grid_extended_on_request() -> None:
     short = tune(low, task, SMALL)
     assert short.at_edge
     assert short.lr == 0.1
-    long = tune(low, task, replace(SMALL, extend=5))
+    long = tune(low, task, SMALL.but(extend=5))
     assert not long.at_edge
     assert long.lr == 1.0
     assert len({trial.lr for trial in long.trials}) == 6, "3 and then 0.32, 1.0, 3.2"
 
 
 def test_diverged_settings_score_infinity() -> None:
-    tuned = tune(Baseline(SGD, 3.2), Quadratic(), replace(SMALL, schedules=("constant",)))
+    tuned = tune(Baseline(SGD, 3.2), Quadratic(), SMALL.but(schedules=("constant",)))
     assert [math.isinf(trial.score) for trial in tuned.trials] == [False, True, True]
 
 
 @pytest.mark.parametrize("criterion", ["final_train_loss", "validation_loss"])
 def test_other_criteria(criterion: str) -> None:
     task = TwoMoons()
-    tuned = tune(BASELINES["adam"], task, replace(SMALL, criterion=criterion))
+    tuned = tune(BASELINES["adam"], task, SMALL.but(criterion=criterion))
     bound = BASELINES["adam"].make(tuned.lr).on(task.graph)
     curves = train_networks(bound, task, [1, 2], 25, schedule=tuned.schedule)
     score = {
@@ -98,9 +97,9 @@ def test_unknown_baseline() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seeds": ()}, "at least one seed"),
-        ({"criterion": "loss"}, "criterion out of"),
-        ({"steps": 0}, "found 0"),
+        ({"seeds": ()}, "seeds: expected at least 1 of them"),
+        ({"criterion": "loss"}, "criterion: expected one of"),
+        ({"steps": 0}, "steps: expected a number at least 1, found 0"),
     ],
 )
 def test_bad_budget(options: dict[str, Any], message: str) -> None:

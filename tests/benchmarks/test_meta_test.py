@@ -1,0 +1,96 @@
+"""The meta-test table: what chooses a rate, what is counted, and that finished rows are not done again."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import meta_test
+from benchmarks.runner.kinds import compared, fixed_setting, geometric, steps_to, summarise, table
+
+
+def setting(lr: float, loss: float | None, final: float | None = None) -> dict[str, Any]:
+    """Validation loss `loss`, and a curve that falls to `final`, which is the held-out loss, too."""
+    final = loss if final is None else final
+    return {"lr": lr, "validation": [loss], "final": [final], "test": [final], "curve": [4.0, final, final]}
+
+
+BUDGET = {"steps": 30, "rates": 2, "seeds": 1, "tuning_seeds": 1}
+
+
+def row(kind: str, optimizer: str, settings: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "optimizer": optimizer,
+        "rule": optimizer == "mine",
+        "budget": BUDGET,
+        "settings": settings,
+    }
+
+
+ROWS = [
+    row("a", "adamw", [setting(0.1, 1.0), setting(0.2, 2.0)]),
+    row("b", "adamw", [setting(0.1, 9.0), setting(0.2, 2.0)]),
+    row("a", "mine", [setting(1.0, None, 0.5)]),
+    row("b", "mine", [setting(1.0, None, 4.0)]),
+    row("c", "mine", [setting(1.0, None, 1.0)]),  # which adamw has not been through
+]
+
+
+def test_a_rate_is_chosen_by_validation_for_each_kind_and_for_all() -> None:
+    found = summarise(ROWS)
+    assert found["kinds"] == ["a", "b"]
+    assert [found["shown"]["adamw"][kind]["lr"] for kind in "ab"] == [0.1, 0.2]
+    assert found["fixed"] == {"adamw": 0.2}  # geometric means of 1 and 9, and of 2 and 2
+
+
+def test_ratios_steps_and_what_is_never_reached() -> None:
+    tuned = summarise(ROWS)["compared"]["mine"]["adamw"]
+    assert tuned["by_kind"] == {
+        "a": {"final": 0.5, "test": 0.5, "steps": 30},
+        "b": {"final": 2.0, "test": 2.0, "steps": None},
+    }
+    assert tuned["final"] == pytest.approx(1.0)
+    assert (tuned["ahead"], tuned["unreached"], tuned["worst_final"]) == (1, 1, 2.0)
+    assert "| adamw, 0.2 for all | 0.71 | 0.71 |" in table(summarise(ROWS))  # sqrt(.5 / 2 * 4 / 2)
+
+
+def test_what_diverges_has_no_ratio_but_is_counted() -> None:
+    good, bad = setting(1.0, None, 1.0), {**setting(1.0, None, 1.0), "final": [None], "test": [None]}
+    found = compared({"a": good, "b": bad, "c": good}, {"a": good, "b": good, "c": bad}, 30)
+    assert (found["final"], found["diverged"], found["other_diverged"], found["ahead"]) == (1.0, 1, 1, 1)
+    assert math.isinf(found["worst_final"])
+
+
+def test_a_rate_that_diverges_on_one_kind_is_none_for_all() -> None:
+    assert (
+        fixed_setting({"a": [setting(1, 0.1), setting(2, 1.0)], "b": [setting(1, None), setting(2, 1.0)]})
+        == 1
+    )
+    assert fixed_setting({"a": [setting(1, None)]}) is None
+
+
+def test_steps_are_counted_to_two_stretches_in_a_row() -> None:
+    assert steps_to([3.0, 1.0, 3.0, 1.0, 0.9], 1.0) == 50
+    assert steps_to([3.0, None, None], 1.0) is None
+    assert geometric([2.0, 8.0]) == pytest.approx(4.0)
+
+
+def test_rows_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(meta_test, "QUICK", ("quadratic",))
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["meta_test", "lopt-small", "--quick", "--rates", "2", "--seeds", "1", "--tuning-seeds", "1",
+         "--baselines", "adamw", "torch.optim.NAdam", "--out", str(tmp_path)],
+    )  # fmt: skip
+    meta_test.main()
+    rows = (tmp_path / "meta_test.jsonl").read_text()
+    assert rows.count("\n") == 3
+    assert "| best tuned |" in capsys.readouterr().out
+    meta_test.main()
+    assert (tmp_path / "meta_test.jsonl").read_text() == rows
