@@ -11,13 +11,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lopt.graph import ParameterGraph
 from lopt.metanets import METANETS
+from lopt.metanets.plan import plan_of
 from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
 from lopt.weight_space.network_set import NetworkSet, Tensors
 from lopt.weight_space.probes import probe
 from lopt.weight_space.readout import STATISTICS, pool_tensors
+from lopt.weight_space.sirens import Siren
+from lopt.weight_space.symmetries import canonical
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -45,7 +49,7 @@ class FlatMlp(Reader):
 
     def __init__(self, networks: NetworkSet, outputs: int, width: int = 32) -> None:
         super().__init__()
-        self.scales = scales_of(networks)
+        self.scales = scales_of(networks.params)
         count = sum(value[0].numel() for value in networks.params.values())
         self.layers = Mlp((count, width, width, outputs))
 
@@ -77,53 +81,59 @@ class StatNn(Reader):
         return torch.stack(columns, -1)
 
 
-class ProbeReader(Reader):
-    """An MLP on what networks put out for M learned inputs: functions alone, no weight is read.
+class ProbeInputs(nn.Module):
+    """M inputs (M, n_0) for networks that read vectors: given ones, learned ones, or generated ones.
 
-    generator "free": the inputs themselves are learned; "linear": they come from learned codes through a deep linear
-    network (ProbeGen, Kahana et al. 2025), which keeps them from fitting the training set one by one.
+    learned: free to move from where they are given. generated: from learned codes through a deep linear network
+    (ProbeGen, Kahana et al. 2025), which keeps them from fitting the training set one by one.
     """
 
-    def __init__(
-        self, model: nn.Module, inputs: int, outputs: int, reads: int, probes: int = 64, width: int = 128,
-        generator: Literal["free", "linear"] = "free",
-    ) -> None:  # fmt: skip
+    CODE = 32
+
+    def __init__(self, points: Tensor, kind: Literal["given", "learned", "generated"] = "learned") -> None:
         super().__init__()
-        self.model = [model]  # in a list: its parameters are not the reader's
-        self.inputs = ProbeInputs(probes, inputs, generator)
-        self.layers = Mlp((probes * reads, width, width, outputs))
-
-    def forward(self, params: Tensors) -> Tensor:
-        points = self.inputs()
-        (model,) = self.model
-        said = torch.vmap(lambda one: torch.func.functional_call(model, one, (points,)))(params)
-        return self.layers(said.flatten(1))
-
-
-class ProbeInputs(nn.Module):
-    """M learned inputs (M, n_0) of networks that read vectors, within about -1 and 1 at first."""
-
-    def __init__(
-        self, probes: int, inputs: int, generator: Literal["free", "linear"], code: int = 32
-    ) -> None:
-        super().__init__()
-        free = generator == "free"
-        self.codes = nn.Parameter(2 * torch.rand(probes, inputs) - 1 if free else torch.randn(probes, code))
-        layers = nn.Sequential(nn.Linear(code, code), nn.Linear(code, inputs))
-        self.layers = nn.Identity() if free else layers
+        self.count, inputs = points.shape
+        self.layers: nn.Module = nn.Identity()
+        self.codes: Tensor
+        if kind == "given":
+            self.register_buffer("codes", points)
+        elif kind == "learned":
+            self.codes = nn.Parameter(points.clone())
+        else:
+            self.codes = nn.Parameter(torch.randn(self.count, self.CODE))
+            self.layers = nn.Sequential(nn.Linear(self.CODE, self.CODE), nn.Linear(self.CODE, inputs))
 
     def forward(self) -> Tensor:
         found: Tensor = self.layers(self.codes)
         return found
 
 
+class ProbeReader(Reader):
+    """An MLP on what networks put out for M inputs: functions alone, no weight is read."""
+
+    def __init__(
+        self, model: nn.Module, inputs: ProbeInputs, reads: int, outputs: int, width: int = 128
+    ) -> None:
+        super().__init__()
+        self.model = [model]  # in a list: its parameters are not the reader's
+        self.inputs = inputs
+        self.layers = Mlp((inputs.count * reads, width, width, outputs))
+
+    def forward(self, params: Tensors) -> Tensor:
+        points, (model,) = self.inputs(), self.model
+        said = torch.vmap(lambda one: functional_call(model, one, (points,)))(params)
+        found: Tensor = self.layers(said.flatten(1))
+        return found
+
+
 class MetanetReader(Reader):
     """A metanet on the parameter graph, pooled over each tensor, with M probes of every neuron if wanted.
 
-        y = MLP(norm([pool_b of what the metanet says of tensor b, for all tensors b]))
+        y = MLP(norm([pool_b of what the metanet says of each tensor b, answers of the outputs to probes]))
 
     Networks differ little in such means beside what they have in common; the norm, over the batch, takes that away.
-    Without it no metanet here fitted its training set.
+    Without it no metanet here came near to fitting its training set. SIRENs are read in their canonical form, with
+    the phases of their neurons.
     """
 
     def __init__(
@@ -141,28 +151,41 @@ class MetanetReader(Reader):
     ) -> None:
         super().__init__()
         self.model, self.graph, self.inputs = [model], graph, inputs
-        scales = scales_of(networks)
-        self.features = WeightFeatures(
-            features or FeatureOptions(), {name: scales[name] for name in graph.parameters}
+        self.siren = model.shape if isinstance(model, Siren) else None
+        scales = scales_of(self._canonical(networks.params))
+        features = features or FeatureOptions(
+            frequencies=4, places=True, w0=self.siren.w0 if self.siren else 0.0
         )
+        self.features = WeightFeatures(features, {name: scales[name] for name in graph.parameters})
+        options = {**(options or {}), **({} if inputs is None else {"probes": inputs.count})}
         self.metanet = METANETS.make(
-            METANETS.options(metanet)(**(options or {}), **({} if inputs is None else {"probes": len(inputs.codes)})),
-            features=self.features.options.count, context=CONTEXT, outputs=channels,
-        )  # fmt: skip
+            METANETS.options(metanet)(**options), features=features.count, context=CONTEXT, outputs=channels
+        )
         awaken(self.metanet)
+        starts = plan_of(graph).group_starts
+        self.answering = [
+            n for g in graph.groups if g.kind == "output" for n in range(starts[g.id], starts[g.id] + g.size)
+        ]
         pooled = STATISTICS * channels * len(graph.parameters)
+        pooled += 0 if inputs is None else inputs.count * len(self.answering)
         self.head = nn.Sequential(nn.BatchNorm1d(pooled), Mlp((pooled, width, outputs)))
 
     def forward(self, params: Tensors) -> Tensor:
         points = None if self.inputs is None else self.inputs()
-        found: Tensor = self.head(torch.vmap(lambda one: self._pooled(one, points))(params))
+        found: Tensor = self.head(torch.vmap(lambda one: self._pooled(one, points))(self._canonical(params)))
         return found
+
+    def _canonical(self, params: Tensors) -> Tensors:
+        return params if self.siren is None else canonical(self.siren, params)
 
     def _pooled(self, params: Tensors, points: Tensor | None) -> Tensor:
         (model,) = self.model
-        probes = {} if points is None else {"probes": probe(model, self.graph, points, params, behind=True)}
-        said, _ = self.metanet(self.graph, *self.features(self.graph, params), **probes)
-        return pool_tensors(self.graph, said).flatten()
+        told = self.features(self.graph, params)
+        if points is None:
+            return pool_tensors(self.graph, self.metanet(self.graph, *told)[0]).flatten()
+        probes = probe(model, self.graph, points, params, behind=True)
+        said, _ = self.metanet(self.graph, *told, probes=probes)
+        return torch.cat([pool_tensors(self.graph, said).flatten(), probes[:, self.answering].flatten()])
 
 
 def awaken(metanet: nn.Module) -> None:
@@ -172,6 +195,6 @@ def awaken(metanet: nn.Module) -> None:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
 
-def scales_of(networks: NetworkSet) -> dict[str, float]:
+def scales_of(params: Tensors) -> dict[str, float]:
     """The rms of every tensor over a set of networks. (One for each scalar would tell hidden neurons apart.)"""
-    return {name: value.square().mean().sqrt().item() for name, value in networks.params.items()}
+    return {name: value.square().mean().sqrt().item() for name, value in params.items()}

@@ -1,0 +1,199 @@
+"""Networks as data: what metanets read off the weights of implicit networks, beside what they must beat.
+
+    python -m benchmarks weight_space --quick                              minutes; digits, writes runs/benchmarks/quick
+    python -m benchmarks weight_space --data ~/data --networks ~/networks --only ng_t+64 probes
+    python -m benchmarks weight_space --report                             the summary from the log alone
+
+The class of the image that a SIREN shows (2-32-32-1, each from its own random initial weights, 300 steps of Adam).
+All readers see as many networks, in the same order, each through a random view of its image (turned, stretched,
+sheared and shifted: an exact change of the first layer); AdamW at one rate for all; the weights that are best on the
+validation networks are tested once. Every finished run is a line in benchmarks/results/weight_space/log.jsonl, and no
+run is done twice: stop it whenever you like. The data sets of networks are made on the way, or gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.runner.log import Log, Record, canonical
+from lopt.cli.arguments import positive
+from lopt.comparison.report import write_results
+from lopt.files import user_path
+from lopt.runs.provenance import provenance
+from lopt.tables import aligned
+from lopt.training.runtime import prepare_cpu
+from lopt.weight_space.fitting import FitOptions, fit, predict
+from lopt.weight_space.making import IMAGE_SETS, make
+from lopt.weight_space.network_set import NetworkSet, Tensors
+from lopt.weight_space.sirens import SirenShape
+from lopt.weight_space.symmetries import Views
+from lopt.weight_space.systems import NAMES, PROBED, make_reader
+
+RESULTS = Path(__file__).parent / "results"
+QUICK = Path("runs/benchmarks/quick")
+METHODS = (
+    "pixels", "probes", "probegen", "flat_mlp", "statnn", "ng_gnn+64", "ng_t+64", "nfn_np", "ng_gnn", "dwsnet",
+    "nfn_hnp", "deepsets", "gmn", "ng_t",
+)  # fmt: skip
+"""In the order in which they are run: one seed of all before the next."""
+
+
+class Protocol(NamedTuple):
+    """What every run of a task has in common."""
+
+    tasks: tuple[str, ...]
+    recipe: str
+    networks: int
+    passes: int
+    seeds: int
+    size: int
+    """Of the images."""
+    rate: float = 2e-3
+
+
+CPU = Protocol(("inr-mnist",), "siren300", 10_240, 12_000, 1, 28)
+SMALL = Protocol(("inr-digits",), "siren300", 320, 1_500, 1, 8)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks weight_space",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="few networks of digits, few passes")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument("--tasks", nargs="+", choices=list(IMAGE_SETS))
+    parser.add_argument("--only", nargs="+", choices=[*NAMES, *(f"{name}+64" for name in PROBED)])
+    parser.add_argument("--seeds", type=positive)
+    parser.add_argument("--passes", type=positive, help="networks that each reader sees in training")
+    parser.add_argument("--data", metavar="DIR", help="folder of the images (default: $LOPT_DATA)")
+    parser.add_argument("--networks", metavar="DIR", default="runs/networks", help="(default: %(default)s)")
+    args = parser.parse_args(argv)
+    prepare_cpu()
+    torch.set_num_threads(1)
+    protocol = SMALL if args.quick else CPU
+    chosen = {"tasks": args.tasks and tuple(args.tasks), "seeds": args.seeds, "passes": args.passes}
+    protocol = protocol._replace(**{key: value for key, value in chosen.items() if value})
+    home = QUICK if args.quick else RESULTS
+    log = Log(home / "weight_space")
+    if not args.report:
+        for task in protocol.tasks:
+            path = user_path(args.networks) / f"{task}-{protocol.recipe}.safetensors"
+            _run(task, protocol, path, args.data, args.only or METHODS, log)
+    found = summarise(log.records())
+    write_results(found, home / "weight_space.json")
+    print(report(found))
+
+
+def _run(
+    task: str, protocol: Protocol, path: Path, data: str | None, methods: Sequence[str], log: Log
+) -> None:
+    networks = make(task, protocol.recipe, protocol.networks, path, data)
+    networks = networks.select(torch.arange(protocol.networks))
+    for seed in range(protocol.seeds):
+        for method in methods:
+            key = {
+                "task": task, "method": method, "seed": seed, "recipe": protocol.recipe,
+                "networks": protocol.networks, "passes": protocol.passes, "rate": protocol.rate,
+            }  # fmt: skip
+            done = [canonical({name: record.get(name) for name in key}) for record in log.records()]
+            if canonical(key) not in done:
+                log.add({**key, **_one(method, networks, protocol, seed), "provenance": provenance()})
+
+
+def _one(method: str, networks: NetworkSet, protocol: Protocol, seed: int) -> Record:
+    """Train and test one reader with one seed."""
+    torch.manual_seed(seed)
+    train, validation, test = (networks.split(name) for name in ("train", "validation", "test"))
+    name, _, probes = method.partition("+")
+    reader = make_reader(name, train, 10, int(probes or 0), protocol.size)
+    shape, views = SirenShape(**networks.header["architecture"]), Views()
+
+    def seen(params: Tensors, generator: torch.Generator) -> Tensors:
+        return views(shape, params, generator)
+
+    fitted = fit(
+        reader, train, train.columns["label"], FitOptions(passes=protocol.passes, lr=protocol.rate, seed=seed),
+        (validation, validation.columns["label"]), seen, desc=f"{method} {seed}",
+    )  # fmt: skip
+    some = train.select(torch.arange(min(len(train), len(test))))
+    return {
+        "accuracy": _accuracy(predict(reader, test.params), test.columns["label"]),
+        "train_accuracy": _accuracy(predict(reader, some.params), some.columns["label"]),
+        "losses": fitted.losses,
+        "validation": fitted.validation,
+        "best": fitted.best,
+        "ms": fitted.ms,
+        "seconds": fitted.seconds,
+        "meta_parameters": sum(parameter.numel() for parameter in reader.parameters()),
+    }
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    """In percent."""
+    return 100 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def summarise(records: Sequence[Record]) -> dict[str, Any]:
+    """task -> method -> figures over the seeds of its newest protocol, and where they come from."""
+    summary: dict[str, dict[str, Any]] = {}
+    for task in dict.fromkeys(record["task"] for record in records):
+        summary[task] = {}
+        for method in dict.fromkeys(record["method"] for record in records):
+            own = [r for r in records if (r["task"], r["method"]) == (task, method)]
+            if own:
+                protocol = {key: own[-1][key] for key in ("recipe", "networks", "passes", "rate")}
+                same = {r["seed"]: r for r in own if all(r[key] == value for key, value in protocol.items())}
+                summary[task][method] = {**_figures(list(same.values())), **protocol}
+    return {
+        "benchmark": "weight_space",
+        "protocol": " ".join((__doc__ or "").split("\n\n")[-1].split()),
+        "summary": summary,
+        "hours": round(sum(record["seconds"] for record in records) / 3600, 2),
+        "provenance": [record["provenance"] for record in records][-1:],
+        "commits": sorted({str(record["provenance"]["commit"]) for record in records}),
+    }
+
+
+def _figures(records: Sequence[Record]) -> dict[str, Any]:
+    accuracies = [record["accuracy"] for record in records]
+    return {
+        "accuracy": statistics.mean(accuracies),
+        "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "seeds": len(accuracies),
+        "train_accuracy": statistics.mean(record["train_accuracy"] for record in records),
+        "ms": statistics.median(record["ms"] for record in records),
+        "meta_parameters": records[-1]["meta_parameters"],
+    }
+
+
+def report(found: dict[str, Any]) -> str:
+    """A table for each task, best first."""
+    parts = []
+    for task, methods in found["summary"].items():
+        rows = [
+            [
+                name, _spread(f["accuracy"], f["deviation"]), f"{f['train_accuracy']:.1f}", f"{f['ms']:.2f}",
+                f"{f['meta_parameters']:,}", f"{f['passes']:,}", str(f["seeds"]),
+            ]
+            for name, f in sorted(methods.items(), key=lambda item: -item[1]["accuracy"])
+        ]  # fmt: skip
+        header = ["reader", "test, %", "training, %", "ms/network", "meta-parameters", "passes", "seeds"]
+        parts.append(f"{task}\n\n{aligned(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def _spread(mean: float, deviation: float | None) -> str:
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+
+if __name__ == "__main__":
+    main()
