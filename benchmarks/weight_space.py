@@ -58,7 +58,7 @@ class Protocol(NamedTuple):
     rate: float = 2e-3
 
 
-CPU = Protocol(("inr-mnist",), "siren300", 10_240, 12_000, 1, 28)
+CPU = Protocol(("inr-mnist",), "siren300", 8000, 30_000, 1, 28)
 SMALL = Protocol(("inr-digits",), "siren300", 320, 1_500, 1, 8)
 
 

@@ -168,7 +168,8 @@ class MetanetReader(Reader):
         ]
         pooled = STATISTICS * channels * len(graph.parameters)
         pooled += 0 if inputs is None else inputs.count * len(self.answering)
-        self.head = nn.Sequential(nn.BatchNorm1d(pooled), Mlp((pooled, width, outputs)))
+        # What is normed moves with the metanet below: averages over a few batches, or they lag in short trainings.
+        self.head = nn.Sequential(nn.BatchNorm1d(pooled, momentum=0.3), Mlp((pooled, width, outputs)))
 
     def forward(self, params: Tensors) -> Tensor:
         points = None if self.inputs is None else self.inputs()

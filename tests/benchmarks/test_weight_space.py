@@ -1,0 +1,42 @@
+"""The benchmark of readers: a run is done once, is gone on with, and its summary has a place for every figure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import weight_space
+from benchmarks.runner.log import Log
+from lopt.weight_space.sirens import RECIPES, Recipe
+
+
+def test_runs_are_done_once_and_summed_up_by_task_and_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(RECIPES, "siren300", Recipe(steps=2))
+    small = weight_space.SMALL._replace(networks=32, passes=64)
+    monkeypatch.setattr(weight_space, "SMALL", small)
+    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
+    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--only", "statnn"]
+    weight_space.main(arguments)
+    weight_space.main([*arguments, "probes", "--seeds", "2"])
+    records = Log(tmp_path / "weight_space").records()
+    assert [(r["method"], r["seed"]) for r in records] == [
+        ("statnn", 0),
+        ("probes", 0),
+        ("statnn", 1),
+        ("probes", 1),
+    ]
+    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["inr-digits"]
+    assert set(found) == {"statnn", "probes"}
+    accuracies = [r["accuracy"] for r in records if r["method"] == "probes"]
+    assert found["probes"]["accuracy"] == pytest.approx(sum(accuracies) / 2)
+    assert found["probes"]["seeds"] == 2
+    assert found["probes"]["meta_parameters"] > found["statnn"]["meta_parameters"]
+    monkeypatch.setattr(weight_space, "SMALL", small._replace(passes=128))
+    weight_space.main(arguments)
+    again = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["inr-digits"]
+    assert (again["statnn"]["passes"], again["statnn"]["seeds"], again["probes"]["passes"]) == (128, 1, 64)
+    assert "statnn" in capsys.readouterr().out
