@@ -1,0 +1,84 @@
+"""Editors: equivariant, near the network at first, better than no edit after training, copies averaged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lopt.weight_space.editing import Editor, dilated, rendered_error
+from lopt.weight_space.fitting import FitOptions, fit, mean_loss
+from lopt.weight_space.network_set import NetworkSet
+from lopt.weight_space.sirens import RECIPES, Recipe, SirenShape, grid, initial, render
+from lopt.weight_space.sirens import fit as fit_sirens
+from lopt.weight_space.systems import METANET_READERS
+from tests.helpers import seeded
+
+SHAPE = SirenShape(sizes=(2, 5, 5, 1))
+POINTS = grid(6, 6)
+
+
+def networks(params: dict[str, Tensor]) -> NetworkSet:
+    return NetworkSet(
+        params, {}, torch.zeros(len(params["layers.0.bias"])), {"architecture": SHAPE.model_dump()}
+    )
+
+
+def fresh(count: int = 4) -> dict[str, Tensor]:
+    return {name: value.double() for name, value in initial(SHAPE, RECIPES["siren300"], range(count)).items()}
+
+
+@pytest.mark.parametrize("name", METANET_READERS)
+def test_edits_of_permuted_networks_are_permuted_edits(name: str) -> None:
+    torch.manual_seed(0)
+    params = fresh()
+    editor = Editor(networks(params), name, copies=2).double()
+    graph = editor.graph
+    permutation = graph.random_permutation(seeded(1))
+
+    def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        count = len(next(iter(tensors.values())))
+        each = [graph.permute({n: p[i] for n, p in tensors.items()}, permutation) for i in range(count)]
+        return {n: torch.stack([one[n] for one in each]) for n in tensors}
+
+    edited, of_moved = editor(params), editor(moved(params))
+    for copy in range(2):
+        expected = moved({n: p[:, copy] for n, p in edited.items()})
+        for parameter, value in expected.items():
+            assert (of_moved[parameter][:, copy] - value).abs().max() < 1e-9
+    assert (of_moved["layers.1.weight"] - edited["layers.1.weight"]).abs().max() > 1e-3
+    assert (edited["layers.1.weight"][:, 0] - edited["layers.1.weight"][:, 1]).abs().max() > 1e-6, (
+        "copies differ"
+    )
+
+
+def test_without_a_change_it_shows_what_the_network_shows() -> None:
+    params = fresh()
+    editor = Editor(networks(params), "nfn_np", copies=3).double()
+    torch.nn.init.zeros_(editor.scale)
+    shown = editor.rendered(params, POINTS.double())
+    torch.testing.assert_close(shown, render(SHAPE, params, POINTS.double()))
+
+
+def test_dilation_by_hand() -> None:
+    image = torch.zeros(1, 1, 4, 5)
+    image[0, 0, 0, 1] = 0.5
+    expected = torch.zeros(4, 5)
+    expected[:2, :3] = 0.5
+    assert torch.equal(dilated(image)[0, 0], expected)
+
+
+def test_an_editor_learns_to_change_what_is_shown() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(32, 1, 36, generator=seeded(0))
+    params, _ = fit_sirens(SHAPE, Recipe(steps=60), list(range(32)), POINTS, 2 * images - 1)
+    data, wanted = networks(params), 0.5 * images
+    error = rendered_error(POINTS)
+    editor = Editor(data, "nfn_np")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            error(editor, params, (editor.rendered(params, POINTS) + 1) / 2), torch.tensor(0.0)
+        )
+    unedited = ((render(SHAPE, params, POINTS) + 1) / 2 - wanted).square().mean().item()
+    fit(editor, data, wanted, FitOptions(passes=32 * 40, batch=32, lr=1e-2), loss=error)
+    assert mean_loss(editor, data, wanted, error) < 0.7 * unedited
