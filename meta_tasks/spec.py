@@ -23,7 +23,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Generator
 
-from lopt.config import short
+from lopt.config import short, suggest
 from lopt.errors import ConfigError
 
 S = TypeVar("S", bound="Spec")
@@ -83,9 +83,7 @@ def check_keys(where: str, values: Mapping[str, Any], known: Sequence[str]) -> N
     """Raise `ConfigError` for the first key that is not known."""
     for key in values:
         if key not in known:
-            raise ConfigError(
-                f"{where} has no option {short(repr(key))}; it knows {', '.join(sorted(known))}"
-            )
+            raise ConfigError(f"{where} has no option {short(repr(key))}; {suggest(str(key), sorted(known))}")
 
 
 def _checked(where: str, value: Any, default: Any, metadata: Mapping[str, Any]) -> Any:

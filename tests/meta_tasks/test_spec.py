@@ -45,7 +45,7 @@ def draws(options: dict[str, Any], count: int = 200) -> list[ExampleSpec]:
         ({"widths": 8}, "example.widths = 8: expected a list"),
         ({"widths": []}, "expected a list"),
         ({"widths": [8, 0]}, "example.widths = 0: expected an integer from 1 to 64"),
-        ({"wdiths": [8]}, "example has no option 'wdiths'; it knows activation, batch_size"),
+        ({"wdiths": [8]}, "example has no option 'wdiths'; did you mean 'widths'"),
     ],
 )
 def test_bad_spec(values: dict[str, Any], message: str) -> None:
@@ -60,7 +60,10 @@ def test_bad_spec(values: dict[str, Any], message: str) -> None:
         ({"noise": {"low": 1, "high": 0}}, "expected numbers low <= high"),
         ({"noise": {"low": 0}}, "expected numbers low <= high"),
         ({"noise": {"low": 0, "high": 1, "log": True}}, "expected low above 0"),
-        ({"noise": {"min": 0, "max": 1}}, "example.noise has no option 'min'; it knows high, log, low"),
+        (
+            {"noise": {"min": 0, "max": 1}},
+            "example.noise has no option 'min'; expected one of high, log, low",
+        ),
         ({"noise": []}, "at least one value"),
         ({"activation": ["relu", "sine"]}, "example.activation = 'sine'"),
         ({"widths": {"low": 8, "high": 65}}, "example.widths = 65"),
