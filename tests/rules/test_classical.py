@@ -93,6 +93,30 @@ def test_muon_equals_torch_optim(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(run_rule(Muon(**options), params), theirs, rtol=1e-12, atol=1e-12)
 
 
+# Schedule-free: ours weighs the average by the paper's algorithm, the library evenly; without a second moment both are
+# the same, but for the 1e-15 that the library adds to squares.
+LIBRARY_TWINS = [
+    ("lion", "Lion", {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1}),
+    ("adamw", "AdamW", {"lr": 0.01, "weight_decay": 0.3}),
+    (
+        "schedule_free_adamw",
+        "ScheduleFreeAdamW",
+        {"lr": 0.02, "betas": (0.9, 0.0), "weight_decay": 0.1},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "twin", "options"), LIBRARY_TWINS)
+def test_equals_its_library_twin(name: str, twin: str, options: dict[str, Any]) -> None:
+    library = pytest.importorskip("pytorch_optimizer")
+    params = make_params(torch.float64)
+    ours, theirs = (
+        run_rule(CLASSICAL[name](**options), params),
+        run_torch(getattr(library, twin), params, **options),
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+
+
 def test_normuon_equals_its_library_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the library's bfloat16, as for Muon; weight decay is what ours takes of the parameters before the step."""
     library = pytest.importorskip("pytorch_optimizer")
