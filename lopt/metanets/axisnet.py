@@ -11,9 +11,10 @@ one block (or of all vectors together), r rows and c columns of a block read as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,10 @@ from torch.nn.functional import relu
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.spec import PARAMETER_KINDS
-from lopt.metanets.base import Layers, Metanet, Size, SizeOrZero
+from lopt.metanets.base import Heard, Layers, Metanet, Size, SizeOrZero
+from lopt.metanets.cutouts import Cutout, Strip, cutout
 from lopt.metanets.paths import Paths
+from lopt.metanets.pieces import Piece
 from lopt.metanets.plan import (
     MESSAGE_ROLES,
     BlockAxis,
@@ -71,6 +74,7 @@ class AxisNet(Metanet):
         self.head = ScalarUpdate(width + paths, neuron_width, neuron_width, outputs)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
+        self.in_pieces = not paths  # these go through whole matrices
 
     def prepare(self, graph: ParameterGraph) -> None:
         layout_of(graph)
@@ -79,16 +83,65 @@ class AxisNet(Metanet):
         self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         layout = layout_of(graph)
-        contexts = affine(self.encode_context, context)[:, layout.plan.owners.to(features.device)]
-        kinds = self.kind_embedding[layout.plan.kinds.to(features.device)].T
-        contexts, neurons = relu(contexts + kinds), None
+        neurons, contexts = None, self._contexts(layout, context)
         scalars = layout.split(features)
         heard = None if self.paths is None else self.paths(layout.path_shapes, scalars)
         scalars = _beside(scalars, heard)
-        for layer in self.layers:
-            scalars, neurons, contexts = layer(layout, scalars, neurons, contexts)
+        for layer in self._rounds():
+            scalars = layer.update.of(layout, scalars, layer.update.terms(neurons, contexts), hidden=True)
+            neurons, contexts = layer.answer(neurons, contexts, *collect(layout, scalars))
         scalars = _beside(scalars, heard)
-        return layout.join(self.head(layout, scalars, neurons, contexts)), None
+        return layout.join(self.head.of(layout, scalars, self.head.terms(neurons, contexts))), None
+
+    def listen(
+        self,
+        graph: ParameterGraph,
+        pieces: Sequence[Piece],
+        features: Callable[[Piece], Tensor],
+        context: Tensor,
+    ) -> Heard:
+        """Every layer goes through all pieces, and makes what came before it anew: nothing is kept but sums."""
+        layout = layout_of(graph)
+        cutouts = cutouts_of(graph, pieces)
+        neurons, contexts = None, self._contexts(layout, context)
+        before: list[tuple[ScalarUpdate, Terms]] = []
+
+        def scalars_of(piece: Piece, seen: Tensor) -> list[Tensor]:
+            scalars = cutouts[piece.place].split(seen)
+            for update, terms in before:
+                scalars = update.of(cutouts[piece.place], scalars, terms, hidden=True)
+            return scalars
+
+        for layer in self._rounds():
+            before.append((layer.update, layer.update.terms(neurons, contexts)))
+            sums = Sums(layout)
+            for piece in pieces:
+                sums.add(cutouts[piece.place], scalars_of(piece, features(piece)))
+            neurons, contexts = layer.answer(neurons, contexts, *sums.means())
+        last = self.head.terms(neurons, contexts)
+
+        def raw(piece: Piece, seen: Tensor) -> Tensor:
+            own = cutouts[piece.place]
+            return own.join(self.head.of(own, scalars_of(piece, seen), last), seen.shape[1])
+
+        return Heard([last.shared, *last.neurons.values(), self.head.scalar], raw)
+
+    def _rounds(self) -> list[AxisLayer]:
+        return [layer for layer in self.layers if isinstance(layer, AxisLayer)]
+
+    def _contexts(self, layout: Layout, context: Tensor) -> Tensor:
+        """(C, B) of tensors -> (H, B) of blocks."""
+        contexts = affine(self.encode_context, context)[:, layout.plan.owners.to(context.device)]
+        return relu(contexts + self.kind_embedding[layout.plan.kinds.to(context.device)].T)
+
+
+class Terms(NamedTuple):
+    """What blocks and neurons add to their scalars."""
+
+    shared: Tensor
+    """(outputs, B) W_c c."""
+    neurons: dict[str, Tensor]
+    """(outputs, N) W_role n, by role."""
 
 
 class ScalarUpdate(nn.Module):
@@ -103,24 +156,29 @@ class ScalarUpdate(nn.Module):
         self.context = nn.Linear(contexts, outputs)
         self.neuron = nn.Linear(neurons, len(MESSAGE_ROLES) * outputs, bias=False) if neurons else None
 
-    def forward(
-        self, layout: Layout, scalars: Sequence[Tensor], neurons: Tensor | None, contexts: Tensor
-    ) -> list[Tensor]:
+    def terms(self, neurons: Tensor | None, contexts: Tensor) -> Terms:
         shared = affine(self.context, contexts)
-        terms: dict[str, Tensor] = {}
-        if self.neuron is not None and neurons is not None:
-            halves = (self.neuron.weight @ neurons).chunk(len(MESSAGE_ROLES))
-            terms = dict(zip(MESSAGE_ROLES, halves, strict=True))
+        if self.neuron is None or neurons is None:
+            return Terms(shared, {})
+        halves = (self.neuron.weight @ neurons).chunk(len(MESSAGE_ROLES))
+        return Terms(shared, dict(zip(MESSAGE_ROLES, halves, strict=True)))
+
+    def of(
+        self, where: Layout | Cutout, scalars: Sequence[Tensor], terms: Terms, hidden: bool = False
+    ) -> list[Tensor]:
+        """Parts of a network's scalars, with relu if they are `hidden` ones."""
         parts = [
-            _matrix_terms(matrix, self.scalar @ own, shared[:, matrix.index], terms)
-            for matrix, own in zip(layout.matrices, scalars, strict=False)
+            _strip_terms(strip, self.scalar @ own, terms)
+            for strip, own in zip(where.strips, scalars, strict=False)
         ]
         if len(scalars) > len(parts):
-            extra = shared[:, layout.vector_blocks.to(shared.device)]
-            if terms:
-                extra = extra + terms["out"][:, layout.vector_neurons.to(shared.device)]
+            shared = terms.shared
+            extra = shared[:, where.vector_blocks.to(shared.device)]
+            if terms.neurons:
+                extra = extra + terms.neurons["out"][:, where.vector_neurons.to(shared.device)]
             parts.append(self.scalar @ scalars[-1] + extra)
-        return parts
+        # In place: what is passed over is new and nobody else's, and fresh memory costs more than the arithmetic.
+        return [part.relu_() for part in parts] if hidden else parts
 
 
 class AxisLayer(nn.Module):
@@ -132,16 +190,14 @@ class AxisLayer(nn.Module):
         self.neuron = nn.Linear(neurons + len(MESSAGE_ROLES) * width, neuron_width)
         self.context = nn.Linear(2 * neuron_width + width, neuron_width)
 
-    def forward(
-        self, layout: Layout, scalars: Sequence[Tensor], neurons: Tensor | None, contexts: Tensor
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
-        # In place: what is passed over is new and nobody else's, and fresh memory costs more than the arithmetic.
-        new = [part.relu_() for part in self.update(layout, scalars, neurons, contexts)]
-        messages, means = collect(layout, new)
+    def answer(
+        self, neurons: Tensor | None, contexts: Tensor, messages: Tensor, means: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What neurons (H, N) and contexts (H, B) make of messages (2 D, N) and blocks' means (D, B)."""
         known = messages if neurons is None else torch.cat([neurons, messages])
         overall = contexts.mean(-1, keepdim=True).expand_as(contexts)
         contexts = relu(affine(self.context, torch.cat([contexts, overall, means])))
-        return new, relu(affine(self.neuron, known)), contexts
+        return relu(affine(self.neuron, known)), contexts
 
 
 def _beside(scalars: list[Tensor], heard: list[Tensor] | None) -> list[Tensor]:
@@ -153,17 +209,25 @@ def affine(layer: nn.Linear, x: Tensor) -> Tensor:
     return layer.weight @ x + layer.bias[:, None]
 
 
-def _matrix_terms(matrix: Matrix, own: Tensor, shared: Tensor, terms: dict[str, Tensor]) -> Tensor:
+def _strip_terms(strip: Strip, own: Tensor, terms: Terms) -> Tensor:
     """(D, r c) and what the block's context, rows and columns add to it."""
-    rows = _side_terms(matrix.rows, terms)
-    rows = shared[:, None] if rows is None else rows + shared[:, None]
-    columns = _side_terms(matrix.columns, terms)
-    result = own.reshape(own.shape[0], *matrix.shape) + rows[:, :, None]
+    matrix, count = strip.matrix, strip.stop - strip.start
+    shared = terms.shared[:, matrix.index, None]
+    rows = _side_terms(matrix.rows, terms.neurons, strip.start, strip.stop)
+    rows = shared if rows is None else rows + shared
+    columns = _side_terms(matrix.columns, terms.neurons, 0, matrix.shape[1])
+    result = own.reshape(own.shape[0], count, matrix.shape[1]) + rows[:, :, None]
     return (result if columns is None else result.add_(columns[:, None, :])).reshape(own.shape)
 
 
-def _side_terms(axes: tuple[BlockAxis, ...], terms: dict[str, Tensor]) -> Tensor | None:
-    """(D, n) sum of the terms of the neurons along some axes of n scalars in all; None for none."""
+def _side_terms(
+    axes: tuple[BlockAxis, ...], terms: dict[str, Tensor], start: int, stop: int
+) -> Tensor | None:
+    """(D, n) sum of the terms of the neurons along some axes, of n scalars from `start` to `stop`; None for none."""
+    if len(axes) == 1:
+        axis = axes[0]
+        known = axis.has_neurons and axis.role in terms
+        return terms[axis.role][:, axis.start + start : axis.start + stop] if known else None
     shape = [axis.size for axis in axes]
     total: Tensor | None = None
     for position, axis in enumerate(axes):
@@ -171,7 +235,45 @@ def _side_terms(axes: tuple[BlockAxis, ...], terms: dict[str, Tensor]) -> Tensor
             term = terms[axis.role][:, axis.start : axis.start + axis.size]
             term = term.reshape(-1, *[1] * position, axis.size, *[1] * (len(axes) - position - 1))
             total = term if total is None else total + term
-    return None if total is None else total.expand(-1, *shape).reshape(total.shape[0], -1)
+    return None if total is None else total.expand(-1, *shape).reshape(total.shape[0], -1)[:, start:stop]
+
+
+class Sums:
+    """What `collect` makes of all scalars, of pieces one after another."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._rows: dict[int, list[Tensor]] = {}
+        self._columns: dict[int, Tensor] = {}
+        self._matrices: dict[int, Matrix] = {}
+        self._vectors: dict[int, list[Tensor]] = {}
+
+    def add(self, where: Cutout, scalars: Sequence[Tensor]) -> None:
+        """(D, n) of each part of a piece."""
+        for strip, part in zip(where.strips, scalars, strict=False):
+            index = strip.matrix.index
+            value = part.reshape(len(part), strip.stop - strip.start, strip.matrix.shape[1])
+            self._matrices[index] = strip.matrix
+            self._rows.setdefault(index, []).append(value.sum(2))
+            columns = value.sum(1)
+            self._columns[index] = columns if index not in self._columns else self._columns[index] + columns
+        if where.vectors:
+            sizes = [place.stop - place.start for place in where.places[len(where.strips) :]]
+            for index, vector in zip(where.vectors, scalars[-1].split(sizes, -1), strict=True):
+                self._vectors.setdefault(index, []).append(vector)
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """As `collect`: (2 D, N) messages and (D, B) block means."""
+        messages: list[Tensor] = []
+        totals: list[Tensor] = []
+        for known in self._layout.matrices:
+            matrix, rows = self._matrices[known.index], torch.cat(self._rows[known.index], 1)
+            totals.append(rows.sum(1, keepdim=True))
+            sides = (matrix.rows, rows), (matrix.columns, self._columns[known.index])
+            messages += [sums for axes, values in sides for sums in _side_sums(axes, values)]
+        vectors = [part for index in self._layout.vectors for part in self._vectors[index]]
+        heard = self._layout.messages.means([*messages, *vectors], (totals + vectors)[0])
+        return torch.cat(heard.chunk(2, -1)), self._layout.contexts.means(totals + vectors, heard)
 
 
 def collect(layout: Layout, scalars: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -239,6 +341,8 @@ class Layout:
     matrices: tuple[Matrix, ...]
     path_shapes: tuple[tuple[int, int] | None, ...]
     """Rows and columns of each part as messages along paths read it; None for parts of one axis or none."""
+    strips: tuple[Strip, ...]
+    """All rows of the matrices."""
     vectors: tuple[int, ...]
     """Blocks of a single out axis."""
     vector_blocks: Tensor
@@ -266,6 +370,15 @@ class Layout:
             blocks |= dict(zip(self.vectors, parts[-1].split(sizes, -1), strict=True))
         flat = torch.cat([blocks[index] for index in range(len(self.plan.blocks))], -1)
         return flat if self.plan.inverse is None else flat[:, self.plan.inverse.to(flat.device)]
+
+
+def cutouts_of(graph: ParameterGraph, pieces: Sequence[Piece]) -> dict[tuple[int, int], Cutout]:
+    """What each piece holds, by its place; kept on the graph, and made anew for other pieces."""
+    kept: dict[tuple[int, int], tuple[Piece, Cutout]] = graph.__dict__.setdefault("lopt.cutouts", {})
+    for piece in pieces:
+        if piece.place not in kept or kept[piece.place][0] is not piece:
+            kept[piece.place] = piece, cutout(graph, plan_of(graph), piece)
+    return {piece.place: kept[piece.place][1] for piece in pieces}
 
 
 @made_once
@@ -299,6 +412,7 @@ def layout_of(graph: ParameterGraph) -> Layout:
             *(rows_and_columns(plan.blocks[matrix.index]) for matrix in matrices),
             *[None] * bool(vectors),
         ),
+        strips=tuple(Strip(matrix, 0, matrix.shape[0]) for matrix in matrices),
         vectors=vectors,
         vector_blocks=blocks,
         vector_neurons=neurons,
