@@ -11,7 +11,7 @@ one block (or of all vectors together), r rows and c columns of a block read as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -114,7 +114,7 @@ class AxisNet(Metanet):
 
         for layer in self._rounds():
             before.append((layer.update, layer.update.terms(neurons, contexts)))
-            sums = Sums(layout)
+            sums = Sums(layout, cutouts.values(), len(layer.update.scalar), context)
             for piece in pieces:
                 sums.add(cutouts[piece.place], scalars_of(piece, features(piece)))
             neurons, contexts = layer.answer(neurons, contexts, *sums.means())
@@ -241,37 +241,40 @@ def _side_terms(
 class Sums:
     """What `collect` makes of all scalars, of pieces one after another."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, cutouts: Iterable[Cutout], width: int, like: Tensor) -> None:
+        # All memory at first: what is kept between passing tensors leaves holes that the next ones do not fit.
         self._layout = layout
-        self._rows: dict[int, list[Tensor]] = {}
-        self._columns: dict[int, Tensor] = {}
-        self._matrices: dict[int, Matrix] = {}
-        self._vectors: dict[int, list[Tensor]] = {}
+        self._matrices = {strip.matrix.index: strip.matrix for own in cutouts for strip in own.strips}
+        shapes = [self._matrices[matrix.index].shape for matrix in layout.matrices]
+        sizes = [size for shape in shapes for size in shape]
+        sides = like.new_zeros(width, sum(sizes)).split(sizes, 1)
+        indices = [matrix.index for matrix in layout.matrices]
+        self._rows = dict(zip(indices, sides[::2], strict=True))
+        self._columns = dict(zip(indices, sides[1::2], strict=True))
+        sizes = [layout.plan.sizes[index] for index in layout.vectors]
+        vectors = like.new_zeros(width, sum(sizes)).split(sizes, 1)
+        self._vectors = dict(zip(layout.vectors, vectors, strict=True))
 
     def add(self, where: Cutout, scalars: Sequence[Tensor]) -> None:
         """(D, n) of each part of a piece."""
         for strip, part in zip(where.strips, scalars, strict=False):
             index = strip.matrix.index
             value = part.reshape(len(part), strip.stop - strip.start, strip.matrix.shape[1])
-            self._matrices[index] = strip.matrix
-            self._rows.setdefault(index, []).append(value.sum(2))
-            columns = value.sum(1)
-            self._columns[index] = columns if index not in self._columns else self._columns[index] + columns
-        if where.vectors:
-            sizes = [place.stop - place.start for place in where.places[len(where.strips) :]]
-            for index, vector in zip(where.vectors, scalars[-1].split(sizes, -1), strict=True):
-                self._vectors.setdefault(index, []).append(vector)
+            self._rows[index][:, strip.start : strip.stop] = value.sum(2)
+            self._columns[index] += value.sum(1)
+        for index, start, vector in where.of_vectors(scalars):
+            self._vectors[index][:, start : start + vector.shape[1]] = vector
 
     def means(self) -> tuple[Tensor, Tensor]:
         """As `collect`: (2 D, N) messages and (D, B) block means."""
         messages: list[Tensor] = []
         totals: list[Tensor] = []
-        for known in self._layout.matrices:
-            matrix, rows = self._matrices[known.index], torch.cat(self._rows[known.index], 1)
+        for index, rows in self._rows.items():
+            matrix = self._matrices[index]
             totals.append(rows.sum(1, keepdim=True))
-            sides = (matrix.rows, rows), (matrix.columns, self._columns[known.index])
+            sides = (matrix.rows, rows), (matrix.columns, self._columns[index])
             messages += [sums for axes, values in sides for sums in _side_sums(axes, values)]
-        vectors = [part for index in self._layout.vectors for part in self._vectors[index]]
+        vectors = list(self._vectors.values())
         heard = self._layout.messages.means([*messages, *vectors], (totals + vectors)[0])
         return torch.cat(heard.chunk(2, -1)), self._layout.contexts.means(totals + vectors, heard)
 

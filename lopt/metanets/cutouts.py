@@ -47,8 +47,8 @@ class Cutout:
     strips: tuple[Strip, ...]
     places: tuple[Place, ...]
     """Of the strips, then of the vectors."""
-    vectors: tuple[int, ...]
-    """Blocks of one out axis."""
+    vectors: tuple[tuple[int, int], ...]
+    """Blocks of one out axis, and which of their scalars is the first here."""
     vector_blocks: Tensor
     """(m,) the block of each scalar of vectors."""
     vector_neurons: Tensor
@@ -64,14 +64,19 @@ class Cutout:
         if len(parts) == 1 and parts[0].shape[1] == n and not self.places[0].box:
             return parts[0]
         flat = parts[0].new_empty(len(parts[0]), n)
-        own = list(parts[: len(self.strips)])
-        if self.vectors:
-            sizes = [place.stop - place.start for place in self.places[len(own) :]]
-            own += parts[-1].split(sizes, -1)
+        own = [*parts[: len(self.strips)], *(vector for *_, vector in self.of_vectors(parts))]
         for place, part in zip(self.places, own, strict=True):
             target = place.of(flat)
             target.copy_(part.reshape(target.shape))
         return flat
+
+    def of_vectors(self, parts: Sequence[Tensor]) -> list[tuple[int, int, Tensor]]:
+        """Block, first scalar and (F, m) of each vector."""
+        if not self.vectors:
+            return []
+        sizes = [place.stop - place.start for place in self.places[len(self.strips) :]]
+        found = parts[-1].split(sizes, -1)
+        return [(*vector, part) for vector, part in zip(self.vectors, found, strict=True)]
 
     def _together(self, parts: list[Tensor]) -> list[Tensor]:
         strips, vectors = parts[: len(self.strips)], parts[len(self.strips) :]
@@ -119,7 +124,7 @@ def cutout(graph: ParameterGraph, plan: Plan, piece: Piece) -> Cutout:
     return Cutout(
         tuple(strip for strip, _ in strips),
         (*(place for _, place in strips), *(place for *_, place in vectors)),
-        tuple(index for index, *_ in vectors),
+        tuple((index, begin) for index, begin, _ in vectors),
         torch.cat([empty, *(torch.full((n,), i) for (i, *_), n in zip(vectors, sizes, strict=True))]),
         torch.cat([empty, *(torch.arange(s, s + n) for s, n in zip(starts, sizes, strict=True))]),
     )

@@ -45,6 +45,9 @@ LEFT_AT_ADAMS = 0.01
 MAX_PLANS = 8
 """How many sets of parameters with gradients are remembered at once: a plan may hold an index for every scalar."""
 
+AT_ONCE = 1 << 20
+"""Scalars of which state is made at once, unless one tensor has more."""
+
 _Key = tuple[bool, tuple[tuple[int, torch.device, torch.layout], ...]]
 
 
@@ -303,11 +306,12 @@ class LearnedOptimizer(Optimizer):
     @_disable_dynamo
     def _make_states(self, call: _Call, params: Sequence[Tensor], names: Sequence[str]) -> None:
         owners = {name: params[i] for name, i in zip(call.names, call.indices, strict=True)}
-        values = {name: gathered(owners[name]) for name in names}
-        made = call.bound.rule.init(call.bound.graph.subset(names), values, self.total_steps)
-        for name in names:
-            p = owners[name]
-            self.state[p] = {key: owned(sharded_like(value, p)) for key, value in made[name].items()}
+        for some in _batches(names, [owners[name].numel() for name in names]):
+            values = {name: gathered(owners[name]) for name in some}
+            made = call.bound.rule.init(call.bound.graph.subset(some), values, self.total_steps)
+            for name in some:
+                p = owners[name]
+                self.state[p] = {key: owned(sharded_like(value, p)) for key, value in made[name].items()}
 
     def _remember(self, call: _Call, params: Sequence[Tensor], new: State) -> None:
         """Write the next state into the memory of the old one, which others may share, as AdamW does."""
@@ -530,6 +534,19 @@ class _Call:
     groups: list[int]
     """The parameter group of each."""
     sharded: bool
+
+
+def _batches(names: Sequence[str], sizes: Sequence[int]) -> list[list[str]]:
+    """Rules make state in one piece of memory, of which every tensor gets a copy: not of all parameters at once."""
+    batches: list[list[str]] = [[]]
+    held = 0
+    for name, size in zip(names, sizes, strict=True):
+        if batches[-1] and held + size > AT_ONCE:
+            batches.append([])
+            held = 0
+        batches[-1].append(name)
+        held += size
+    return batches
 
 
 def _frozen_copy(rule: Rule | str | os.PathLike[str]) -> Rule:
