@@ -1,14 +1,15 @@
 """What one step of the shipped rules costs beside Adam, AdamW and Muon, from small networks to 30 million parameters.
 
     python -m benchmarks step_time [--threads 1 2] [--networks gpt-1M gpt-3M] [--rounds 4]
-                                   [--compile] [--unprepared] [--quick]
+                                   [--compile] [--unprepared] [--memory] [--quick]
 
 784-128-10, FM-16 and C10-32 (Kofinas et al. 2024, arXiv 2403.12143), and GPTs of 1, 3, 10 and 30 million parameters,
 with random weights and gradients: what is timed does not depend on them. The optimizers of a network take turns in
 random order, so that a busy machine and a cold cache slow each alike; figures are medians, of wall-clock and of
 processor time, and of several rounds the lowest median, as other work on the machine only ever adds. Every network
-has a process of its own, so that its peak memory is its own. State is counted in the memory that it holds. Writes
-benchmarks/results/step_time.json.
+has a process of its own, so that its peak memory is its own; with `--memory` so has every rule, and what its first
+two steps add to the memory of model and gradients at their peak, state included, is told too (on Linux). State is
+counted in the memory that it holds. Writes benchmarks/results/step_time.json.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ def classifier(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> Build:
     return lambda: (build(), torch.zeros(1, *shape))
 
 
-def gpt(width: int, depth: int, heads: int) -> Build:
+def gpt(width: int, depth: int, heads: int, characters: int = CHARACTERS) -> Build:
     codes = torch.zeros(1, CONTEXT, dtype=torch.int64)
-    return lambda: (TransformerLanguageModel(CHARACTERS, CONTEXT, width, depth, heads), codes)
+    return lambda: (TransformerLanguageModel(characters, CONTEXT, width, depth, heads), codes)
 
 
 NETWORKS: dict[str, Build] = {
@@ -63,6 +64,7 @@ NETWORKS: dict[str, Build] = {
     "gpt-3M": gpt(224, 5, 4),
     "gpt-10M": gpt(384, 6, 6),
     "gpt-30M": gpt(560, 8, 8),
+    "gpt-2": gpt(768, 12, 12, 50_257),
 }
 QUICK = ("784-128-10", "FM-16", "C10-32", "gpt-1M")
 
@@ -85,6 +87,7 @@ def main() -> None:
         action="store_true",
         help="without lopt.training.runtime.prepare_cpu, as in a process that does not call it",
     )
+    parser.add_argument("--memory", action="store_true", help="also the peak memory of every rule")
     parser.add_argument(
         "--quick", action="store_true", help="networks up to a million parameters, three steps"
     )
@@ -92,10 +95,11 @@ def main() -> None:
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
-        print(json.dumps(measure(**json.loads(args.row))))
+        row = json.loads(args.row)
+        print(json.dumps(measure_memory(**row) if "memory_of" in row else measure(**row)))
         return
     repeats = 3 if args.quick else args.repeats
-    names = args.networks or (QUICK if args.quick else list(NETWORKS))
+    names = args.networks or (QUICK if args.quick else [name for name in NETWORKS if name != "gpt-2"])
     rows: list[dict[str, Any]] = []
     for name in tqdm(names, disable=None):
         for threads in args.threads:
@@ -107,6 +111,9 @@ def main() -> None:
                 "prepared": not args.unprepared,
             }
             rows.append(lowest([run_row(row) for _ in range(args.rounds)]))
+            for rule in ("muon", *pretrained_names()) if args.memory else ():
+                found = run_row({"network": name, "threads": threads, "memory_of": rule})
+                rows[-1]["optimizers"][rule] |= found
     result = {
         "what": "milliseconds per step (medians), by wall clock and of the processor; memory is the process's peak",
         "repeats": repeats,
@@ -171,6 +178,26 @@ def measure(network: str, threads: int, repeats: int, compiled: bool, prepared: 
     }
 
 
+def measure_memory(network: str, threads: int, memory_of: str) -> dict[str, float]:
+    """Bytes for each parameter that two steps of one optimizer take beyond model and gradients, at their peak."""
+    torch.set_num_threads(threads)
+    model, inputs = network_with_gradients(network)
+    graph = lopt.ParameterGraph.trace(model, (inputs,))
+    optimizer = all_optimizers(model, graph)[memory_of]
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    for _ in range(2):
+        optimizer.step()
+    size = sum(p.numel() for p in model.parameters())
+    return {"peak_bytes_per_parameter": round((resident("VmHWM") - before) / size, 2)}
+
+
+def resident(key: str) -> int:
+    """Bytes that this process has in memory now (VmRSS) or had at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
 def lowest(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """One row out of several: the lowest time of each optimizer, and what follows from it."""
     times = {
@@ -178,12 +205,14 @@ def lowest(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         for name in rounds[0]["optimizers"]
     }
     adam, size = times["adam, foreach"]["processor_ms"], rounds[0]["parameters"]
+    muon = times["muon"]["processor_ms"]
     figures = {
         name: {
             **rounds[0]["optimizers"][name],
             **seconds,
             "nanoseconds_per_parameter": round(1e6 * seconds["processor_ms"] / size, 2),
             "times_adam": round(seconds["processor_ms"] / adam, 1),
+            "times_muon": round(seconds["processor_ms"] / muon, 2),
         }
         for name, seconds in times.items()
     }
@@ -227,13 +256,16 @@ def table(rows: list[dict[str, Any]]) -> str:
         "processor ms",
         "ns/parameter",
         "x Adam",
-        "bytes/parameter",
+        "x Muon",
+        "state bytes/parameter",
+        "peak bytes/parameter",
     ]
     cells = [
         [
             row["network"], str(row["threads"]), name, f"{record['ms']:.2f}", f"{record['processor_ms']:.2f}",
             f"{record['nanoseconds_per_parameter']:.1f}", f"{record['times_adam']:.1f}",
-            f"{record['state_bytes_per_parameter']:.2f}",
+            f"{record['times_muon']:.2f}", f"{record['state_bytes_per_parameter']:.2f}",
+            str(record.get("peak_bytes_per_parameter", "")),
         ]
         for row in rows
         for name, record in row["optimizers"].items()

@@ -8,7 +8,7 @@ from benchmarks.step_time import lowest
 
 
 def row(adam: float, rule: float) -> dict[str, Any]:
-    times = {"adam, foreach": adam, "lopt-base": rule}
+    times = {"adam, foreach": adam, "muon": 2 * adam, "lopt-base": rule}
     return {
         "network": "n",
         "parameters": 1000,
@@ -27,3 +27,4 @@ def test_of_several_rounds_each_optimizer_keeps_its_lowest_time() -> None:
     assert (rule["ms"], rule["processor_ms"], rule["state_bytes_per_parameter"]) == (8.0, 16.0, 8.0)
     assert rule["nanoseconds_per_parameter"] == 16_000
     assert rule["times_adam"] == 16.0
+    assert rule["times_muon"] == 8.0
