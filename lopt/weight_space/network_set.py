@@ -6,13 +6,16 @@ networks.split("train").columns["label"]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from lopt import files
 from lopt.errors import DataError
@@ -69,6 +72,56 @@ class NetworkSet:
             FORMAT,
             {**self.header, "version": VERSION},
         )
+
+
+def collect(
+    networks: Sequence[Mapping[str, Tensor] | nn.Module | Path],
+    columns: Mapping[str, Sequence[float]] | None = None,
+    groups: Sequence[object] | None = None,
+) -> NetworkSet:
+    """Networks of your own as a set: models, state dicts, or files of these (safetensors, or what torch.save wrote).
+
+    columns: what is known of each, such as {"accuracy": [.91, .87, ...]}. groups: which networks belong together, such
+    as the run that a checkpoint is of: each group is in one split, of ten groups seven for training, one for
+    validation, two for testing, in the order of their first network. All must have the same parameters; buffers that
+    are no floating-point numbers are left out. Raises `DataError` for networks that do not go together.
+    """
+    found = [_state(network) for network in networks]
+    if not found:
+        raise DataError("networks: expected one or more, found none")
+    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in found]
+    for number, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise DataError(
+                f"networks: expected all as the first, {shapes[0]}, found number {number} with {shape}"
+            )
+    own = list(range(len(found))) if groups is None else list(groups)
+    table = {name: torch.tensor(values) for name, values in (columns or {}).items()}
+    for name, length in {"groups": len(own), **{name: len(value) for name, value in table.items()}}.items():
+        if length != len(found):
+            raise DataError(f"{name}: expected one for each of {len(found)} networks, found {length}")
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(own))}
+    splits = torch.tensor([TURNS[numbers[group] % len(TURNS)] for group in own], dtype=torch.uint8)
+    params = {name: torch.stack([state[name] for state in found]) for name in shapes[0]}
+    return NetworkSet(params, table, splits)
+
+
+TURNS = (0, 0, 0, 2, 0, 0, 0, 0, 1, 2)
+"""Split of each of ten groups of `collect`."""
+
+
+def _state(network: Mapping[str, Tensor] | nn.Module | Path) -> Tensors:
+    if isinstance(network, Path):
+        try:
+            safe = network.suffix == ".safetensors"
+            network = (
+                load_file(network) if safe else torch.load(network, map_location="cpu", weights_only=True)
+            )
+        except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise DataError(f"{network}: expected a file of a network's tensors, found: {reason}") from None
+    state = network.state_dict() if isinstance(network, nn.Module) else network
+    return {name: value.detach().float() for name, value in state.items() if value.is_floating_point()}
 
 
 def load(path: Path) -> NetworkSet:
