@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor
 from lopt.errors import ConfigError, LostProcessError
 
 T = TypeVar("T")
+
+MEETING = timedelta(minutes=5)
+"""How long processes wait for each other in the beginning: one that died before it came is missed by none."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,16 @@ def connected() -> Iterator[Ranks]:
     if world == 1:
         yield Ranks()
         return
+    # Not at the top: a build of torch without them can still train in one process.
+    from torch.distributed.distributed_c10d import _set_pg_timeout, default_pg_timeout
+
     try:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=MEETING)
     except RuntimeError as error:
-        raise LostProcessError(f"the {world} processes of the run did not meet: {error}") from None
+        reason = str(error).strip().splitlines()[0]
+        raise LostProcessError(f"the {world} processes of the run did not meet: {reason}") from None
+    # Once they have met, a death closes the connection and is seen at once; being slow is none.
+    _set_pg_timeout(default_pg_timeout)
     try:
         yield Ranks(dist.get_rank(), world)
     finally:

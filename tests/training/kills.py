@@ -18,12 +18,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from lopt.cli import main as lopt
+from lopt.training import ranks as processes
 from lopt.training import trainer
 from lopt.training.trainer import CHECKPOINT, RULE
 
@@ -124,6 +126,7 @@ def outcome(folder: Path) -> tuple[bytes, dict[str, bytes], list[str]]:
 def main(folder: Path, count: int) -> None:
     torch.set_num_threads(1)
     trainer.draw_training = lambda *_: None
+    processes.MEETING = timedelta(seconds=20)
     (folder / "c.yaml").write_text(CONFIG)
     begin = time.perf_counter()
     assert ended(start(folder / "whole")) == 0, (folder / "whole.log").read_text()

@@ -8,14 +8,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lopt.errors import ConfigError
+from lopt.errors import ConfigError, LostProcessError
 from lopt.training import checkpoint
+from lopt.training import ranks as processes
 from lopt.training.ranks import Ranks, connected
 from lopt.training.trainer import CHECKPOINT
 from tests.training.tiny_run import metrics, tiny_trainer
@@ -117,6 +119,24 @@ def test_one_process_needs_no_others() -> None:
     assert ranks.any(True)
     assert not ranks.any(False)
     assert ranks.merge({1: "a"}) == {1: "a"}
+
+
+def test_processes_do_not_wait_half_an_hour_for_one_that_died_before_it_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for key, value in place.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(processes, "MEETING", timedelta(seconds=1))
+    with (
+        pytest.raises(LostProcessError, match=r"the 2 processes of the run did not meet: .*") as caught,
+        connected(),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
 
 
 def test_shares_are_disjoint_and_complete() -> None:
