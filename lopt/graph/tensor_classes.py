@@ -46,13 +46,24 @@ def stacked_axes(graph: ParameterGraph, spec: ParameterSpec) -> int:
     They stand before the axes of neurons that a weight feeds and reads; a bias shares them with a weight.
     """
     leading = 0
-    while leading < len(spec.roles) and spec.roles[leading] == "tap":
+    while leading < len(spec.roles) and (
+        spec.roles[leading] == "tap" or _counts_members(graph, spec, leading)
+    ):
         leading += 1
     if not {"out", "in"} & set(spec.roles[leading:]):
         leading = 0
     if leading == 0 and len(spec.shape) > 1 and spec.kind == "position":
         return int(set(_groups(spec.axes[0])) <= _member_groups(graph))
     return leading
+
+
+def _counts_members(graph: ParameterGraph, spec: ParameterSpec, at: int) -> bool:
+    """Whether a matrix follows for each entry of an axis that counts members elsewhere.
+
+    Where all experts read the same data, their first weight shows (E, out, in) just as (heads, head size, in): only the
+    next one, which reads each expert's own data, tells them apart.
+    """
+    return {"out", "in"} <= set(spec.roles[at + 1 :]) and set(_groups(spec.axes[at])) <= _member_groups(graph)
 
 
 @made_once

@@ -162,6 +162,36 @@ def test_routed_experts_are_matrices_and_vectors_each_by_itself(way: str) -> Non
     assert len(experts) == 1 or way == "selected"
 
 
+class Soft(nn.Module):
+    """All experts read every token, weighted by a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.out = nn.Linear(8, 4), nn.Linear(8, 3)
+        self.up, self.up_bias = nn.Parameter(torch.randn(4, 5, 8)), nn.Parameter(torch.randn(4, 5))
+        self.down = nn.Parameter(torch.randn(4, 8, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = (torch.einsum("ehi,ni->neh", self.up, x) + self.up_bias).relu()
+        rows = torch.einsum("eoh,neh->neo", self.down, hidden)
+        return self.out((self.router(x).softmax(-1)[..., None] * rows).sum(1))
+
+
+def test_experts_that_all_are_asked_are_permuted_with_the_routers_outputs() -> None:
+    torch.manual_seed(0)
+    model, x = Soft(), torch.randn(10, 8)
+    graph = ParameterGraph.trace(model, (x,))
+    assert graph.verify(model, (x,)).ok
+    experts = {graph.parameters[n].axes[0] for n in ("router.weight", "router.bias", "up", "up_bias", "down")}
+    ((((group,),)),) = (*experts,)
+    assert graph.groups[group].permutable
+    assert matrices_of(graph, "up") == Matrices(4, 5, 8)
+    assert matrices_of(graph, "down") == Matrices(4, 8, 5)
+    assert matrices_of(graph, "router.weight") == Matrices(1, 4, 8)
+    assert {class_of(graph, name) for name in ("up", "down", "router.weight")} == {"matrix"}
+    assert class_of(graph, "up_bias") == "vector"
+
+
 def test_a_codebook_is_a_table_though_its_entries_are_chosen() -> None:
     class Quantised(nn.Module):
         def __init__(self) -> None:
