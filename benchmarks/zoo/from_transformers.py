@@ -83,6 +83,24 @@ _add(
     **_KV,
     num_local_experts=4,
 )
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_add("Qwen3-MoE", "Qwen3MoeConfig", "Qwen3MoeForCausalLM", **_TEXT, **_SMALL, **_KV, **_EXPERTS, head_dim=8)
+_add("DeepSeek-V3", "DeepseekV3Config", "DeepseekV3ForCausalLM", **_TEXT, **_SMALL, num_key_value_heads=4,
+     n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1, moe_intermediate_size=16,
+     first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=4, qk_nope_head_dim=4,
+     v_head_dim=8)  # fmt: skip
+_add("GPT-OSS", "GptOssConfig", "GptOssForCausalLM", **_TEXT, **_SMALL, **_KV, num_local_experts=4,
+     num_experts_per_tok=2, head_dim=8, sliding_window=8)  # fmt: skip
+_add("Granite-MoE", "GraniteMoeConfig", "GraniteMoeForCausalLM", **_TEXT, **_SMALL, **_KV, num_local_experts=4,
+     num_experts_per_tok=2)  # fmt: skip
+_add("Jamba", "JambaConfig", "JambaForCausalLM", **_TEXT, **_SMALL, **_KV, num_experts=4, num_experts_per_tok=2,
+     attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, use_mamba_kernels=False,
+     mamba_d_state=8, mamba_dt_rank=4)  # fmt: skip
+_add("Qwen3-Next", "Qwen3NextConfig", "Qwen3NextForCausalLM", **_TEXT, **_SMALL, **_KV, **_EXPERTS, head_dim=8,
+     shared_expert_intermediate_size=16, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
+     linear_value_head_dim=8)  # fmt: skip
+_add("OLMoE", "OlmoeConfig", "OlmoeForCausalLM", **_TEXT, **_SMALL, num_key_value_heads=2, num_experts=4,
+     num_experts_per_tok=2)  # fmt: skip
 _add(
     "Mamba",
     "MambaConfig",
