@@ -512,6 +512,50 @@ def test_a_console_of_another_encoding_loses_no_figure(
     )
 
 
+def test_what_does_not_fit_into_memory_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size in ((2**50,), (2**40, 2**30)):
+        monkeypatch.setattr("lopt.cli.data.run", lambda _, size=size: torch.empty(size))
+        assert main(["data"]) == 2
+        assert "expected sizes and counts that fit into memory, found more" in capsys.readouterr().err
+    monkeypatch.setattr("lopt.cli.data.run", lambda _: [0] * 2**60)
+    assert main(["data"]) == 2
+    monkeypatch.setattr("lopt.cli.data.run", lambda _: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError):  # a mistake of ours keeps its traceback
+        main(["data"])
+
+
+def test_each_task_is_written_when_it_is_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lopt.comparison import protocol
+
+    whole = protocol._on_task
+
+    def second_fails(task: Any, *args: Any) -> Any:
+        if (here / "c").exists() and list((here / "c").glob("*/results.json")):
+            raise KeyboardInterrupt
+        return whole(task, *args)
+
+    monkeypatch.setattr(protocol, "_on_task", second_fails)
+    least = [
+        "--steps",
+        "1",
+        "--seeds",
+        "1",
+        "--rates",
+        "1",
+        "--tuning-seeds",
+        "1",
+        "--long",
+        "1",
+        "--baselines",
+        "adam",
+    ]
+    tasks = ["quadratic", "rosenbrock"]
+    assert main(["compare", "lopt-small", "--task", *tasks, *least, "--out", "c"]) == 130
+    assert [path.parent.name for path in (here / "c").glob("*/results.json")] == ["quadratic"]
+
+
 def test_figures_are_kept_before_they_are_printed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A console that fails in the end costs no results."""
 

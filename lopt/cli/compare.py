@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lopt.comparison import Budget, compare
+    from lopt.comparison import Budget, Comparison, compare
     from lopt.comparison.tuning import find_baseline
     from lopt.training.runtime import prepare_cpu
 
@@ -75,16 +75,20 @@ def run(args: argparse.Namespace) -> int:
         seeds=tuple(range(1, 1 + args.tuning_seeds)),
         steps=args.steps,
     )
-    results = compare(
-        rules, list(tasks.values()), args.baselines, steps=args.steps, seeds=fresh_seeds(args.seeds),
-        budget=budget, long_factor=args.long,
-    )  # fmt: skip
-    folders = [folder / name for name in tasks] if len(tasks) > 1 else [folder]
-    for out, result in zip(folders, results.alone(), strict=True):
+    folders = iter([folder / name for name in tasks] if len(tasks) > 1 else [folder])
+
+    def keep(result: Comparison) -> None:
+        """Written before it is printed, and before the next task, which may take hours."""
+        out = next(folders)
         result.write(out / "results.json")
         result.plot().savefig(out / "curves.png", dpi=140)
         print(result)
         print(f"\nfigures: {out / 'results.json'}   curves: {out / 'curves.png'}\n", flush=True)
+
+    compare(
+        rules, list(tasks.values()), args.baselines, steps=args.steps, seeds=fresh_seeds(args.seeds),
+        budget=budget, long_factor=args.long, on_task=keep,
+    )  # fmt: skip
     return 0
 
 

@@ -93,6 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_too_large(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error) else "it ran out"
+        return _fail(f"expected sizes and counts that fit into memory, found more: {reason}; lower them")
     except KeyboardInterrupt:
         print("\nlopt: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -114,6 +119,12 @@ def _spelt(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error(SPELT, _spelt)
+
+
+def _is_too_large(error: Exception) -> bool:
+    """Whether memory was not enough: of torch's errors only the words tell, and the command may not have loaded it."""
+    words = ("can't allocate memory", "out of memory", "calculation overflowed", "multiplication overflow")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _run(argv: Sequence[str]) -> int:

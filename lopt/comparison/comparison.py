@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,6 @@ class Comparison:
     def plot(self) -> Figure:
         """Training loss over steps: a row for each task, a panel for each horizon."""
         return curves_figure(self.tasks)
-
-    def alone(self) -> list[Comparison]:
-        """Each task by itself."""
-        return [replace(self, tasks=(task,)) for task in self.tasks]
 
     def record(self) -> dict[str, Any]:
         """JSON-able: that of the task if there is one, else a summary over the tasks and each of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,7 @@ def compare(
     budget: Budget | None = None,
     long_factor: int = LONG_FACTOR,
     progress: bool = True,
+    on_task: Callable[[Comparison], object] = lambda _: None,
 ) -> Comparison:
     """Tune every baseline on the budget's seeds, then run everything on fresh seeds at two horizons.
 
@@ -71,6 +72,7 @@ def compare(
         budget: of the tuning of each baseline on each task; None: `Budget(steps=steps)`.
         long_factor: the long horizon is that many times `steps`.
         progress: show on stderr what is being trained, and how far it is.
+        on_task: called with each task's own comparison as soon as it is there.
 
     Raises `ConfigError` for names that are not there or clash, and for seeds that overlap.
     """
@@ -92,6 +94,7 @@ def compare(
             name + FIXED: Runner(find_baseline(name).make(found.lr), found) for name, found in fixed.items()
         }
         compared.append(_on_task(task, runners, own, steps, long_factor * steps, seeds, progress))
+        on_task(Comparison((compared[-1],), provenance()))
     return Comparison(tuple(compared), provenance())
 
 
