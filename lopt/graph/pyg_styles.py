@@ -263,7 +263,7 @@ def _size(block: Block, positions: tuple[int, ...]) -> int:
 
 def _rank(key: Tensor) -> Tensor:
     """How many earlier entries have the same key."""
-    order = key.argsort(stable=True)
+    order = key.argsort(stable=True)  # in any other order, "earlier" would differ from run to run
     _, counts = key.unique(return_counts=True)
     first = (counts.cumsum(0) - counts).repeat_interleave(counts)
     return torch.empty_like(key).index_copy(0, order, torch.arange(len(key)) - first)

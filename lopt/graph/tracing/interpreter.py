@@ -73,6 +73,7 @@ class Interpreter:
     def _fix_constants(self) -> None:
         for number, name in self.tape.names.items():
             value = self.tensors[name]
+            # What a buffer holds unless it goes along with neurons (masks, positions) was written down by hand.
             written = self.tape.infos[number].storage in self.tape.mutated
             state = self.state_names[name]
             if state == "fixed" or (state == "buffer" and not written and name not in self.know.state):

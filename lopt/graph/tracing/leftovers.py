@@ -58,6 +58,7 @@ def _take_out(fakes: list[Any], named: list[str]) -> list[Any]:
     ids = {id(value) for value in fakes}
     around: list[Any] = []
     for holder in gc.get_referrers(*fakes):
+        # The list that was handed over refers to them as well, and so do the frames of those who look.
         if holder is fakes or isinstance(holder, FrameType | FakeTensor):
             continue
         if isinstance(holder, dict):

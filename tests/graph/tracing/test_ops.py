@@ -480,6 +480,14 @@ def test_kinds_of_attention_gates_and_positions() -> None:
     assert ParameterGraph.trace(model, args).parameters["into.weight"].block_kinds == ("gate", "weight")
 
 
+def test_joining_nothing_to_nothing_says_nothing_of_the_network() -> None:
+    def forward(m: Net, x: Tensor) -> Tensor:
+        return m.out(m.into(x)) + torch.cat([x.new_zeros(0), x.new_zeros(0)]).sum()
+
+    model = Net(forward, into=linear(5, 4), out=linear(4, 2))
+    assert_axes(ParameterGraph.trace(model, (X,)), {"into.weight": ["h", "."], "out.weight": [".", "h"]})
+
+
 def test_a_mistake_in_a_rule_is_told_and_costs_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     def mistaken(s: object, *args: object) -> None:
         raise TypeError("no such argument")

@@ -133,6 +133,7 @@ def einsum(s: Speech, equation: str, *operands: Any, **_: Any) -> tuple[Dim, ...
     terms, arrow, output = equation.replace(" ", "").partition("->")
     labels = [_spelled(term, v.rank) for term, v in zip(terms.split(","), values, strict=True)]
     if not arrow:
+        # As in NumPy: the ellipsis, then what occurs once, in the order of the alphabet.
         every = "".join(labels)
         once = sorted(name for name in set(every) if every.count(name) == 1 and ord(name) < 0x100)
         output = "".join(sorted({name for name in every if ord(name) >= 0x100}, reverse=True)) + "".join(once)

@@ -98,6 +98,7 @@ def index(s: Speech, x: Value, indices: Sequence[Value | None]) -> tuple[Dim, ..
     places = [at for at, _ in lookups]
     shape = s.shapes[0]
     new = len(shape) - (x.rank - len(places))
+    # As in NumPy: new dimensions stand where the indexed ones were if those are neighbours, and in front if not.
     adjacent = places == list(range(places[0], places[-1] + 1))
     first = places[0] if adjacent else 0
     kept = [d for at, d in enumerate(x.dims) if at not in places]

@@ -72,6 +72,7 @@ def _pointwise(s: Speech, values: list[Value], op: str) -> tuple[Dim, ...]:
     dims = []
     for from_end in range(rank, 0, -1):
         aligned = [v.dims[v.rank - from_end] for v in values if v.rank >= from_end]
+        # Broadcasting stretches a size of 1 to 0 as well as to any larger one.
         size = max((d.size for d in aligned), default=1) if all(d.size for d in aligned) else 0
         tied = s.tie(*[d for d in aligned if d.size == size])
         view = next((d.view for d in aligned if d.size == size and d.view is not None), None)

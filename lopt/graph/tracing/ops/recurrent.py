@@ -84,7 +84,7 @@ def _layers(s: Speech, kind: str, x: Dim, states: Sequence[Value], flat: Sequenc
         for direction in range(directions):
             start = (layer * directions + direction) * per
             weights = list(flat[start : start + per])
-            if not biased:
+            if not biased:  # else a projection would stand where a bias is looked for
                 weights[2:2] = [None, None]  # type: ignore[list-item]
             out, hidden = cell(s, kind, x, weights)
             outs.append(out)

@@ -129,7 +129,7 @@ def view(s: Speech, x: Value, shape: Any, *args: Any) -> Any:
         return x if s.shapes[0] == x.shape else None
     target = s.shapes[0]
     blocks = matching_blocks(x.shape, target)
-    if 0 in target:
+    if 0 in target:  # products of 0 do not tell which dimension a segment went to
         x = s.whole(x)
     if x.segments:
         at = x.segment_dim
@@ -403,7 +403,9 @@ def unbind(s: Speech, x: Value, dim: int = 0) -> list[Any]:
 @rule("cat", "concat", "concatenate", "_cat")
 def cat(s: Speech, tensors: Sequence[Value], dim: int = 0) -> tuple[Dim, ...]:
     """Parts one behind another; a parameter among activations is learned input, such as a class token."""
-    tensors = [v for v in tensors if v.shape != (0,)]
+    tensors = [
+        v for v in tensors if v.shape != (0,)
+    ] or tensors  # PyTorch passes over those, whatever the others' rank
     at = wrap(dim, tensors[0].rank)
     if not all(v.pure for v in tensors):
         for v in tensors:
