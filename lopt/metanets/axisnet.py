@@ -322,6 +322,7 @@ class Inbox:
     def of(cls, boxes: Tensor, summed: Tensor, count: int) -> Inbox:
         """`summed` (M,): how many values each column is the sum of."""
         shared = torch.bincount(boxes, minlength=count)[boxes]
+        # In float64: rounded to the dtype of what is averaged when that is known.
         return cls(boxes, 1 / (summed * shared).double(), count)
 
     def means(self, columns: list[Tensor], like: Tensor) -> Tensor:

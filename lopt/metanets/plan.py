@@ -27,6 +27,7 @@ class Plan:
     """Those that hold any scalar: the others have no mean to speak of."""
     sizes: list[int]
     """Scalars in each block; blocks follow each other."""
+    # Tensors are on the CPU and go to the features' device at each use: a graph has none, and may serve on several.
     owners: Tensor
     """(B,) index of each block's parameter."""
     kinds: Tensor
@@ -99,6 +100,7 @@ def _block_order(graph: ParameterGraph) -> Tensor | None:
     if len(graph.blocks) == len(graph.parameters):
         return None
     index = graph.unflatten(torch.arange(graph.numel))
+    # None where nothing moves: to index all scalars, there and back, costs about as much as a layer.
     order = torch.cat([index[block.parameter][block.slices].reshape(-1) for block in graph.blocks])
     return None if torch.equal(order, torch.arange(graph.numel)) else order
 

@@ -40,7 +40,8 @@ def chain_of(graph: ParameterGraph, taps: int) -> tuple[Link, ...]:
     reading: dict[int, Wire] = {}
     fed: set[int] = set()
     for wire in wiring.edges:
-        start = _source(wire)
+        assert wire.source is not None, "attributes are no edges"
+        start = wire.source.start
         if start in reading or wire.target.start in fed:
             raise _refusal(graph, f"{wire.block.parameter!r}, which shares its neurons with another weight")
         if wire.grid[2] > 1:
@@ -48,25 +49,15 @@ def chain_of(graph: ParameterGraph, taps: int) -> tuple[Link, ...]:
             raise _refusal(graph, f"{wire_name} (at most {taps}; set the option taps)")
         reading[start] = wire
         fed.add(wire.target.start)
-    weights = _walk(reading, next((start for start in reading if start not in fed), None))
+    weights: list[Wire] = []
+    at = next((start for start in reading if start not in fed), None)
+    while at in reading:  # comes to an end: no set is fed twice, and the first one never
+        weights.append(reading[at])
+        at = weights[-1].target.start
     if len(weights) < len(wiring.edges) or not weights:
         raise _refusal(graph, "weights that do not follow one another")
     biases = _biases(graph, wiring.attributes, {w.target.start for w in weights})
     return tuple(Link(weight, biases.get(weight.target.start)) for weight in weights)
-
-
-def _walk(reading: dict[int, Wire], start: int | None) -> list[Wire]:
-    """The weights met on the way from a neuron set, which each name the set to go on from."""
-    weights: list[Wire] = []
-    while start in reading:
-        weights.append(reading[start])
-        start = weights[-1].target.start
-    return weights
-
-
-def _source(wire: Wire) -> int:
-    assert wire.source is not None, "attributes are no edges"
-    return wire.source.start
 
 
 def _biases(graph: ParameterGraph, attributes: list[Wire], ends: set[int]) -> dict[int, Wire]:

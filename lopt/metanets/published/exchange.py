@@ -58,7 +58,7 @@ class DenseExchange(Exchange):
     """Views each block as (targets, sources, parallel): broadcasts and reductions along axes, no index."""
 
     def spread(self, nodes: Tensor, end: End) -> Tensor:
-        parts = [nodes.new_zeros(nodes.shape[0], 0)]
+        parts = [nodes.new_zeros(nodes.shape[0], 0)]  # a network of biases alone has no edge to join
         for wire in self.wires:
             value = nodes[:, nodes_at(wire, end)]
             value = value[:, :, None, None] if end == "target" else value[:, None, :, None]

@@ -18,7 +18,7 @@ from lopt.graph.pyg_styles import NODE_KINDS
 from lopt.metanets.base import Layers, Metanet, Size
 from lopt.metanets.layers import ChannelNorm, Pointwise, PointwiseMlp
 from lopt.metanets.published.exchange import ENDS, Exchange, Execution, exchange_of
-from lopt.metanets.published.wiring import WireEncoder, WireHead, Wiring, wiring_of
+from lopt.metanets.published.wiring import WireEncoder, WireHead, wiring_of
 
 
 class Gmn(Metanet):
@@ -60,15 +60,12 @@ class Gmn(Metanet):
         wiring = wiring_of(graph, 1, False)
         exchange = exchange_of(wiring, self.execution)
         edges = self.encode(wiring.edges, wiring.parts(features), context)
-        nodes = self._nodes(wiring)
+        sets = [self.roles[kind][:, None].expand(-1, s.stop - s.start) for s, kind in wiring.node_sets]
+        nodes = torch.cat(sets, -1)
         whole = edges.mean(-1, keepdim=True)
         for layer in self.layers:
             nodes, edges, whole = layer(exchange, nodes, edges, whole)
         return wiring.join(self.head(wiring.edges, relu(edges))), None
-
-    def _nodes(self, wiring: Wiring) -> Tensor:
-        sets = [self.roles[kind][:, None].expand(-1, s.stop - s.start) for s, kind in wiring.node_sets]
-        return torch.cat(sets, -1)
 
 
 class GmnLayer(nn.Module):

@@ -58,13 +58,13 @@ class Nfn(Metanet):
         _check_symmetry(symmetry, depth, ends)
         self.depth, self.ends, self.taps = depth, None if ends is None else (ends[0], ends[1]), taps
         self.encode = nn.ModuleList(WireEncoder(features, context, width, slots) for slots in (taps, 1))
-        self.layers = nn.ModuleList(self._layer(width) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            SharedLinear(width)
+            if depth is None
+            else EquivariantLinear(chain_slots(depth, width, width, self.ends))
+            for _ in range(layers)
+        )
         self.heads = nn.ModuleList(WireHead(width, outputs, slots) for slots in (taps, 1))
-
-    def _layer(self, width: int) -> nn.Module:
-        if self.depth is None:
-            return SharedLinear(width)
-        return EquivariantLinear(chain_slots(self.depth, width, width, self.ends))
 
     def prepare(self, graph: ParameterGraph) -> None:
         self._check(chain_of(graph, self.taps))

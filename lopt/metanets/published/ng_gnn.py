@@ -198,6 +198,7 @@ def aggregate(exchange: Exchange, messages: Tensor, end: End) -> Tensor:
     variance = exchange.mean(messages * messages, end) - mean * mean
     extremes = [-exchange.largest(-messages, end), exchange.largest(messages, end)]
     low, high = (torch.where(degree > 0, value, torch.zeros_like(value)) for value in extremes)
+    # Rounding takes the variance of equal messages below zero; at zero the root has no derivative, hence the floor.
     statistics = torch.cat([mean, low, high, torch.sqrt(relu(variance) + SPREAD_FLOOR)])
     return torch.cat([statistics, statistics * (torch.log1p(degree) / MEAN_LOG_DEGREE)])
 

@@ -110,7 +110,9 @@ class EdgeAttention(nn.Module):
         self, exchange: Exchange, scores: dict[End, Tensor], values: dict[End, Tensor]
     ) -> Tensor:
         """(H, E) scores and (H K, E) values at both ends -> (H K, N) averages over the edges at each node."""
+        # Softmax does not change by what is subtracted, so that no derivative need pass through it.
         highest = torch.maximum(*(exchange.largest(scores[end], end) for end in ENDS)).detach()
+        # Nodes without edges have a maximum of -inf.
         highest = torch.where(torch.isinf(highest), torch.zeros_like(highest), highest)
         above: list[Tensor] = []
         below: list[Tensor] = []

@@ -77,7 +77,9 @@ class Wire:
         outputs = folded.shape[0]
         chunks = -(-self.taps // self.slots)
         x = folded.reshape(outputs, self.slots, -1, chunks).permute(0, 2, 3, 1)
-        x = x.reshape(outputs, -1, chunks * self.slots)[..., : self.taps]
+        x = x.reshape(outputs, -1, chunks * self.slots)[
+            ..., : self.taps
+        ]  # without the padding of the last edge
         x = x.reshape(outputs, *(self.block.shape[axis] for axis in self.order))
         back = [1 + self.order.index(axis) for axis in range(len(self.order))]
         return x.permute(0, *back).reshape(outputs, -1)
