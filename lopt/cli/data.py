@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from pathlib import Path
 
 from lopt.errors import DataError
 
@@ -22,7 +21,8 @@ def run(args: argparse.Namespace) -> int:
 
     folder = data_root(args.data)
     if folder and not folder.is_dir():
-        raise DataError(f"{folder}: expected the data folder, found {_kind(folder)}")
+        found = "a file" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: expected the data folder, found {found}")
     print(f"data folder: {folder or f'none; give --data DIR or set {ROOT_VARIABLE}=DIR'}")
     for status in catalogue(args.data):
         source = status.source
@@ -37,7 +37,3 @@ def _field(name: str, text: str) -> str:
         text, 110, initial_indent=f"    {name:8s} ", subsequent_indent=" " * 13, break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip
-
-
-def _kind(path: Path) -> str:
-    return "a file" if path.exists() else "no such folder"

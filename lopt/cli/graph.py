@@ -16,7 +16,7 @@ from lopt.cli.extensions import import_code
 from lopt.errors import GraphError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 DESCRIPTION = """Derive the parameter graph of a model, print it, and verify that permuting its neurons
 leaves the model's function as it is. The exit code is 1 if it does not.
@@ -122,11 +122,7 @@ def _with_inputs(
             f"{name}: expected (model, example_args, example_kwargs), found {_describe(found)}; write"
             " (model, (x, y)) for two inputs"
         )
-    return model, _as_tuple(args), dict(kwargs)
-
-
-def _as_tuple(args: Tensor | tuple[Any, ...] | list[Any]) -> tuple[Any, ...]:
-    return tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    return model, tuple(args) if isinstance(args, tuple | list) else (args,), dict(kwargs)
 
 
 def _describe(found: Any) -> str:

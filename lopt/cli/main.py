@@ -65,6 +65,7 @@ def build_parser() -> Parser:
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
+        # All of them, whichever is wanted: what one needs alone (training, comparing, pictures) it imports in `run`.
         module = _module(name)
         command = commands.add_parser(
             name,

@@ -114,7 +114,7 @@ def summary(config: RunConfig, history: History) -> str:
 
 
 def _remaining(config: RunConfig, history: History) -> str:
-    rates = [value for _, value in history.series("inner_steps_per_second")[-RECENT:]]
+    rates = history.values("inner_steps_per_second")[-RECENT:]
     left = config.meta.steps - history.steps
     if not rates or not left:
         return ""
@@ -128,7 +128,7 @@ def _remaining(config: RunConfig, history: History) -> str:
 def _losses(history: History) -> list[str]:
     lines = ["", f"{'outer loss':24}{'first':>9}{'now':>9}"]
     for name in ["outer_loss", *history.names("outer_loss/")]:
-        values = [value for _, value in history.series(name)]
+        values = history.values(name)
         label = "all" if name == "outer_loss" else name.removeprefix("outer_loss/")
         first, now = mean(values[:RECENT]), mean(values[-RECENT:])
         lines.append(f"  {label:22}{first:9.4f}{now:9.4f}  {sparkline(values)}")
@@ -136,8 +136,7 @@ def _losses(history: History) -> list[str]:
 
 
 def _validation(history: History) -> list[str]:
-    names = ["validation", *history.names("validation/")]
-    scores = {name: [value for _, value in history.series(name)] for name in names}
+    scores = {name: history.values(name) for name in ("validation", *history.names("validation/"))}
     if not scores["validation"]:
         return []
     lines = ["", f"{'validation':24}{'best':>9}{'now':>9}   (mean log relative loss)"]
@@ -151,9 +150,7 @@ def _steps(history: History) -> list[str]:
     lines = ["", f"{'steps of the rule':24}{'rms':>9}{'/ weights':>11}"]
     for name in history.names("step_rms/"):
         of_class = name.removeprefix("step_rms/")
-        size, ratio = (
-            mean([v for _, v in history.series(n)[-RECENT:]]) for n in (name, f"update_ratio/{of_class}")
-        )
+        size, ratio = (mean(history.values(n)[-RECENT:]) for n in (name, f"update_ratio/{of_class}"))
         lines.append(f"  {of_class:22}{size:9.2g}{ratio:11.2g}")
     return lines
 
@@ -163,12 +160,11 @@ def _health(history: History) -> list[str]:
         f"{history.last(name) or 0:.0f} {name}" for name in ("diverged", "skipped", "restarts")
     )
     shares = ", ".join(
-        f"{mean([value for _, value in history.series(f'{name}_share')[-RECENT:]]):.0%} {name}"
-        for name in ("clipped", "dropped")
+        f"{mean(history.values(f'{name}_share')[-RECENT:]):.0%} {name}" for name in ("clipped", "dropped")
     )
-    rates = [value for _, value in history.series("inner_steps_per_second")[-RECENT:]]
+    rates = history.values("inner_steps_per_second")[-RECENT:]
     speed = f"{mean(rates):.0f} inner steps per second, {history.last('memory_mib') or 0:.0f} MiB at most"
-    gradient = mean([value for _, value in history.series("gradient_norm")[-RECENT:]])
+    gradient = mean(history.values("gradient_norm")[-RECENT:])
     return [
         "",
         counts,

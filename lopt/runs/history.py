@@ -66,7 +66,10 @@ class History:
         """(step, value) wherever something of that name was logged, most often a number."""
         return [(record["step"], record[name]) for record in self.records if name in record]
 
+    def values(self, name: str) -> list[Any]:
+        """All values of that name, in order."""
+        return [record[name] for record in self.records if name in record]
+
     def last(self, name: str) -> Any:
         """The latest value; None if there is none."""
-        points = self.series(name)
-        return points[-1][1] if points else None
+        return next((record[name] for record in reversed(self.records) if name in record), None)

@@ -84,9 +84,8 @@ def page(
 
 
 def _figures(history: History) -> str:
-    scores = [score for _, score in history.series("validation")]
-    wall = sum(seconds for _, seconds in history.series("seconds"))
-    speeds = [speed for _, speed in history.series("inner_steps_per_second")]
+    scores, wall = history.values("validation"), sum(history.values("seconds"))
+    speeds = history.values("inner_steps_per_second")
     figures = {
         "best validation score": f"{min(scores):.3f}" if scores else "-",
         "of the fresh rule": f"{scores[0]:.3f}" if scores else "-",
@@ -102,9 +101,9 @@ def _figures(history: History) -> str:
             }.items()
         },
         **{
-            f"of networks' meta-gradients {name}": f"{_mean(history.series(f'{name}_share')):.0%}"
+            f"of networks' meta-gradients {name}": f"{sum(found) / len(found):.0%}"
             for name in ("clipped", "dropped")
-            if history.series(f"{name}_share")
+            if (found := history.values(f"{name}_share"))
         },
     }
     cards = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for label, value in figures.items())
@@ -152,7 +151,3 @@ def _svg(drawing: Drawing, history: History) -> str:
     svg = re.sub(r'^(<svg[^>]*?) width="[^"]*"', r"\1", svg)
     svg = re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", svg)
     return svg.replace(INK, "currentColor")
-
-
-def _mean(series: Sequence[tuple[int, float]]) -> float:
-    return sum(value for _, value in series) / len(series)

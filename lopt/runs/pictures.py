@@ -61,7 +61,7 @@ def validation_scores(axes: Axes, history: History) -> None:
 
 def validation_curves(axes: Axes, history: History) -> None:
     """The loss over a validation run: of the latest rule, and dashed of the fresh one."""
-    validations = [curves for _, curves in history.series("curves")]
+    validations = history.values("curves")
     for curves, style in ((validations[0], "--"), (validations[-1], "-")) if validations else ():
         for number, (name, losses) in enumerate(curves["losses"].items()):
             label = name if style == "-" else None
@@ -121,11 +121,11 @@ def seconds_by_activity(history: History) -> dict[str, float]:
     Several processes may be at turns at once, which then sum to more than wall-clock, and leave no rest.
     """
     spent = {
-        f"training {name.removeprefix('seconds/')}": sum(value for _, value in history.series(name))
+        f"training {name.removeprefix('seconds/')}": sum(history.values(name))
         for name in history.names("seconds/")
     }
     validating = sum(record.get("seconds", 0.0) for record in history.records if "validation" in record)
-    wall = sum(value for _, value in history.series("seconds"))
+    wall = sum(history.values("seconds"))
     rest = max(wall - validating - sum(spent.values()), 0.0)
     return {**spent, "validation": validating, "the rest": rest}
 

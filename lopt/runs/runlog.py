@@ -29,13 +29,10 @@ class RunLog:
     def __init__(self, folder: Path, last_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / METRICS
-        self._cut(last_step)
-        self.written = time.perf_counter()
-        self.board = Board(folder / "tensorboard", last_step + 1)
-
-    def _cut(self, last_step: int) -> None:
         kept = [line for line, record in lines(self.path) if last_step and record["step"] <= last_step]
         write_atomically(self.path, b"".join(line + b"\n" for line in kept))
+        self.written = time.perf_counter()
+        self.board = Board(folder / "tensorboard", last_step + 1)
 
     def write(
         self, step: int, scalars: Mapping[str, float], curves: Mapping[str, Sequence[float]] | None = None
