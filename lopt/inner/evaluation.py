@@ -126,7 +126,8 @@ class _Together:
                 here = self.alive
                 losses[here, t] = self.step(t)
             if t + 1 in marks:
-                self.drop(_all_finite(self.params))
+                finite = torch.stack([p.flatten(1).isfinite().all(1) for p in self.params.values()])
+                self.drop(finite.all(0))
                 for split in splits:
                     metrics[split].append(self.evaluate(split, t))
         stacked = {
@@ -203,6 +204,7 @@ class _Apart(_Together):
         gradients, loss = torch.vmap(torch.func.grad_and_value(self.task.loss))(self.params, batch)
         for k, (params, optimizer) in enumerate(self.networks):
             for name, p in params.items():
+                # A copy: optimizers may write to a gradient, and rows of a stack share its memory.
                 p.grad = gradients[name][k].clone()
             for group, lr in zip(optimizer.param_groups, self.rates_at_first, strict=True):
                 group["lr"] = lr * float(rates[k])
@@ -226,7 +228,7 @@ class _Apart(_Together):
         for optimizer in averaging:
             optimizer.eval()
         self.gather()
-        judged = self.params
+        judged = self.params  # `gather` makes new ones
         for optimizer in averaging:
             optimizer.train()
         self.gather()
@@ -241,8 +243,3 @@ def _joined(trees: Sequence[Any]) -> Any:
 def _pick(tree: Any, index: Tensor) -> Any:
     """The rows `index` of every tensor."""
     return tree_map(lambda x: x.index_select(0, index.to(x.device)), tree)
-
-
-def _all_finite(params: dict[str, Tensor]) -> Tensor:
-    """(T,): whether every parameter of a network is finite."""
-    return torch.stack([p.flatten(1).isfinite().all(1) for p in params.values()]).all(0)

@@ -42,6 +42,7 @@ class _Rematerialised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[1:]
+        # Detached: the derivative ends at what was passed in, and goes on from there by what is returned.
         with torch.enable_grad():
             inputs = [t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needed, strict=True)]
             outputs = ctx.function(*inputs)

@@ -52,7 +52,7 @@ def unroll(
         # The derivative by the meta-parameters is wanted, so they have to be arguments.
         step = partial(rematerialised(lambda own, *at: make(rule, task, own)(*at)), own)
     losses, measured = [], []
-    previous = networks.params
+    previous = networks.params  # where there is no step
     for index, batch in enumerate(batches[:-1]):
         previous = networks.params
         loss, networks = step(networks, batch)

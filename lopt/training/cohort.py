@@ -36,6 +36,7 @@ class Horizons:
         The first lives of a cohort are cut at random points, so that later restarts are staggered, unless all lives are
         of one length.
         """
+        # All three rows whatever is used of them: options must not shift what is drawn from the stream afterwards.
         uniform = torch.rand(3, count, generator=generator)
         if self.shared:
             uniform[0] = uniform[0, :1]
@@ -134,6 +135,7 @@ def replace_at(networks: Networks, index: Tensor, fresh: Networks) -> Networks:
     """The networks with those at `index` replaced."""
 
     def put(old: Tensor, new: Tensor) -> Tensor:
+        # Never in place: the estimate that these tensors came with may still be read, and twins share them at first.
         return old.index_copy(0, index.to(old.device), new.to(old.dtype))
 
     params = {name: put(p, fresh.params[name]) for name, p in networks.params.items()}

@@ -21,6 +21,7 @@ def relative(losses: Tensor, initial: Tensor, reference: Tensor | None = None) -
     reference: (K, T) relative losses of another optimizer at the same steps, to divide by as well.
     """
     ratio = losses / initial.clamp(min=1e-8)
+    # Not clamp, which hands on what is no number: a comparison with that is false, so that it counts as the limit.
     ratio = torch.where(ratio < LIMIT, ratio, torch.full_like(ratio, LIMIT))
     return ratio if reference is None else (ratio + FLOOR) / (reference + FLOOR)
 

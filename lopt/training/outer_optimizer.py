@@ -49,6 +49,7 @@ class OuterOptimizer:
     def tree(self) -> dict[str, Any]:
         """All state, as nested dicts of tensors."""
         state = self.adam.state_dict()["state"]
+        # JSON has no other keys than strings. Rates are left out: they follow from the config and the step.
         return {"adam": {str(index): value for index, value in state.items()}, "average": self.average}
 
     def load_tree(self, tree: dict[str, Any]) -> None:

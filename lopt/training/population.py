@@ -73,6 +73,7 @@ class Population:
         never all slots the same by chance.
         """
         generator = self.generators[slot]
+        # The order of draws (task, spec, reference, horizons, units, weights) is part of what a seed means.
         weights = torch.tensor([weighted.weight for weighted in self.families], dtype=torch.float64)
         point = (slot + torch.rand((), generator=generator, dtype=torch.float64)) / self.config.cohorts
         index = int((weights.cumsum(0) / weights.sum() <= point).sum().clamp(max=len(weights) - 1))

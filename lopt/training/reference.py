@@ -34,5 +34,6 @@ def _smoothed(values: Tensor) -> Tensor:
     """(H,) centred running means that widen with time."""
     index = torch.arange(len(values))
     low, high = index - index // SMOOTHING, (index + index // SMOOTHING).clamp(max=len(values) - 1)
+    # In float64: differences of running sums lose what float32 has no digits for.
     sums = torch.cat([torch.zeros(1, dtype=torch.float64), values.double().cumsum(0)])
     return ((sums[high + 1] - sums[low]) / (high + 1 - low)).float()

@@ -86,20 +86,25 @@ class Trainer:
     def _run(self, deadline: float) -> None:
         log = RunLog(self.out, self.step) if self.ranks.leads else None
         bar = progress(self.config.steps, "meta-training", initial=self.step)
+        # A handler only leaves word: the checkpoint is written between outer steps, when all state belongs together.
         with terminable(self._request_stop):
             try:
                 if self.step == 0:
                     self._validate(log)  # the fresh rule is a candidate too
-                while self.step < self.config.steps and not self.ranks.any(
-                    self._stop or time.monotonic() >= deadline
-                ):
+                while self.step < self.config.steps:
+                    # One answer for all processes: one that left by its own clock would be waited for in vain.
+                    if self.ranks.any(self._stop or time.monotonic() >= deadline):
+                        break
                     scalars = self._outer_step()
                     self.step += 1
                     if log is not None:
                         log.write(self.step, scalars)
                     bar.update()
                     bar.set_postfix(outer=f"{scalars['outer_loss']:.3f}", best=self.best)
-                    self._periodic(log)
+                    if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
+                        self._validate(log)
+                    if self.step % self.config.checkpoint_every == 0:
+                        self._save()
                 self._save()
             finally:
                 bar.close()
@@ -108,12 +113,6 @@ class Trainer:
 
     def _request_stop(self, *_: Any) -> None:
         self._stop = True
-
-    def _periodic(self, log: RunLog | None) -> None:
-        if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
-            self._validate(log)
-        if self.step % self.config.checkpoint_every == 0:
-            self._save()
 
     def _outer_step(self) -> dict[str, float]:
         """One truncation of the cohorts whose turn it is, and one step of the outer optimizer."""
@@ -177,7 +176,7 @@ class Trainer:
     def _save(self) -> None:
         if self.saved == self.step:
             return
-        tree = self.tree()
+        tree = self.tree()  # by all processes: it gathers
         if self.ranks.leads:
             checkpoint.write(self.out / CHECKPOINT, tree)
         self.saved = self.step

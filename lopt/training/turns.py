@@ -33,6 +33,7 @@ class Turns:
     def blank(cls, rule: Rule, count: int) -> Turns:
         """Zeros, to be filled in by the processes and summed."""
         size = sum(p.numel() for p in rule.parameters())
+        # In float64, in which every float32 and every count is exact.
         shapes = ((count, size), (count, len(FIGURES)), (count, 3, len(CLASSES)))
         return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 

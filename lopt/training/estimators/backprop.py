@@ -37,6 +37,7 @@ class TruncatedBackprop(Estimator):
     def __call__(self, rule: Rule, cohort: Cohort, generator: Generator) -> Estimate:
         batches, probes = self.batches(cohort, generator)
         bound = rule.on(cohort.task.graph)
+        # Leaves of each network's own, so that one backward pass gives all of their meta-gradients apart.
         own = leaves(each_its_own(bound, cohort.networks))
         unrolled = unroll(
             bound, cohort.task, cohort.networks, batches, own=own, probes=probes,

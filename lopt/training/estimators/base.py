@@ -98,6 +98,7 @@ def initial_losses(cohort: Cohort, losses: Tensor) -> Tensor:
 
 def has_diverged(losses: Tensor, initial: Tensor) -> Tensor:
     """(T,) True where a loss is not finite or the last ones lie above `LIMIT` times the initial."""
+    # Not "above": a comparison with what is no number is false, and such a network has diverged.
     return ~torch.isfinite(losses).all(0) | ~(losses[-5:].mean(0) < LIMIT * initial.clamp(min=1e-8))
 
 

@@ -10,7 +10,7 @@ from torch import Generator
 from lopt.config import Positive
 from lopt.rules.base import Rule
 from lopt.training.cohort import Cohort
-from lopt.training.estimators.base import Estimate, Estimator, finite_or_zero
+from lopt.training.estimators.base import Estimate, Estimator
 from lopt.training.estimators.perturbed import draw_perturbations, evolution_gradient, run_pair
 
 
@@ -30,6 +30,4 @@ class ES(Estimator):
         epsilon = draw_perturbations(rule, len(cohort.ages), self.sigma, generator)
         with torch.no_grad():
             pair = run_pair(self, rule, cohort, cohort.networks, epsilon, generator)
-        gradient, skipped = finite_or_zero(evolution_gradient(pair.outer, epsilon, self.sigma))
-        outer = pair.outer.mean().item()
-        return Estimate(gradient, outer, pair.positive, pair.losses, pair.diverged, skipped, pair.previous)
+        return pair.estimate(evolution_gradient(pair.outer, epsilon, self.sigma))

@@ -9,7 +9,7 @@ from torch import Generator
 from lopt.config import Positive, Share
 from lopt.rules.base import Rule
 from lopt.training.cohort import Cohort, Twins
-from lopt.training.estimators.base import Estimate, Estimator, finite_or_zero
+from lopt.training.estimators.base import Estimate, Estimator
 from lopt.training.estimators.per_network import combined, network_gradients
 from lopt.training.estimators.perturbed import draw_perturbations, evolution_gradient, halves, run_pair
 from lopt.training.estimators.pes import added, first_twins
@@ -51,9 +51,5 @@ class Mixture(Estimator):
             name: (1 - self.share) * direct.gradient[name] + self.share * value
             for name, value in indirect.items()
         }
-        gradient, skipped = finite_or_zero(mixed)
-        return Estimate(
-            gradient, pair.outer.detach().mean().item(), pair.positive, pair.losses, pair.diverged, skipped,
-            pair.previous, Twins(pair.negative, sums), clipped=direct.clipped.double().mean().item(),
-            dropped=direct.dropped.double().mean().item(),
-        )  # fmt: skip
+        shares = (flags.double().mean().item() for flags in (direct.clipped, direct.dropped))
+        return pair.estimate(mixed, Twins(pair.negative, sums), *shares)

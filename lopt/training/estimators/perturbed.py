@@ -16,8 +16,8 @@ from lopt.inner.step import Networks, detached
 from lopt.inner.task import Batch
 from lopt.inner.unroll import unroll
 from lopt.rules.base import Rule, Tensors
-from lopt.training.cohort import Cohort
-from lopt.training.estimators.base import Estimator, has_diverged, initial_losses
+from lopt.training.cohort import Cohort, Twins
+from lopt.training.estimators.base import Estimate, Estimator, finite_or_zero, has_diverged, initial_losses
 from lopt.training.estimators.per_network import leaves
 
 
@@ -37,15 +37,29 @@ class Pair(NamedTuple):
     previous: dict[str, Tensor]
     """The positive networks' parameters before their last step."""
 
+    def estimate(
+        self,
+        gradient: dict[str, Tensor],
+        twins: Twins | None = None,
+        clipped: float = 0.0,
+        dropped: float = 0.0,
+    ) -> Estimate:
+        """What the truncation gives: the cohort goes on with the positive networks."""
+        gradient, skipped = finite_or_zero(gradient)
+        return Estimate(
+            gradient, self.outer.detach().mean().item(), self.positive, self.losses, self.diverged, skipped,
+            self.previous, twins, clipped, dropped,
+        )  # fmt: skip
+
 
 def draw_perturbations(rule: Rule, count: int, sigma: float, generator: Generator) -> dict[str, Tensor]:
     """(T, *shape) for each meta-parameter: normal with deviation sigma, for each network its own; 0 if it is frozen."""
-    return {
-        name: (sigma * p.requires_grad * torch.randn(count, *p.shape, generator=generator, dtype=p.dtype)).to(
-            p.device
-        )
+    # Drawn on the CPU and for frozen ones too: what a seed means must not depend on the device or on what is frozen.
+    drawn = {
+        name: torch.randn(count, *p.shape, generator=generator, dtype=p.dtype)
         for name, p in rule.named_parameters()
     }
+    return {name: (sigma * p.requires_grad * drawn[name]).to(p.device) for name, p in rule.named_parameters()}
 
 
 def run_pair(

@@ -10,7 +10,7 @@ from torch import Generator
 from lopt.config import Positive
 from lopt.rules.base import Rule, Tensors
 from lopt.training.cohort import Cohort, Twins
-from lopt.training.estimators.base import Estimate, Estimator, finite_or_zero
+from lopt.training.estimators.base import Estimate, Estimator
 from lopt.training.estimators.perturbed import Fitness, draw_perturbations, evolution_gradient, run_pair
 
 
@@ -32,11 +32,8 @@ class PES(Estimator):
         sums = added(twins.perturbations, epsilon)
         with torch.no_grad():
             pair = run_pair(self, rule, cohort, twins.networks, epsilon, generator)
-        gradient, skipped = finite_or_zero(evolution_gradient(pair.outer, sums, self.sigma))
-        return Estimate(
-            gradient, pair.outer.mean().item(), pair.positive, pair.losses, pair.diverged, skipped, pair.previous,
-            Twins(pair.negative, sums),
-        )  # fmt: skip
+        gradient = evolution_gradient(pair.outer, sums, self.sigma)
+        return pair.estimate(gradient, Twins(pair.negative, sums))
 
 
 @dataclass(frozen=True)
@@ -60,11 +57,8 @@ class NRES(Estimator):
         epsilon = _newborn_or_kept(cohort, drawn, twins.perturbations)
         with torch.no_grad():
             pair = run_pair(self, rule, cohort, twins.networks, epsilon, generator)
-        gradient, skipped = finite_or_zero(evolution_gradient(pair.outer, epsilon, self.sigma, self.fitness))
-        return Estimate(
-            gradient, pair.outer.mean().item(), pair.positive, pair.losses, pair.diverged, skipped, pair.previous,
-            Twins(pair.negative, epsilon),
-        )  # fmt: skip
+        gradient = evolution_gradient(pair.outer, epsilon, self.sigma, self.fitness)
+        return pair.estimate(gradient, Twins(pair.negative, epsilon))
 
 
 def _newborn_or_kept(cohort: Cohort, drawn: Tensors, kept: Tensors) -> dict[str, torch.Tensor]:
