@@ -29,7 +29,7 @@ def push_rule(
     Raises `RuleFileError` if it is not a rule, `HubError` if the Hub does not take it.
     """
     path = locate(name_or_path)
-    load_rule(path)
+    load_rule(path)  # raises where it is none, before anything is sent
     made = model_card(path, repo) if card is None else card
     return hub.upload(repo, {hub.FILE: path.read_bytes(), "README.md": made.encode()}, private=private)
 
@@ -94,20 +94,15 @@ def _making(provenance: Mapping[str, Any]) -> str:
         if key not in {*facts, *MACHINE, "config", "cpus", "platform", "processor"}
     }
     config = {key: value for key, value in provenance.get("config", {}).items() if key not in LOCAL}
-    blocks = [_yaml_block(title, value) for title, value in (("config", config), ("more", others)) if value]
-    return "\n\n".join([told, *blocks])
-
-
-def _yaml_block(title: str, value: Mapping[str, Any]) -> str:
-    text = yaml.safe_dump(dict(value), sort_keys=False, default_flow_style=None, width=110)
-    return f"<details><summary>{title}</summary>\n\n```yaml\n{text}```\n\n</details>"
+    blocks = [told]
+    for title, section in (("config", config), ("more", others)):
+        if section:
+            text = yaml.safe_dump(section, sort_keys=False, default_flow_style=None, width=110)
+            blocks.append(f"<details><summary>{title}</summary>\n\n```yaml\n{text}```\n\n</details>")
+    return "\n\n".join(blocks)
 
 
 def _table(rows: Mapping[str, object]) -> str:
     # A bar would end the cell, and a command may hold one.
     cells = {key: str(value).replace("|", "\\|").replace("\n", " ") for key, value in rows.items()}
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in cells.items())])
-
-
-def _options(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in options.items())

@@ -51,6 +51,7 @@ class Constants(nn.Module):
         cells = [3 * i + k for i, name in enumerate(names) for k in range(CONSTANTS[name])]
         self.weights = nn.Parameter(torch.zeros(len(cells))) if cells else None
         select = torch.eye(3 * len(names))[cells].T
+        # Not saved: it follows from the names, and is a buffer to go where the rule goes.
         self.register_buffer("select", select, persistent=False)
 
     def of(self, name: str) -> Tensor:

@@ -59,10 +59,8 @@ def load_rule(name_or_path: str | os.PathLike[str]) -> LearnedRule:
 
 def pretrained_names() -> list[str]:
     """The rules that ship with the package."""
-    folder = resources.files("lopt.pretrained")
-    return sorted(
-        entry.name.removesuffix(".safetensors") for entry in folder.iterdir() if _is_rule(entry.name)
-    )
+    files = [entry.name for entry in resources.files("lopt.pretrained").iterdir()]
+    return sorted(n.removesuffix(".safetensors") for n in files if n.endswith(".safetensors"))
 
 
 def provenance_of(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -88,10 +86,6 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
         f"rule {str(name_or_path)!r}: expected a rule file, a run folder or a shipped rule ({known}),"
         " or hf:owner/name"
     )
-
-
-def _is_rule(name: str) -> bool:
-    return name.endswith(".safetensors")
 
 
 def _check_fit(rule: LearnedRule, tensors: dict[str, Tensor], path: Path) -> None:

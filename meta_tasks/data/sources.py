@@ -36,11 +36,8 @@ class Status:
 
 
 IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+    "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
+)  # fmt: skip
 CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 
 SOURCES = {
@@ -132,16 +129,14 @@ def locate(name: str, root: str | Path | None = None) -> list[Path]:
 
 def catalogue(root: str | Path | None = None) -> list[Status]:
     """Every data set: present or missing, found where, published where, under which licence."""
-    return [_status(source, root) for source in SOURCES.values()]
-
-
-def _status(source: Source, root: str | Path | None) -> Status:
-    if not source.files:
-        return Status(source, True, "built in")
-    try:
-        return Status(source, True, str(locate(source.name, root)[0].parent))
-    except DataError as error:
-        return Status(source, False, str(error))
+    statuses = []
+    for source in SOURCES.values():
+        try:
+            files = locate(source.name, root)
+            statuses.append(Status(source, True, str(files[0].parent) if files else "built in"))
+        except DataError as error:
+            statuses.append(Status(source, False, str(error)))
+    return statuses
 
 
 def _locate_one(source: Source, folder: Path, file: str) -> Path:

@@ -49,12 +49,8 @@ def _load(name: str, device: str) -> TableSet:
     masks = {"train": rank >= 3, "validation": rank == 2, "test": rank < 2}
     inputs = _standardised(values, masks["train"])
     targets = targets if classes else _standardised(targets, masks["train"])
-    return TableSet(
-        name,
-        classes,
-        {split: inputs[mask].to(device) for split, mask in masks.items()},
-        {split: targets[mask].to(device) for split, mask in masks.items()},
-    )
+    by_split = [{split: x[mask].to(device) for split, mask in masks.items()} for x in (inputs, targets)]
+    return TableSet(name, classes, *by_split)
 
 
 def _standardised(columns: Tensor, train: Tensor) -> Tensor:

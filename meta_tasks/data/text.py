@@ -26,13 +26,8 @@ SENTENCES = 6000
 SUBJECTS = (("my two brothers", "the lamps", "we"), ("the gardener", "a grey heron", "she"))
 VERBS = (("follow", "paint", "carry", "open"), ("follows", "paints", "carries", "opens"))
 OBJECTS = (
-    "the river",
-    "an old letter",
-    "every window",
-    "three baskets",
-    "nothing at all",
-    "the long road home",
-)
+    "the river", "an old letter", "every window", "three baskets", "nothing at all", "the long road home",
+)  # fmt: skip
 ENDINGS = (".", " before noon.", ", and then it rains.", " without a word.", "?", "; nobody asks why.")
 
 

@@ -41,10 +41,8 @@ class Adafactor(ClassicalRule):
     def start(self, param: Tensor) -> dict[str, Tensor]:
         if param.dim() < 2:
             return {"v": zeros(param), "step": counter(param)}
-        rows, columns = (
-            torch.Size((*param.shape[:-1], 1)),
-            torch.Size((*param.shape[:-2], 1, param.shape[-1])),
-        )
+        rows = torch.Size((*param.shape[:-1], 1))
+        columns = torch.Size((*param.shape[:-2], 1, param.shape[-1]))
         return {"rows": zeros(param, rows), "columns": zeros(param, columns), "step": counter(param)}
 
     def step(self, grad: Tensor, state: dict[str, Tensor], param: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

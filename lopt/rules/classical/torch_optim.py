@@ -32,7 +32,7 @@ class TorchOptim(Rule):
         super().__init__()
         self.optimizer = optimizer_class(optimizer) if isinstance(optimizer, str) else optimizer
         self.options = options
-        self.takes = self._what_it_takes()
+        self.takes = self._what_it_takes()  # refuses bad options now, not after hours of comparing
 
     def build(self, params: Mapping[str, torch.nn.Parameter], graph: ParameterGraph) -> torch.optim.Optimizer:
         """The optimizer itself, for use in an ordinary training loop.
@@ -102,6 +102,7 @@ class TorchOptim(Rule):
         }
         optimizer = self.build(copies, graph)
         for name, copy in copies.items():
+            # Copies of gradient and state, too: optimizers write to both, and a rule leaves what it is given alone.
             copy.grad = grads[name].detach().to(copy.dtype, copy=True)
             if state[name]:
                 optimizer.state[copy] = {key: value.clone() for key, value in state[name].items()}
