@@ -143,24 +143,38 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """task -> method -> figures over the seeds of its newest protocol, and where they come from."""
+    """task -> method -> figures over the seeds, and where they come from.
+
+    Of each task those runs whose protocol most have in common; the others are under "other_budgets".
+    """
     summary: dict[str, dict[str, Any]] = {}
+    others: list[dict[str, Any]] = []
     for task in dict.fromkeys(record["task"] for record in records):
-        summary[task] = {}
-        for method in dict.fromkeys(record["method"] for record in records):
-            own = [r for r in records if (r["task"], r["method"]) == (task, method)]
-            if own:
-                protocol = {key: own[-1][key] for key in ("recipe", "networks", "passes", "rate")}
-                same = {r["seed"]: r for r in own if all(r[key] == value for key, value in protocol.items())}
-                summary[task][method] = {**_figures(list(same.values())), **protocol}
+        own = [record for record in records if record["task"] == task]
+        usual = statistics.mode(_budget(record) for record in own)
+        for budget, method in dict.fromkeys((_budget(record), record["method"]) for record in own):
+            same = [r for r in own if (_budget(r), r["method"]) == (budget, method)]
+            figures = {**_figures(same), **dict(zip(BUDGET, budget, strict=True))}
+            if budget == usual:
+                summary.setdefault(task, {})[method] = figures
+            else:
+                others.append({"task": task, "method": method, **figures})
     return {
         "benchmark": "weight_space",
         "protocol": " ".join((__doc__ or "").split("\n\n")[-1].split()),
         "summary": summary,
+        "other_budgets": others,
         "hours": round(sum(record["seconds"] for record in records) / 3600, 2),
         "provenance": [record["provenance"] for record in records][-1:],
         "commits": sorted({str(record["provenance"]["commit"]) for record in records}),
     }
+
+
+BUDGET = ("recipe", "networks", "passes", "rate")
+
+
+def _budget(record: Record) -> tuple[Any, ...]:
+    return tuple(record[name] for name in BUDGET)
 
 
 def _figures(records: Sequence[Record]) -> dict[str, Any]:
@@ -188,6 +202,11 @@ def report(found: dict[str, Any]) -> str:
         ]  # fmt: skip
         header = ["reader", "test, %", "training, %", "ms/network", "meta-parameters", "passes", "seeds"]
         parts.append(f"{task}\n\n{aligned(header, rows)}")
+    parts += [
+        f"{f['task']}, {f['method']} with {f['passes']:,} passes over {f['networks']:,} networks: "
+        f"{_spread(f['accuracy'], f['deviation'])} %"
+        for f in found["other_budgets"]
+    ]
     return "\n\n".join(parts)
 
 
