@@ -37,6 +37,10 @@ from lopt.rules.directions import graft_in_pieces
 from lopt.rules.forms import FORMS
 from lopt.rules.observing import Clock, Decays, Given, Seen, View
 
+SPARING = 1 << 21
+"""Scalars from which a metanet that sees them gets them in pieces, each of them several times: below, they take about
+300 MB at once, and once is faster."""
+
 
 class Words(NamedTuple):
     """What a metanet has said, to be asked for piece by piece."""
@@ -115,7 +119,8 @@ class LearnedRule(Rule):
 
     def decide(self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> Decision:
         # Compiled, every piece would be code of its own.
-        if torch.compiler.is_compiling() or not self._comes_in_pieces:
+        roomy = self.metanet.sees_scalars and graph.numel < SPARING
+        if torch.compiler.is_compiling() or roomy or not self._comes_in_pieces:
             return super().decide(graph, grads, state, params)
         return self._decision(graph, grads, state, params, cut(graph))
 

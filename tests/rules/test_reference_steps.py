@@ -31,5 +31,6 @@ def test_steps_are_those_of_the_file(rule, network):
 def test_steps_in_small_pieces_are_the_same(rule, network, monkeypatch):
     """As in networks of millions: tensors in many pieces, each looked at anew in every pass."""
     monkeypatch.setattr(learned, "cut", lambda graph: cut(graph, 48, 16))
+    monkeypatch.setattr(learned, "SPARING", 0)
     monkeypatch.setattr(observing, "LONG", 0)
     test_steps_are_those_of_the_file(rule, network)
