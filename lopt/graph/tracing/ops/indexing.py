@@ -38,6 +38,10 @@ def tie_chosen(s: Speech, members: Dim, index: Value | None) -> bool:
     """Tie the axis of what is chosen (experts' weights) to the one it is chosen along (the router's); whether it is.
 
     A table that is chosen from by its own entries (the nearest of a codebook) is a table as any other.
+
+    The axis stays in place, though a permutation of the experts would change no output: choices are numbers that name
+    places, and what is done with them next (sorting tokens by expert, running sums of counts, one turn of a loop for
+    each expert) is equivariant only as a whole, which no rule of a single operation can show.
     """
     chosen = index.mark.chosen if index is not None and index.mark is not None else None
     if chosen is None or members.axis is None or chosen.size != members.size:
