@@ -488,6 +488,16 @@ def test_joining_nothing_to_nothing_says_nothing_of_the_network() -> None:
     assert_axes(ParameterGraph.trace(model, (X,)), {"into.weight": ["h", "."], "out.weight": [".", "h"]})
 
 
+@pytest.mark.parametrize("of", [
+    lambda x: x.max(0).values, lambda x: x.max(0).indices, lambda x: x.argmax(0), lambda x: x.median(-1).indices,
+    lambda x: x.cumsum(0), lambda x: x.cummax(0).indices, lambda x: x.sort(0).indices, lambda x: x.topk(1, 0).indices,
+    lambda x: x.squeeze(0),
+])  # fmt: skip
+def test_a_number_has_one_dimension_where_an_operation_asks_for_it(of: Callable[[Tensor], Tensor]) -> None:
+    model = Net(lambda m, x: m.out(m.into(x)) + of(x.sum()), into=linear(5, 4), out=linear(4, 2))
+    assert_axes(ParameterGraph.trace(model, (X,)), {"into.weight": ["h", "."], "out.weight": [".", "h"]})
+
+
 def test_a_mistake_in_a_rule_is_told_and_costs_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     def mistaken(s: object, *args: object) -> None:
         raise TypeError("no such argument")

@@ -40,16 +40,17 @@ def norm(s: Speech, x: Value, ord: Any = 2, dim: Any = None, *args: Any, **kwarg
 @rule("argmax", "argmin")
 def position_of_extreme(s: Speech, x: Value, dim: int | None = None, *args: Any, **kwargs: Any) -> Any:
     """Answers with a place, so that the entries must stay where they are."""
-    s.fix(*[x.dims[i] for i in wrap_all(dim, x.rank)])
+    along = wrap_all(dim, x.rank)
+    s.fix(*[x.dims[i] for i in along])
     if dim is not None:
-        _note_choice(s, x, wrap(dim, x.rank))
+        _note_choice(s, x, along)
     return reduce(s, x, dim)
 
 
-def _note_choice(s: Speech, x: Value, at: int) -> None:
+def _note_choice(s: Speech, x: Value, along: Sequence[int]) -> None:
     """The places that are answered with are choices among the entries of the axis; choices in order are choices."""
-    if not x.pure and (s.mark is None or s.mark.kind in ("activated", "sigmoid")):
-        s.mark = Mark("choice", chosen=x.dims[at].axis)
+    if along and not x.pure and (s.mark is None or s.mark.kind in ("activated", "sigmoid")):
+        s.mark = Mark("choice", chosen=x.dims[along[0]].axis)
 
 
 @rule("max", "min", "median", "nanmedian", "mode")
@@ -58,9 +59,9 @@ def extreme(s: Speech, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> 
     if isinstance(dim, Value):
         return pointwise(s, x, dim)
     if len(s.shapes) > 1 and s.is_used(1):
-        at = wrap(-1 if dim is None else dim, x.rank)
-        s.fix(x.dims[at])
-        _note_choice(s, x, at)
+        places = wrap_all(-1 if dim is None else dim, x.rank)
+        s.fix(*[x.dims[i] for i in places])
+        _note_choice(s, x, places)
     along = -1 if dim is None and len(s.shapes) > 1 else dim
     return [reduce(s, x, along)] * len(s.shapes)
 
@@ -82,10 +83,10 @@ def softmax(s: Speech, x: Value, dim: int, *args: Any, **kwargs: Any) -> tuple[D
 @rule("cumsum", "cumprod", "logcumsumexp", "sort", "topk", "cummax", "cummin", "flip", "roll", "renorm")
 def ordered(s: Speech, x: Value, *args: Any, **kwargs: Any) -> Any:
     """Depends on the order along the axes it names; the result there is a new axis."""
-    gone = set(_ordered_dims(s, x, args, kwargs))
+    gone = _ordered_dims(s, x, args, kwargs)
     s.fix(*[x.dims[i] for i in gone])
     if s.call.name in ("topk", "sort"):
-        _note_choice(s, x, next(iter(gone)))
+        _note_choice(s, x, gone)
     return [
         tuple(s.fixed(n) if i in gone else d for i, (n, d) in enumerate(zip(shape, x.dims, strict=True)))
         for shape in s.shapes
@@ -95,10 +96,10 @@ def ordered(s: Speech, x: Value, *args: Any, **kwargs: Any) -> Any:
 def _ordered_dims(s: Speech, x: Value, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
     name = s.call.name
     if name == "topk":
-        return [wrap(args[1] if len(args) > 1 else kwargs.get("dim", -1), x.rank)]
+        return wrap_all(args[1] if len(args) > 1 else kwargs.get("dim", -1), x.rank)
     if name == "sort":
         given = [a for a in args if not isinstance(a, bool)]
-        return [wrap(given[0] if given else kwargs.get("dim", -1), x.rank)]
+        return wrap_all(given[0] if given else kwargs.get("dim", -1), x.rank)
     if name == "roll":
         return wrap_all(args[1] if len(args) > 1 else kwargs.get("dims"), x.rank)
     return wrap_all(args[0] if args else kwargs.get("dim", kwargs.get("dims")), x.rank)

@@ -58,7 +58,8 @@ def wrap(dim: int, rank: int) -> int:
 
 def wrap_all(dims: int | Sequence[int] | None, rank: int) -> list[int]:
     """The dimensions meant by an ATen `dim` list; none given means all."""
-    if dims is None or (not isinstance(dims, int) and not len(dims)):
+    # A tensor without dimensions takes 0 and -1 for one: there is nothing along it.
+    if not rank or dims is None or (not isinstance(dims, int) and not len(dims)):
         return list(range(rank))
     return [wrap(d, rank) for d in ([dims] if isinstance(dims, int) else dims)]
 
