@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch_geometric.data import Data
 from typing_extensions import Self
 
-from lopt.graph.pyg import to_pyg
 from lopt.graph.spec import GraphSpec
 from lopt.graph.summary import summary
 from lopt.graph.trace import trace
 from lopt.graph.untied import untied_graph
 from lopt.graph.verify import VerificationReport, verify
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 
 class ParameterGraph(GraphSpec):
@@ -56,4 +57,6 @@ class ParameterGraph(GraphSpec):
 
     def to_pyg(self, values: Mapping[str, Tensor], style: str = "axes") -> Data:
         """`torch_geometric` data with one edge per scalar weight; `lopt.graph.pyg.from_pyg` is the exact inverse."""
+        from lopt.graph.pyg import to_pyg  # two seconds, for what few ask for
+
         return to_pyg(self, values, style)
