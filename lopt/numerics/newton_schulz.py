@@ -40,10 +40,10 @@ def orthogonalised(matrices: Sequence[Tensor], steps: int = 5, eps: float = 1e-7
     for shape, members in groups.items():
         if len(shape) == 1:
             factors = polynomial(_stack([wide[i] @ wide[i].mT for i in members]), steps)
-            found = [factor @ wide[i] for factor, i in zip(_unstack(factors), members, strict=True)]
+            steps_of = [factor @ wide[i] for factor, i in zip(_unstack(factors), members, strict=True)]
         else:
-            found = _unstack(iterated(_stack([wide[i] for i in members]), steps))
-        for index, x in zip(members, found, strict=True):
+            steps_of = _unstack(iterated(_stack([wide[i] for i in members]), steps))
+        for index, x in zip(members, steps_of, strict=True):
             results[index] = x.mT if matrices[index].shape[0] > matrices[index].shape[1] else x
     return results
 

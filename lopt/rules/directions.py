@@ -125,10 +125,10 @@ def graft_in_pieces(
     """`graft` of one hidden tensor, all rows in pieces: as many, and of one member alone, for each of its members."""
     if conditioners is not None:
         momenta = [c * m for c, m in zip(conditioners, momenta, strict=True)]
-    found = orthogonalised(_members(torch.cat(list(momenta)), read))
+    orthogonal = orthogonalised(_members(torch.cat(list(momenta)), read))
     count = len(likes) // read.members
     steps: list[Tensor] = []
-    for member, matrix in enumerate(found):
+    for member, matrix in enumerate(orthogonal):
         mine = slice(member * count, (member + 1) * count)
         parts = matrix.reshape(-1).split([len(like) for like in likes[mine]])
         if conditioners is not None:
@@ -164,9 +164,9 @@ def _for_hidden(
     parts = list(columns[1])
     hidden = {i: shape for i, shape in enumerate(h.hidden) if shape and h.sizes[i]}
     members = {i: [_members(column[i], shape) for column in columns] for i, shape in hidden.items()}
-    found = iter(orthogonalised([matrix for momenta, *_ in members.values() for matrix in momenta]))
+    results = iter(orthogonalised([matrix for momenta, *_ in members.values() for matrix in momenta]))
     for i, (momenta, *seen) in members.items():
-        steps = [direction(next(found), *own).reshape(-1) for _, *own in zip(momenta, *seen, strict=True)]
+        steps = [direction(next(results), *own).reshape(-1) for _, *own in zip(momenta, *seen, strict=True)]
         parts[i] = steps[0] if len(steps) == 1 else torch.cat(steps)
     return torch.cat(parts)
 

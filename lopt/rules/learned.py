@@ -294,7 +294,7 @@ class LearnedRule(Rule):
     def _weight_decay(self, graph: ParameterGraph, moved: Moved, clock: Clock) -> Tensor:
         """(B,) how much of each tensor is taken away at the full base rate; nothing of vectors."""
         steps, horizon = clock
-        decayed = steps.new_tensor([found != "vector" for found in classes(graph)])
+        decayed = steps.new_tensor([of_class != "vector" for of_class in classes(graph)])
         rate = self._log_rate().exp().to(steps.dtype)
         share = decay_share(steps, horizon, self.config.decay_horizon)
         rate = rate * moved.factor("weight_decay")
@@ -317,13 +317,13 @@ class LearnedRule(Rule):
 
     def gauges(self) -> dict[str, float]:
         """Figures worth watching in meta-training."""
-        found = {"base_rate": self._log_rate().exp().item()}
+        figures = {"base_rate": self._log_rate().exp().item()}
         if self.decay_shift is not None:
-            found["momentum_decay"] = (
+            figures["momentum_decay"] = (
                 1 - self._decays(self.decay_shift.detach().new_ones(1), Moved({}))[0][0].item()
             )
         names = self.constants.names
-        return found | {f"constants/{name}": SPEED * self.constants.of(name)[0].item() for name in names}
+        return figures | {f"constants/{name}": SPEED * self.constants.of(name)[0].item() for name in names}
 
     def describe(self) -> dict[str, Any]:
         """The config as JSON-able values, for the rule file."""
