@@ -18,7 +18,8 @@ from lopt.runs.runlog import environment
 def provenance() -> dict[str, Any]:
     """JSON-able account of the running process; absolute paths of the command are cut to their last part."""
     return {
-        "command": shlex.join(_portable(word) for word in sys.argv),
+        # The first word as it stands: that of a benchmark is a whole "python -m benchmarks NAME".
+        "command": " ".join([_portable(sys.argv[0]), *(shlex.quote(_portable(w)) for w in sys.argv[1:])]),
         "commit": commit(),
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
