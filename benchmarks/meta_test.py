@@ -8,7 +8,8 @@ A LOOK IS TAKEN ONCE FOR EACH RULE THAT IS SHIPPED, and written down in benchmar
 suite"); see docs/meta-test.md. Each kind's row is written when it is done and not done again: stop it at any time.
 
 Every baseline has the same budget: learning rates half a decade apart around its usual one, a cosine (schedule-free:
-none), validation loss on tuning seeds; "tuned" is the best rate of each kind, "fixed" the best one over all kinds.
+none), validation loss on tuning seeds, and on beyond an end of the grid where the best rate lies there; "tuned" is the
+best rate of each kind, "fixed" the best one over all kinds, of those that every kind was tried with.
 Rules run as they are. Figures are of test seeds, the same networks and batches for all.
 """
 
@@ -25,9 +26,9 @@ from typing import Any
 import torch
 
 import lopt
-from benchmarks.runner.kinds import STRETCH, Row, summarise, table
+from benchmarks.runner.kinds import STRETCH, Row, score, summarise, table
 from lopt.comparison.figures import as_json
-from lopt.comparison.tuning import find_baseline, grid
+from lopt.comparison.tuning import Trial, beyond, find_baseline, grid
 from lopt.errors import ConfigError
 from lopt.files import write_atomically
 from lopt.inner.evaluation import Curves, train_networks
@@ -46,6 +47,8 @@ SCHEDULES = {"schedule_free_adamw": "constant"}
 QUICK = ("digits-mlp", "photos-siren", "quadratic")
 """Tasks that rules may be trained on."""
 FIRST_TEST_SEED = 101
+FURTHER = 4
+"""How many more learning rates a kind may ask for beyond an end of the grid."""
 
 
 def main() -> None:
@@ -93,6 +96,7 @@ def run(options: argparse.Namespace, path: Path) -> None:
     budget = {
         "steps": steps,
         "rates": options.rates,
+        "further": FURTHER,
         "seeds": options.seeds,
         "tuning_seeds": options.tuning_seeds,
     }
@@ -128,16 +132,26 @@ def run(options: argparse.Namespace, path: Path) -> None:
 def tried(
     name: str, task: Task, rates: int, tuning: Sequence[int], test: Sequence[int], steps: int
 ) -> list[dict[str, Any]]:
-    """A baseline at each of its learning rates, all at once where its step is linear in the rate."""
+    """A baseline at each of its learning rates, and at further ones as long as the best lies at an end of them."""
     baseline, schedule = find_baseline(name), SCHEDULES.get(name, "cosine")
-    unit, grid_ = baseline.make(1.0), grid(baseline.centre, rates)
-    if isinstance(unit, ClassicalRule) and unit.linear_in_lr:
-        curves = train(unit, task, grid_, tuning, test, steps, schedule)
-        return [setting(curves, tuning, test, lr, index) for index, lr in enumerate(grid_)]
-    return [
-        setting(train(baseline.make(lr), task, [1.0], tuning, test, steps, schedule), tuning, test, lr)
-        for lr in grid_
-    ]
+    unit = baseline.make(1.0)
+
+    def at(rates: Sequence[float]) -> list[dict[str, Any]]:
+        if isinstance(unit, ClassicalRule) and unit.linear_in_lr:
+            curves = train(unit, task, rates, tuning, test, steps, schedule)
+            return [setting(curves, tuning, test, lr, index) for index, lr in enumerate(rates)]
+        return [
+            setting(train(baseline.make(lr), task, [1.0], tuning, test, steps, schedule), tuning, test, lr)
+            for lr in rates
+        ]
+
+    settings = at(grid(baseline.centre, rates))
+    for _ in range(FURTHER):
+        rate = beyond([Trial(tried["lr"], schedule, score(tried)) for tried in settings])
+        if rate is None:
+            break
+        settings += at([rate])
+    return settings
 
 
 def train(

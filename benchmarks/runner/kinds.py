@@ -29,15 +29,13 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     shown: dict[str, dict[str, dict[str, Any]]] = {}
     fixed: dict[str, float | None] = {}
     for name, by_kind in found.items():
-        settings = {kind: by_kind[kind]["settings"] for kind in kinds}
+        settings = {kind: {s["lr"]: s for s in by_kind[kind]["settings"]} for kind in kinds}
+        shown[name] = {kind: min(by_rate.values(), key=score) for kind, by_rate in settings.items()}
         if name in rules:
-            shown[name] = {kind: settings[kind][0] for kind in kinds}
             continue
-        shown[name] = {kind: min(settings[kind], key=score) for kind in kinds}
-        best = fixed_setting(settings)
-        fixed[name] = None if best is None else settings[kinds[0]][best]["lr"]
-        if best is not None:
-            shown[name + FIXED] = {kind: settings[kind][best] for kind in kinds}
+        fixed[name] = lr = fixed_rate(settings)
+        if lr is not None:
+            shown[name + FIXED] = {kind: by_rate[lr] for kind, by_rate in settings.items()}
     baselines = [name for name in shown if name not in rules]
     tuned = [name for name in baselines if not name.endswith(FIXED)]
     best_of_all = {
@@ -63,14 +61,13 @@ def mean(values: Sequence[float | None]) -> float:
     return math.inf if not values or None in values else sum(values) / len(values)  # type: ignore[arg-type]
 
 
-def fixed_setting(settings: Mapping[str, Sequence[Mapping[str, Any]]]) -> int | None:
-    """The rate with the lowest geometric mean of validation losses, among those with which nothing diverged."""
-    scores = [
-        [score(found[index]) for found in settings.values()]
-        for index in range(len(next(iter(settings.values()))))
-    ]
-    finite = {index: sum(map(math.log, s)) for index, s in enumerate(scores) if all(map(math.isfinite, s))}
-    return min(finite, key=lambda index: finite[index]) if finite else None
+def fixed_rate(settings: Mapping[str, Mapping[float, Mapping[str, Any]]]) -> float | None:
+    """The rate with the lowest geometric mean of validation losses, among those that every kind was tried with and
+    with which nothing diverged."""
+    common = set.intersection(*(set(by_rate) for by_rate in settings.values()))
+    scores = {lr: [score(by_rate[lr]) for by_rate in settings.values()] for lr in sorted(common)}
+    finite = {lr: sum(map(math.log, s)) for lr, s in scores.items() if all(map(math.isfinite, s))}
+    return min(finite, key=lambda lr: finite[lr]) if finite else None
 
 
 def compared(

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks import meta_test
-from benchmarks.runner.kinds import compared, fixed_setting, geometric, steps_to, summarise, table
+from benchmarks.runner.kinds import compared, fixed_rate, geometric, steps_to, summarise, table
+from meta_tasks import named_task
 
 
 def setting(lr: float, loss: float | None, final: float | None = None) -> dict[str, Any]:
@@ -66,12 +67,16 @@ def test_what_diverges_has_no_ratio_but_is_counted() -> None:
     assert math.isinf(found["worst_final"])
 
 
-def test_a_rate_that_diverges_on_one_kind_is_none_for_all() -> None:
-    assert (
-        fixed_setting({"a": [setting(1, 0.1), setting(2, 1.0)], "b": [setting(1, None), setting(2, 1.0)]})
-        == 1
-    )
-    assert fixed_setting({"a": [setting(1, None)]}) is None
+def test_a_rate_that_diverges_on_one_kind_or_was_not_tried_is_none_for_all() -> None:
+    one, two, three = setting(1, 0.1), setting(2, 1.0), setting(3, 0.01)
+    assert fixed_rate({"a": {1: one, 2: two, 3: three}, "b": {1: setting(1, None), 2: two}}) == 2
+    assert fixed_rate({"a": {1: setting(1, None)}}) is None
+
+
+def test_rates_go_on_while_the_best_lies_at_an_end() -> None:
+    """From a rate far too low, one after the other."""
+    tried = meta_test.tried("adamw", named_task("quadratic"), 2, range(1, 2), range(101, 102), 10)
+    assert [s["lr"] for s in tried] == [0.003, 0.0095, 0.03, 0.095, 0.3, 0.95]
 
 
 def test_steps_are_counted_to_two_stretches_in_a_row() -> None:
