@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from lopt.errors import GraphWarning
 from lopt.graph.parameter_graph import ParameterGraph
-from lopt.graph.trace import check_code
+from lopt.graph.trace import check_code, inside_transform
 
 
 class FirstForwardGraph:
@@ -55,7 +55,8 @@ class FirstForwardGraph:
 
     def _passes(self) -> bool:
         """Whether a call is none to be traced: the trace itself calls the model, too."""
-        return self._tracing or self.graph is not None or not torch.is_grad_enabled()
+        unsuitable = not torch.is_grad_enabled() or inside_transform()
+        return self._tracing or self.graph is not None or unsuitable
 
     def _take(self, graph: ParameterGraph) -> None:
         self.graph = graph
@@ -67,7 +68,8 @@ def trace_on_first_forward(model: nn.Module) -> FirstForwardGraph:
     """Trace `model` on the inputs of its first forward pass; hand the result to `LearnedOptimizer` as `graph`.
 
     The model must run once, with gradients, before the optimizer's first step, as it does in every training loop.
-    Calls without gradients (evaluation, generation) and calls that raise are passed over. A model that cannot be
+    Calls without gradients (evaluation, generation), inside transforms of `torch.func`, and calls that raise are passed
+    over. A model that cannot be
     traced gets the graph that ties nothing, with one `GraphWarning`.
     Raises `GraphError` for a model without Python code of its own (`torch.jit`, `DataParallel`).
     """

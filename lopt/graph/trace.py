@@ -49,9 +49,14 @@ def trace(
 
     Warns once (`GraphWarning`) where axes had to be left untied, naming the operations and parameters.
     Raises `GraphError` for a model without parameters, with sparse, uninitialised or trained complex ones, one
-    without Python code (`torch.jit`, `DataParallel`), or one that fails on the example inputs.
+    without Python code (`torch.jit`, `DataParallel`), or one that fails on the example inputs, and inside a
+    transform of `torch.func`.
     """
     kwargs = dict(example_kwargs or {})
+    if inside_transform():
+        raise GraphError(
+            "expected a trace outside of torch.func's transforms, found one inside grad, vmap or alike"
+        )
     check_model(model)
     check_inputs(example_args)
     try:
@@ -177,6 +182,11 @@ def _unsuitable(p: Tensor) -> str | None:
             " in the forward pass with torch.view_as_complex, or freeze it"
         )
     return None
+
+
+def inside_transform() -> bool:
+    """Whether a transform of `torch.func` is at work: fake tensors made inside of one outlive it, and crash Python."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def check_inputs(example_args: Any) -> None:

@@ -98,3 +98,18 @@ def test_a_model_without_code_of_its_own_is_refused_at_once() -> None:
         lopt.trace_on_first_forward(nn.DataParallel(_mlp()))
     with pytest.raises(GraphError, match="train without a graph, which works"):
         lopt.trace_on_first_forward(torch.jit.script(_mlp()))
+
+
+def test_transforms_of_torch_func_are_passed_over() -> None:
+    """A trace inside of one left fake tensors that outlived it, and crashed Python with a segmentation fault."""
+    model = _mlp()
+    first = lopt.trace_on_first_forward(model)
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    torch.func.grad(lambda p: torch.func.functional_call(model, p, (X,)).square().sum())(params)
+    torch.vmap(model)(X)
+    assert first.graph is None
+    with pytest.raises(GraphError, match=r"outside of torch\.func's transforms"):
+        torch.vmap(lambda x: lopt.ParameterGraph.trace(model, (x,)))(X)
+    model(X)
+    assert first.graph is not None
+    assert first.graph.rung == "traced"
