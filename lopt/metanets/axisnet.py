@@ -11,7 +11,7 @@ one block (or of all vectors together), r rows and c columns of a block read as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -34,6 +34,7 @@ from lopt.metanets.plan import (
     Plan,
     as_matrix,
     axes_of_block,
+    in_rows,
     plan_of,
     rows_and_columns,
 )
@@ -99,6 +100,7 @@ class AxisNet(Metanet):
         pieces: Sequence[Piece],
         features: Callable[[Piece], Tensor],
         context: Tensor,
+        summed: Callable[[Tensor], Tensor],
     ) -> Heard:
         """Every layer goes through all pieces, and makes what came before it anew: nothing is kept but sums."""
         layout = layout_of(graph)
@@ -114,10 +116,10 @@ class AxisNet(Metanet):
 
         for layer in self._rounds():
             before.append((layer.update, layer.update.terms(neurons, contexts)))
-            sums = Sums(layout, cutouts.values(), len(layer.update.scalar), context)
+            sums = Sums(graph, layout, len(layer.update.scalar), context)
             for piece in pieces:
                 sums.add(cutouts[piece.place], scalars_of(piece, features(piece)))
-            neurons, contexts = layer.answer(neurons, contexts, *sums.means())
+            neurons, contexts = layer.answer(neurons, contexts, *sums.means(summed))
         last = self.head.terms(neurons, contexts)
 
         def raw(piece: Piece, seen: Tensor) -> Tensor:
@@ -241,19 +243,19 @@ def _side_terms(
 class Sums:
     """What `collect` makes of all scalars, of pieces one after another."""
 
-    def __init__(self, layout: Layout, cutouts: Iterable[Cutout], width: int, like: Tensor) -> None:
+    def __init__(self, graph: ParameterGraph, layout: Layout, width: int, like: Tensor) -> None:
         # All memory at first: what is kept between passing tensors leaves holes that the next ones do not fit.
         self._layout = layout
-        self._matrices = {strip.matrix.index: strip.matrix for own in cutouts for strip in own.strips}
-        shapes = [self._matrices[matrix.index].shape for matrix in layout.matrices]
-        sizes = [size for shape in shapes for size in shape]
-        sides = like.new_zeros(width, sum(sizes)).split(sizes, 1)
         indices = [matrix.index for matrix in layout.matrices]
-        self._rows = dict(zip(indices, sides[::2], strict=True))
-        self._columns = dict(zip(indices, sides[1::2], strict=True))
-        sizes = [layout.plan.sizes[index] for index in layout.vectors]
-        vectors = like.new_zeros(width, sum(sizes)).split(sizes, 1)
-        self._vectors = dict(zip(layout.vectors, vectors, strict=True))
+        self._matrices = {index: in_rows(graph, layout.plan, index) for index in indices}
+        sizes = [size for matrix in self._matrices.values() for size in matrix.shape]
+        sides = len(sizes)
+        sizes += [layout.plan.sizes[index] for index in layout.vectors]
+        self._all = like.new_zeros(width, sum(sizes))
+        parts = self._all.split(sizes, 1)
+        self._rows = dict(zip(indices, parts[:sides:2], strict=True))
+        self._columns = dict(zip(indices, parts[1:sides:2], strict=True))
+        self._vectors = dict(zip(layout.vectors, parts[sides:], strict=True))
 
     def add(self, where: Cutout, scalars: Sequence[Tensor]) -> None:
         """(D, n) of each part of a piece."""
@@ -265,8 +267,9 @@ class Sums:
         for index, start, vector in where.of_vectors(scalars):
             self._vectors[index][:, start : start + vector.shape[1]] = vector
 
-    def means(self) -> tuple[Tensor, Tensor]:
-        """As `collect`: (2 D, N) messages and (D, B) block means."""
+    def means(self, summed: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """As `collect`: (2 D, N) messages and (D, B) block means, of the scalars of all ranks."""
+        summed(self._all)
         messages: list[Tensor] = []
         totals: list[Tensor] = []
         for index, rows in self._rows.items():

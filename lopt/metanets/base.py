@@ -66,10 +66,12 @@ class Metanet(nn.Module, ABC):
         pieces: Sequence[Piece],
         features: Callable[[Piece], Tensor],
         context: Tensor,
+        summed: Callable[[Tensor], Tensor],
     ) -> Heard:
         """`forward` without features of all scalars at once, and without derivatives.
 
         `features` (F, n) of each piece are made anew whenever asked for; context is (C, B).
+        Where ranks hold pieces of their own, `summed` adds up, in place, what is a sum over the scalars here.
         """
         raise NotImplementedError(f"{type(self).__name__} needs all scalars at once")
 

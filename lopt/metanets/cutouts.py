@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lopt.graph import Block, ParameterGraph
+from lopt.graph import ParameterGraph
 from lopt.metanets.pieces import Piece
-from lopt.metanets.plan import Matrix, Plan, as_matrix, axes_of_block
+from lopt.metanets.plan import Matrix, Plan, axes_of_block, in_rows
 
 
 class Strip(NamedTuple):
@@ -92,18 +92,19 @@ def cutout(graph: ParameterGraph, plan: Plan, piece: Piece) -> Cutout:
     strips: list[tuple[Strip, Place]] = []
     vectors: list[tuple[int, int, Place]] = []
     offset = 0
-    for owner, size in zip(piece.owners, piece.sizes, strict=True):
+    offsets = piece.offsets or (0,) * len(piece.owners)
+    for owner, size, before in zip(piece.owners, piece.sizes, offsets, strict=True):
         own = blocks.get(names[owner], [])
-        shape, alone = graph.shapes[owner], len(own) == 1
+        shape, alone, at = graph.shapes[owner], len(own) == 1, piece.start + before
         for index in own:
             block = plan.blocks[index]
-            matrix = as_matrix(plan, index) if alone else _by_first_axis(plan, index)
+            matrix = in_rows(graph, plan, index)
             if alone:
                 place = Place(offset, offset + size)
-                rows = slice(piece.start // matrix.shape[1], (piece.start + size) // matrix.shape[1])
+                rows = slice(at // matrix.shape[1], (at + size) // matrix.shape[1])
             else:
                 row = prod(shape[1:])
-                first, last = piece.start // row, (piece.start + size) // row
+                first, last = at // row, (at + size) // row
                 leading = block.slices[0]
                 begin, end = max(leading.start, first), min(leading.stop, last)
                 if begin >= end:
@@ -128,12 +129,3 @@ def cutout(graph: ParameterGraph, plan: Plan, piece: Piece) -> Cutout:
         torch.cat([empty, *(torch.full((n,), i) for (i, *_), n in zip(vectors, sizes, strict=True))]),
         torch.cat([empty, *(torch.arange(s, s + n) for s, n in zip(starts, sizes, strict=True))]),
     )
-
-
-def _by_first_axis(plan: Plan, index: int) -> Matrix:
-    """A block as the matrix whose rows are those of its tensor's first axis."""
-    block: Block = plan.blocks[index]
-    axes = axes_of_block(plan, block)
-    count = block.slices[0].stop - block.slices[0].start
-    cut = next(k for k in range(1, len(axes) + 1) if prod(block.shape[:k]) == count)
-    return Matrix(index, axes[:cut], axes[cut:], (count, prod(block.shape[cut:])))

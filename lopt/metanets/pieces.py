@@ -16,14 +16,13 @@ from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.spec import ParameterSpec
 from lopt.graph.tensor_classes import is_hidden_matrix, matrices_of
-from lopt.metanets.plan import as_matrix, plan_of
-from lopt.numerics.moments import TINY
-from lopt.numerics.segments import means_of, segment_expand, segment_sum
+from lopt.metanets.plan import in_rows, plan_of
+from lopt.numerics.segments import segment_expand, segment_sum
 
 CACHED = 1 << 16
 """Scalars of a piece: a dozen rows of float32 fit the second-level cache, and calls cost less than arithmetic."""
 
-ALONE = 1 << 14
+LARGE = 1 << 14
 """Scalars from which a tensor is a piece by itself. Smaller ones are gathered: a copy costs less than the calls."""
 
 
@@ -36,9 +35,11 @@ class Piece:
     sizes: list[int]
     """(b,) how many scalars of each."""
     start: int = 0
-    """Where the range starts in its tensor."""
+    """Where the range starts in what this process holds of its tensor."""
     all: bool = False
     """Whether it is the whole graph in order."""
+    offsets: tuple[int, ...] = ()
+    """(b,) where in each tensor that begins which this process holds; none: at 0."""
 
     @property
     def place(self) -> tuple[int, int]:
@@ -85,21 +86,25 @@ class Bundle:
     def owners(self) -> list[int]:
         return self.pieces[0].owners
 
+    @property
+    def parted(self) -> bool:
+        """Whether no piece, or no process, need hold all of a tensor."""
+        return len(self.pieces) > 1 or bool(self.pieces[0].offsets)
+
     @cached_property
     def sizes(self) -> list[int]:
-        """Scalars of each tensor."""
+        """Scalars held of each tensor."""
         return self.pieces[0].sizes if len(self.pieces) == 1 else [sum(p.sizes[0] for p in self.pieces)]
 
     def of(self, values: Tensor) -> Tensor:
         """(..., B) -> (..., b)."""
         return self.pieces[0].of(values)
 
-    def rms(self, rows: Sequence[Tensor]) -> Tensor:
-        """(n,) of each piece -> (b,) root-mean-square over each tensor."""
+    def squares(self, rows: Sequence[Tensor]) -> Tensor:
+        """(n,) of each piece -> (b,) sum of squares over what is held of each tensor."""
         pairs = zip(self.pieces, rows, strict=True)
         sums = [segment_sum((row * row)[None], piece.sizes) for piece, row in pairs]
-        total = sums[0] if len(sums) == 1 else torch.cat(sums).sum(0, keepdim=True)
-        return torch.sqrt(means_of(total, self.sizes)[0] + TINY)
+        return (sums[0] if len(sums) == 1 else torch.cat(sums).sum(0, keepdim=True))[0]
 
     def scaled(self, rows: Sequence[Tensor], factors: Tensor) -> list[Tensor]:
         """(n,) of each piece, times (b,) for each tensor."""
@@ -119,7 +124,7 @@ def uncut(graph: ParameterGraph) -> list[Bundle]:
 
 
 @made_once
-def cut(graph: ParameterGraph, most: int = CACHED, alone: int = ALONE) -> list[Bundle]:
+def cut(graph: ParameterGraph, most: int = CACHED, alone: int = LARGE) -> list[Bundle]:
     """Large tensors each in pieces of about `most` scalars, tensors below `alone` scalars gathered up to as many.
 
     A piece holds whole rows of its tensor, as metanets read it, and the scalars of one member where hidden matrices are
@@ -128,7 +133,7 @@ def cut(graph: ParameterGraph, most: int = CACHED, alone: int = ALONE) -> list[B
     large: list[Bundle] = []
     small: list[tuple[list[int], list[int]]] = []
     held = 0
-    for owner, (spec, unit) in enumerate(zip(graph.parameters.values(), _units(graph), strict=True)):
+    for owner, (spec, unit) in enumerate(zip(graph.parameters.values(), units(graph), strict=True)):
         if spec.numel >= alone:
             sizes = _lengths(graph, spec, unit, most)
             starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -143,14 +148,16 @@ def cut(graph: ParameterGraph, most: int = CACHED, alone: int = ALONE) -> list[B
     return [*large, *(Bundle([Piece(owners, sizes)]) for owners, sizes in small)]
 
 
-def _units(graph: ParameterGraph) -> list[int]:
+def units(graph: ParameterGraph) -> list[int]:
     """Scalars that are not parted: a row of a tensor's only block as a matrix, or of the whole tensor."""
     plan = plan_of(graph)
-    rows: dict[str, list[int]] = {name: [] for name in graph.parameters}
-    for index, block in enumerate(plan.blocks):
-        rows[block.parameter].append(as_matrix(plan, index).shape[1])
+    numels = {name: spec.numel for name, spec in graph.parameters.items()}
+    blocks = enumerate(plan.blocks)
+    alone = {block.parameter: i for i, block in blocks if plan.sizes[i] == numels[block.parameter]}
     return [
-        rows[name][0] if len(rows[name]) == 1 else spec.numel // max(spec.shape[0] if spec.shape else 1, 1)
+        in_rows(graph, plan, alone[name]).shape[1]
+        if name in alone
+        else spec.numel // max(spec.shape[0] if spec.shape else 1, 1)
         for name, spec in graph.parameters.items()
     ]
 

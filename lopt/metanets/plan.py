@@ -119,6 +119,21 @@ def as_matrix(plan: Plan, index: int) -> Matrix:
     return Matrix(index, axes[:cut], axes[cut:], (prod(sizes[:cut]), prod(sizes[cut:])))
 
 
+def in_rows(graph: ParameterGraph, plan: Plan, index: int) -> Matrix:
+    """A block as the matrix that pieces hold whole rows of: `as_matrix`, or that of its tensor's first axis.
+
+    The latter where the tensor has other blocks, too, or where an entry of its first axis is less than a row.
+    """
+    block = plan.blocks[index]
+    spec = graph.parameters[block.parameter]
+    matrix = as_matrix(plan, index)
+    if plan.sizes[index] == spec.numel and prod(spec.shape[1:]) % matrix.shape[1] == 0:
+        return matrix
+    axes, count = axes_of_block(plan, block), block.slices[0].stop - block.slices[0].start
+    cut = next(k for k in range(1, len(axes) + 1) if prod(block.shape[:k]) == count)
+    return Matrix(index, axes[:cut], axes[cut:], (count, prod(block.shape[cut:])))
+
+
 def rows_and_columns(block: Block) -> tuple[int, int] | None:
     """A block as the matrix whose rows are its leading axes of one role: out, say, by in and taps.
 

@@ -22,7 +22,7 @@ from lopt.optim import averages
 from lopt.optim.loading import check_form, check_states, check_tensors, warn_of_nonfinite
 from lopt.optim.loss_guard import LossGuard, base_of, mean_over_ranks
 from lopt.optim.matching import Binding, labels_of
-from lopt.optim.sharding import gathered, is_sharded, sharded_like
+from lopt.optim.sharding import gathered, laid_out, local, sharded_like, shards_of
 from lopt.optim.skips import IN_A_ROW, Skips, is_told, warn_of
 from lopt.optim.step import (
     all_finite,
@@ -38,6 +38,7 @@ from lopt.optim.step import (
     write,
 )
 from lopt.rules.base import BoundRule, Decision, Rule, State
+from lopt.rules.shards import Shards
 
 LEFT_AT_ADAMS = 0.01
 """Learning rates up to here are one meant for another optimizer, most often AdamW's 1e-3."""
@@ -168,8 +169,7 @@ class LearnedOptimizer(Optimizer):
             check(told, "loss_guard", "a closure, or observe(loss) before each step", "neither")
             self.guard.told = False
         with torch.no_grad():
-            params = self._params() if torch.compiler.is_compiling() else []
-            if torch.compiler.is_compiling() and not self._is_bound(params, self._key(params)):
+            if torch.compiler.is_compiling() and not self._compiles():
                 self._uncompiled_step()
             else:
                 self._step()
@@ -213,9 +213,17 @@ class LearnedOptimizer(Optimizer):
         """Whether a step only makes state: before loading, torch.distributed.checkpoint does one with an lr of 0."""
         return not self.state and all(float(group["lr"]) == 0 for group in self.param_groups)
 
+    def _compiles(self) -> bool:
+        """Not the first step of its kind: what that makes anew would cut the compiled one into pieces for good.
+
+        Nor one over the rows of a rank: most of its time is in collectives and matrix products.
+        """
+        params = self._params()
+        key = self._key(params)
+        return self._is_bound(params, key) and all(call.shards is None for call in self._plans[key])
+
     @_disable_dynamo
     def _uncompiled_step(self) -> None:
-        """The first step of its kind: what it makes anew would cut the compiled one into pieces for good."""
         self._step()
 
     def _step(self) -> None:
@@ -225,12 +233,14 @@ class LearnedOptimizer(Optimizer):
             return
         if averages.has_averages(self.rule):
             averages.check_taken_out(self.state)
-        inputs = [[gathered(params[i].grad) for i in call.indices] for call in calls]
+        inputs = [[call.seen(params[i].grad) for i in call.indices] for call in calls]
         flat = [grad for grads in inputs for grad in grads]
         # Elsewhere than on the CPU, asking for a value would stall the device: there a skipped step is a step of size
         # zero that keeps the old state, and whether all is finite a tensor.
         asks = not torch.compiler.is_compiling() and all(grad.device.type == "cpu" for grad in flat)
         finite: Any = is_finite(flat) if asks else all_finite(flat)
+        for call in calls:
+            finite = call.agreed(finite)
         decisions = []
         if not asks or finite:
             for call, grads in zip(calls, inputs, strict=True):
@@ -256,7 +266,7 @@ class LearnedOptimizer(Optimizer):
         network; so is state that it has tripped over.
         """
         old, owners = self._states(call, params), [params[i] for i in call.indices]
-        values = dict(zip(call.names, map(gathered, owners), strict=True))
+        values = dict(zip(call.names, map(call.seen, owners), strict=True))
         for position, group in enumerate(call.groups):
             if self.param_groups[group]["maximize"]:
                 grads[position] = -grads[position]
@@ -264,15 +274,15 @@ class LearnedOptimizer(Optimizer):
         if not asks or not is_finite(list(values.values())):
             values = {name: nonfinite_as_zero(value) for name, value in values.items()}
         with torch.autocast(owners[0].device.type, enabled=False):
-            decision = call.bound.decide(named, old, values)
-            fits: Any = (is_finite if asks else all_finite)(decision.checked)
+            decision = call.bound.decide(named, old, values, call.shards)
+            fits: Any = call.agreed((is_finite if asks else all_finite)(decision.checked))
             if asks and not fits:
                 old = {
                     name: {key: nonfinite_as_zero(value) for key, value in state.items()}
                     for name, state in old.items()
                 }
-                decision = call.bound.decide(named, old, values)
-                fits = is_finite(decision.checked)
+                decision = call.bound.decide(named, old, values, call.shards)
+                fits = call.agreed(is_finite(decision.checked))
         return decision, fits
 
     def _apply(self, call: _Call, params: Sequence[Tensor], decision: Decision, gate: Tensor | None) -> None:
@@ -288,8 +298,8 @@ class LearnedOptimizer(Optimizer):
                 by_group: dict[int, list[tuple[Tensor, Tensor]]] = {}
                 for name, delta in deltas.items():
                     position = positions[name]
-                    pair = params[call.indices[position]], delta
-                    by_group.setdefault(call.groups[position], []).append(pair)
+                    p = params[call.indices[position]]
+                    by_group.setdefault(call.groups[position], []).append((local(p), call.part(delta, p)))
                 for group, pairs in by_group.items():
                     apply(pairs, self.param_groups[group], gate)
 
@@ -299,19 +309,17 @@ class LearnedOptimizer(Optimizer):
         if not all(states.values()):
             self._make_states(call, params, [name for name, state in states.items() if not state])
             states = {name: self.state[params[i]] for name, i in zip(call.names, call.indices, strict=True)}
-        if call.sharded:
-            return {n: {key: gathered(value) for key, value in state.items()} for n, state in states.items()}
-        return states
+        return {n: {key: call.seen(value) for key, value in state.items()} for n, state in states.items()}
 
     @_disable_dynamo
     def _make_states(self, call: _Call, params: Sequence[Tensor], names: Sequence[str]) -> None:
         owners = {name: params[i] for name, i in zip(call.names, call.indices, strict=True)}
         for some in _batches(names, [owners[name].numel() for name in names]):
-            values = {name: gathered(owners[name]) for name in some}
+            values = {name: call.seen(owners[name]) for name in some}
             made = call.bound.rule.init(call.bound.graph.subset(some), values, self.total_steps)
             for name in some:
                 p = owners[name]
-                self.state[p] = {key: owned(sharded_like(value, p)) for key, value in made[name].items()}
+                self.state[p] = {key: call.kept(value, p) for key, value in made[name].items()}
 
     def _remember(self, call: _Call, params: Sequence[Tensor], new: State) -> None:
         """Write the next state into the memory of the old one, which others may share, as AdamW does."""
@@ -320,11 +328,11 @@ class LearnedOptimizer(Optimizer):
         for name, values in new.items():
             p, state = params[owners[name]], self.state[params[owners[name]]]
             for key, value in values.items():
-                found, old = sharded_like(value, p), state.get(key)
-                if old is None or old.dtype != found.dtype or old.shape != found.shape:
-                    state[key] = owned(found)
+                found, old = call.part(value, p), state.get(key)
+                if old is None or old.dtype != found.dtype or local(old).shape != found.shape:
+                    state[key] = call.kept(value, p)
                 else:
-                    pairs.append((old, found))
+                    pairs.append((local(old), found))
         write(pairs)
 
     def _params(self) -> list[Any]:
@@ -398,8 +406,9 @@ class LearnedOptimizer(Optimizer):
             # What a rule derives from a graph is made on the CPU, whatever the default device is.
             with torch.device("cpu"):
                 bound = self._rule_on(device, base).on(part)
-            sharded = any(is_sharded(params[i]) for i in indices)
-            calls.append(_Call(bound, names, indices, [groups[i] for i in indices], sharded))
+            tensors = [tensor for i in indices for tensor in (params[i], params[i].grad)]
+            shards = shards_of(part, tensors) if bound.rule.takes_shards(part) else None
+            calls.append(_Call(bound, names, indices, [groups[i] for i in indices], shards))
         if len(self._plans) >= MAX_PLANS:
             self._plans.pop(next(iter(self._plans)))
         self._plans[key] = calls
@@ -533,7 +542,24 @@ class _Call:
     """Of each among all parameters of the optimizer."""
     groups: list[int]
     """The parameter group of each."""
-    sharded: bool
+    shards: Shards | None
+    """Where the rule steps the rows of this rank; else it is given whole tensors."""
+
+    def seen(self, tensor: Tensor) -> Tensor:
+        """What the rule is given of a tensor."""
+        return gathered(tensor) if self.shards is None else local(tensor)
+
+    def part(self, value: Tensor, p: Tensor) -> Tensor:
+        """This rank's part of a value that the rule gives for a parameter."""
+        return value if self.shards is not None else local(sharded_like(value, p))
+
+    def kept(self, value: Tensor, p: Tensor) -> Tensor:
+        """The value as state, in memory of its own."""
+        return owned(sharded_like(value, p)) if self.shards is None else laid_out(owned(value), p)
+
+    def agreed(self, finite: Any) -> Any:
+        """Whether it is so on all ranks that step rows."""
+        return finite if self.shards is None else self.shards.agree(finite)
 
 
 def _batches(names: Sequence[str], sizes: Sequence[int]) -> list[list[str]]:

@@ -1,10 +1,19 @@
-"""Sharded parameters (`DTensor`: FSDP2, tensor parallelism): rules see whole tensors, memory holds the shards."""
+"""Sharded parameters (`DTensor`: FSDP2, tensor parallelism): memory holds the shards.
+
+Where all are cut along their first axis over the same ranks, as FSDP2 does by itself, a rule that can steps the rows of
+each rank; other rules, and other layouts, see whole tensors, gathered for the step.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from lopt.graph import ParameterGraph
+from lopt.rules.shards import Shards
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -24,6 +33,36 @@ def local(tensor: Tensor) -> Tensor:
     sharded: Any = tensor
     part: Tensor = sharded.to_local() if is_sharded(tensor) else tensor
     return part
+
+
+def shards_of(graph: ParameterGraph, tensors: Sequence[Any]) -> Shards | None:
+    """How parameters and gradients of a graph are dealt out, if by rows over the same ranks; else None."""
+    if not all(map(is_sharded, tensors)):
+        return None
+    from torch.distributed.tensor import Replicate, Shard
+
+    mesh, placements = tensors[0].device_mesh, tensors[0].placements
+    cut = [i for i, placement in enumerate(placements) if type(placement) is not Replicate]
+    if len(cut) != 1 or type(placements[cut[0]]) is not Shard or placements[cut[0]].dim != 0:
+        return None
+    if any(tensor.device_mesh != mesh or tensor.placements != placements for tensor in tensors):
+        return None
+    return Shards.of(graph, mesh.get_local_rank(cut[0]), mesh.size(cut[0]), mesh.get_group(cut[0]))
+
+
+def laid_out(rows: Tensor, param: Any) -> Tensor:
+    """This rank's part as a tensor cut as `param` is, but for leading axes; what has other axes as it is."""
+    lead = rows.dim() - param.dim()
+    if lead < 0 or rows.shape[lead:] != local(param).shape:
+        return rows
+    from torch.distributed.tensor import DTensor, Shard
+
+    placements = [Shard(p.dim + lead) if isinstance(p, Shard) else p for p in param.placements]
+    shape = torch.Size([*rows.shape[:lead], *param.shape])
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        rows, param.device_mesh, placements, run_check=False, shape=shape, stride=stride
+    )
 
 
 def sharded_like(tensor: Tensor, param: Tensor) -> Tensor:

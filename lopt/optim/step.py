@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lopt.errors import ConfigError, GradientError
-from lopt.optim.sharding import is_sharded, local, sharded_like
+from lopt.optim.sharding import is_sharded
 from lopt.rules.base import State
 
 DECAY_RATE = 1e-3
@@ -24,6 +24,9 @@ SAID = 300
 def all_finite(grads: list[Tensor]) -> Tensor:
     """() bool. Extremes carry NaN along and cannot overflow."""
     device = grads[0].device
+    grads = [grad for grad in grads if grad.numel()]
+    if not grads:
+        return torch.ones((), dtype=torch.bool, device=device)
     extremes = (
         torch._foreach_norm(grads, math.inf)
         if grads[0].is_cuda
@@ -63,25 +66,24 @@ def owned(value: Tensor) -> Tensor:
 
 
 def write(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Copy each second tensor into its first one, on this process's part of both."""
-    pairs = [(local(old), local(new)) for old, new in pairs if new is not old]
+    """Copy each second tensor into its first one."""
+    pairs = [(old, new) for old, new in pairs if new is not old]
     if pairs:
         torch._foreach_copy_([old for old, _ in pairs], [new for _, new in pairs])
 
 
 def apply(pairs: Sequence[tuple[Tensor, Tensor]], group: Mapping[str, Any], gate: Tensor | None) -> None:
-    """p <- (1 - lr * 1e-3 * weight_decay) p + lr * delta, in place, on this process's part of every tensor."""
+    """p <- (1 - lr * 1e-3 * weight_decay) p + lr * delta, in place."""
     lr, decay = group["lr"], DECAY_RATE * group["weight_decay"]
     # Schedulers may have put in a numpy number, which the operations below do not take.
     lr = lr.reshape(()) if isinstance(lr, Tensor) else float(lr)
-    steps = [local(sharded_like(delta, p)) for p, delta in pairs]
-    locals_ = [local(p) for p, _ in pairs]
+    params, steps = [p for p, _ in pairs], [delta for _, delta in pairs]
     if decay:
         keep = 1 - lr * decay
-        torch._foreach_mul_(locals_, keep if gate is None else torch.where(gate, keep, 1.0))
+        torch._foreach_mul_(params, keep if gate is None else torch.where(gate, keep, 1.0))
     if isinstance(lr, Tensor):
         steps, lr = list(torch._foreach_mul(steps, lr)), 1.0
-    torch._foreach_add_(locals_, steps, alpha=lr)
+    torch._foreach_add_(params, steps, alpha=lr)
 
 
 def check(valid: object, name: str, expected: str, found: object) -> None:

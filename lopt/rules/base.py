@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lopt.graph import ParameterGraph
+from lopt.rules.shards import Shards
 
 Tensors = Mapping[str, Tensor]
 """Parameters, gradients or updates, keyed by parameter name."""
@@ -50,13 +51,25 @@ class Rule(nn.Module, ABC):
     ) -> tuple[Tensors, State]:
         """One step: the *deltas* to add to the parameters, and the next state. Pure; no input is modified."""
 
-    def decide(self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> Decision:
+    def decide(
+        self,
+        graph: ParameterGraph,
+        grads: Tensors,
+        state: State,
+        params: Tensors,
+        shards: Shards | None = None,
+    ) -> Decision:
         """`forward`, for a user's step, which needs no derivative and as little memory as can be.
 
-        Once its parts are asked for, tensors of `state` may be written in place; those come back as they are.
+        Once its parts are asked for, tensors of `state` may be written in place; those come back as they are. With
+        `shards` all tensors are the rows that this rank holds, in and out, and every rank decides at the same time.
         """
         deltas, next_state = self(graph, grads, state, params)
         return Decision(list(deltas.values()), lambda gate: iter([(deltas, next_state)]))
+
+    def takes_shards(self, graph: ParameterGraph) -> bool:
+        """Whether `init` and `decide` can do with a rank's rows of each tensor; else they are given all of it."""
+        return False
 
     def evaluation_params(self, params: Tensors, state: State, lr: Tensor | float = 1.0) -> Tensors:
         """The parameters to evaluate the network at, for rules that train at one point and average at another."""
@@ -86,9 +99,9 @@ class BoundRule:
             return self.rule(*args)
         return torch.func.functional_call(self.rule, dict(self.meta_parameters), args)
 
-    def decide(self, grads: Tensors, state: State, params: Tensors) -> Decision:
+    def decide(self, grads: Tensors, state: State, params: Tensors, shards: Shards | None = None) -> Decision:
         """The step of the rule's own meta-parameters, still to be made."""
-        return self.rule.decide(self.graph, grads, state, params)
+        return self.rule.decide(self.graph, grads, state, params, shards)
 
     def update(
         self, grads: Tensors, state: State, params: Tensors, lr: Tensor | float = 1.0

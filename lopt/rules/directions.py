@@ -7,16 +7,19 @@ by a learning rate or a sign. Shapes: P scalars, B parameters (tensors), K decay
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lopt.graph.tensor_classes import Matrices
+from lopt.metanets.pieces import Bundle
 from lopt.numerics.moments import TINY, Moments
 from lopt.numerics.newton_schulz import orthogonalised
 from lopt.numerics.segments import segment_expand
 from lopt.registry import Registry
+from lopt.rules.shards import OneProcess
 
 EPS = 1e-8
 """Adam's eps."""
@@ -119,28 +122,65 @@ def graft(h: History, momentum: Tensor, like: Tensor, conditioner: Tensor | None
     return _for_hidden(h, conditioner * momentum, lambda o, a, c: _at_rms(c * o, a), like, conditioner)
 
 
-def graft_in_pieces(
-    read: Matrices, momenta: Sequence[Tensor], likes: Sequence[Tensor], conditioners: Sequence[Tensor] | None
-) -> list[Tensor]:
-    """`graft` of one hidden tensor, all rows in pieces: as many, and of one member alone, for each of its members."""
-    if conditioners is not None:
-        momenta = [c * m for c, m in zip(conditioners, momenta, strict=True)]
-    orthogonal = orthogonalised(_members(torch.cat(list(momenta)), read))
-    count = len(likes) // read.members
-    steps: list[Tensor] = []
-    for member, matrix in enumerate(orthogonal):
-        mine = slice(member * count, (member + 1) * count)
-        parts = matrix.reshape(-1).split([len(like) for like in likes[mine]])
-        if conditioners is not None:
-            parts = [c * o for c, o in zip(conditioners[mine], parts, strict=True)]
-        scale = _rms_of(likes[mine]) / (_rms_of(parts) + EPS)
-        steps += [part * scale for part in parts]
+@dataclass(frozen=True)
+class Parted:
+    """A hidden tensor in pieces of one member each, of which lists hold a row (n,) for each piece."""
+
+    bundle: Bundle
+    read: Matrices
+    likes: list[Tensor] = field(default_factory=list)
+    """What `graft` takes the rms from."""
+    momenta: list[Tensor] = field(default_factory=list)
+    """What it orthogonalises."""
+    conditioners: list[Tensor] = field(default_factory=list)
+    """c, or nothing."""
+
+    @property
+    def members(self) -> list[int]:
+        """Of the pieces. One without scalars may lie behind the last."""
+        numel, last = max(self.read.rows * self.read.columns, 1), self.read.members - 1
+        return [min((sum(piece.offsets) + piece.start) // numel, last) for piece in self.bundle.pieces]
+
+    def squares(self, rows: Sequence[Tensor]) -> Tensor:
+        """A row for each piece -> (members,) sums of squares."""
+        own: list[list[Tensor]] = [[] for _ in range(self.read.members)]
+        for member, row in zip(self.members, rows, strict=True):
+            own[member].append((row * row).sum())
+        return torch.stack([torch.stack(sums).sum() if sums else rows[0].new_zeros(()) for sums in own])
+
+
+def graft_in_pieces(wave: Sequence[Parted], held: OneProcess) -> list[list[Tensor]]:
+    """`graft` of tensors that go together: a row for each piece of each. Takes their momenta away."""
+    reads = {tensor.bundle.owners[0]: tensor.read for tensor in wave}
+
+    def orthogonal(owner: int, whole: Tensor) -> Tensor:
+        members = [matrix.reshape(-1) for matrix in orthogonalised(_members(whole, reads[owner]))]
+        return members[0] if len(members) == 1 else torch.cat(members)
+
+    momenta = []
+    for tensor in wave:
+        for i, c in enumerate(tensor.conditioners):
+            tensor.momenta[i] *= c  # in place: nobody else's
+        momenta.append(torch.cat(tensor.momenta))
+        tensor.momenta.clear()
+    steps = []
+    for tensor, row in zip(wave, held.of_whole(list(reads), momenta, orthogonal), strict=True):
+        steps.append(list(row.split([len(like) for like in tensor.likes])))
+        for i, c in enumerate(tensor.conditioners):
+            steps[-1][i] = c * steps[-1][i]
+    pairs = zip(wave, steps, strict=True)
+    squares = held.summed(
+        torch.cat([sums for t, own in pairs for sums in (t.squares(t.likes), t.squares(own))])
+    )
+    counts = [tensor.read.members for tensor in wave for _ in range(2)]
+    sums = iter(squares.split(counts))
+    for tensor, own in zip(wave, steps, strict=True):
+        numel = tensor.read.rows * tensor.read.columns
+        like, orthogonal_rms = (torch.sqrt(next(sums) / numel + TINY) for _ in range(2))
+        scale = like / (orthogonal_rms + EPS)
+        for i, member in enumerate(tensor.members):
+            own[i] = own[i] * scale[member]
     return steps
-
-
-def _rms_of(parts: Sequence[Tensor]) -> Tensor:
-    squares = torch.stack([(part * part).sum() for part in parts])
-    return torch.sqrt(squares.sum() / sum(map(len, parts)) + TINY)
 
 
 def evening(h: History) -> Tensor:

@@ -33,9 +33,10 @@ from lopt.numerics.segments import LONG, segment_mean
 from lopt.rules.base import BoundRule, Decision, Rule, State, Tensors, working_dtype
 from lopt.rules.config import LearnedRuleConfig
 from lopt.rules.constants import SPEED, Constants, Moved
-from lopt.rules.directions import graft_in_pieces
+from lopt.rules.directions import Parted, graft_in_pieces
 from lopt.rules.forms import FORMS
 from lopt.rules.observing import Clock, Decays, Given, Seen, View
+from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
 
 SPARING = 1 << 21
 """Scalars from which a metanet that sees them gets them in pieces, each of them several times: below, they take about
@@ -95,34 +96,49 @@ class LearnedRule(Rule):
         self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None
     ) -> State:
         like = next(iter(params.values()))
-        zeros = like.new_zeros(graph.numel, dtype=working_dtype(*params.values()))
+        shapes = {name: params[name].shape for name in graph.parameters}
+        sizes = [shape.numel() for shape in shapes.values()]
+        zeros = like.new_zeros(sum(sizes), dtype=working_dtype(*params.values()))
         counter = zeros.new_zeros(())
         total = counter + (0 if total_steps is None else total_steps)
         rows = {"momenta": len(self.config.decays), "memory": self.metanet.memory}
         # Views of flat tensors, as after every step: one memory layout, so that steps are compiled once.
         flat = {key: torch.stack([zeros] * count) for key, count in rows.items() if count}
-        parts = {key: graph.unflatten(value) for key, value in {**flat, "second": zeros}.items()}
+        parts = {key: value.split(sizes, -1) for key, value in {**flat, "second": zeros}.items()}
         return {
             name: {
                 "step": counter.clone(),
                 "total_steps": total.clone(),
-                **{key: part[name] for key, part in parts.items()},
+                **{key: part[i].reshape((*part[i].shape[:-1], *shape)) for key, part in parts.items()},
             }
-            for name in graph.parameters
+            for i, (name, shape) in enumerate(shapes.items())
         }
 
     def forward(
         self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors
     ) -> tuple[Tensors, State]:
-        ((deltas, next_state),) = self._decision(graph, grads, state, params, uncut(graph)).parts(None)
+        waves = [[bundle] for bundle in uncut(graph)]
+        ((deltas, next_state),) = self._decision(graph, grads, state, params, waves).parts(None)
         return deltas, next_state
 
-    def decide(self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> Decision:
+    def decide(
+        self,
+        graph: ParameterGraph,
+        grads: Tensors,
+        state: State,
+        params: Tensors,
+        shards: Shards | None = None,
+    ) -> Decision:
+        if shards is not None:
+            return self._decision(graph, grads, state, params, shards.waves, shards)
         # Compiled, every piece would be code of its own.
         roomy = self.metanet.sees_scalars and graph.numel < SPARING
         if torch.compiler.is_compiling() or roomy or not self._comes_in_pieces:
             return super().decide(graph, grads, state, params)
-        return self._decision(graph, grads, state, params, cut(graph))
+        return self._decision(graph, grads, state, params, [[bundle] for bundle in cut(graph)])
+
+    def takes_shards(self, graph: ParameterGraph) -> bool:
+        return self._comes_in_pieces and in_whole_rows(graph)
 
     @property
     def _comes_in_pieces(self) -> bool:
@@ -135,16 +151,20 @@ class LearnedRule(Rule):
         )
 
     def _decision(
-        self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors, bundles: list[Bundle]
+        self,
+        graph: ParameterGraph,
+        grads: Tensors,
+        state: State,
+        params: Tensors,
+        waves: list[list[Bundle]],
+        held: OneProcess = ALONE,
     ) -> Decision:
-        """One pass over all pieces looks at them, and another one makes their step.
+        """One pass over all pieces looks at them, and another one, wave by wave, makes their step.
 
         That of a whole graph, in one piece, is a function; else the second pass writes the next state in place.
         """
-        given, pieces = (
-            Given.of(graph, grads, state, params),
-            [p for bundle in bundles for p in bundle.pieces],
-        )
+        given = Given.of(graph, grads, state, params)
+        pieces = [piece for wave in waves for bundle in wave for piece in bundle.pieces]
         steps, horizon = (
             torch.stack([state[name][key] for name in graph.parameters]).to(given.dtype)
             for key in ("step", "total_steps")
@@ -153,21 +173,23 @@ class LearnedRule(Rule):
         moved = self.constants(*clock)
         # Features hold what noise is the mean square of: where all are at hand, it need not be made once more.
         with_noise = not (self.metanet.sees_scalars and pieces[0].all)
-        view = View(graph, given, Decays(*self._decays(clock.steps, moved)), pieces, with_noise)
+        view = View(graph, given, Decays(*self._decays(clock.steps, moved)), pieces, with_noise, held)
         words = self._words(view, clock, state)
 
         def parts(gate: Tensor | None) -> Iterator[tuple[Tensors, State]]:
             decay = self._weight_decay(graph, moved, clock) if self.config.weight_decay else None
             factor = self._factor(view, moved, clock)
             bound = self.config.max_step * view.stats.param.clamp(min=0.1)
-            for bundle in bundles:
-                rows = self._steps(view, words, bundle, gate)
+            for wave in waves:
+                steps = self._steps(view, words, wave, gate)
                 if decay is not None:
-                    pairs = zip(bundle.pieces, rows, strict=True)
-                    rows = [row - piece.spread(decay) * view.params(piece) for piece, row in pairs]
-                scale = torch.minimum(bundle.of(factor), bundle.of(bound) / bundle.rms(rows))
-                deltas = bundle.joined(bundle.scaled(rows, scale))
-                yield self._named(view, bundle, deltas, clock.steps, state, words.memory)
+                    for bundle, rows in zip(wave, steps, strict=True):
+                        for i, piece in enumerate(bundle.pieces):
+                            rows[i] = rows[i] - piece.spread(decay) * view.params(piece)
+                for bundle, rows, rms in zip(wave, steps, view.rms(wave, steps), strict=True):
+                    scale = torch.minimum(bundle.of(factor), bundle.of(bound) / rms)
+                    deltas = bundle.joined(bundle.scaled(rows, scale))
+                    yield self._named(view, bundle, deltas, clock.steps, state, words.memory)
 
         return Decision([*view.stats, view.noise, *words.checked], parts)
 
@@ -206,35 +228,47 @@ class LearnedRule(Rule):
         def features_of(piece: Piece, seen: Seen | None = None) -> Tensor:
             return view.features(piece, seen or view.look(piece)).to(like)
 
-        heard = self.metanet.listen(graph, view.pieces, features_of, context)
+        heard = self.metanet.listen(graph, view.pieces, features_of, context, view.held.summed)
         return Words(
             lambda piece, seen: heard.raw(piece, features_of(piece, seen)).to(dtype), heard.checked, False
         )
 
-    def _steps(self, view: View, words: Words, bundle: Bundle, gate: Tensor | None) -> list[Tensor]:
+    def _steps(
+        self, view: View, words: Words, wave: Sequence[Bundle], gate: Tensor | None
+    ) -> list[list[Tensor]]:
         """(n,) of each piece, the unbounded step; if the graph is not one piece, the next state is written."""
         form, hidden, directions = FORMS[self.config.update_form], _hidden(view.graph), self.config.directions
         log_rate = self._log_rate().to(view.given.dtype)
-        read = hidden[bundle.owners[0]] if len(bundle.pieces) > 1 and form.orthogonal else None
-        steps, conditioners, momenta, lengths = [], [], [], []
-        for piece in bundle.pieces:
-            seen = view.look(piece)
-            history = view.history(piece, seen, hidden, words.by_tensor, words.factored)
-            raw = words.raw(piece, seen)
-            if not view.whole:
-                view.given.keep(piece, seen, gate)
-            if read is None:
-                steps.append(form.step(history, directions, raw, log_rate))
-                continue
-            steps.append(form.direction(history, directions, raw))
-            momenta.append(steps[-1] / history.inverse)
-            lengths.append(history.spread(form.length(raw, log_rate)))
-            if form.conditioner is not None:
-                conditioners.append(form.conditioner(history))
-        if read is None:
+        steps: list[list[Tensor]] = []
+        lengths: list[list[Tensor]] = []
+        parted: list[Parted] = []
+        for bundle in wave:
+            read = hidden[bundle.owners[0]] if form.orthogonal and bundle.parted else None
+            if read is not None:
+                parted.append(Parted(bundle, read))
+                lengths.append([])
+            steps.append([])
+            for piece in bundle.pieces:
+                seen = view.look(piece)
+                history = view.history(piece, seen, hidden, words.by_tensor, words.factored)
+                raw = words.raw(piece, seen)
+                if not view.whole:
+                    view.given.keep(piece, seen, gate)
+                if read is None:
+                    steps[-1].append(form.step(history, directions, raw, log_rate))
+                    continue
+                parted[-1].likes.append(form.direction(history, directions, raw))
+                parted[-1].momenta.append(parted[-1].likes[-1] / history.inverse)
+                if form.conditioner is not None:
+                    parted[-1].conditioners.append(form.conditioner(history))
+                lengths[-1].append(history.spread(form.length(raw, log_rate)))
+        if not parted:
             return steps
-        steps = graft_in_pieces(read, momenta, steps, conditioners or None)
-        return [length * step for length, step in zip(lengths, steps, strict=True)]
+        rows = graft_in_pieces(parted, view.held)
+        return [
+            [length * step for length, step in zip(*pair, strict=True)]
+            for pair in zip(lengths, rows, strict=True)
+        ]
 
     def _named(
         self,
@@ -246,7 +280,7 @@ class LearnedRule(Rule):
         memory: Tensor | None,
     ) -> tuple[Tensors, State]:
         """The deltas of a bundle's tensors and their next state, by name and in shape."""
-        names, shapes = list(view.graph.parameters), view.graph.shapes
+        names, shapes = list(view.graph.parameters), view.given.shapes
         changed: dict[str, Sequence[Tensor]] = {"momenta": view.given.momenta, "second": view.given.second}
         if view.whole:
             seen = view.look(bundle.pieces[0])

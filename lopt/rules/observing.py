@@ -16,12 +16,13 @@ from torch import Tensor
 from lopt.features import per_scalar
 from lopt.graph import ParameterGraph
 from lopt.graph.tensor_classes import Matrices
-from lopt.metanets.pieces import Piece, gathered
+from lopt.metanets.pieces import Bundle, Piece, gathered
 from lopt.numerics import moments
 from lopt.numerics.moments import Moments
 from lopt.numerics.segments import LONG, means_of, segment_expand, segment_sums
 from lopt.rules.base import State, Tensors, working_dtype
 from lopt.rules.directions import EPS, History
+from lopt.rules.shards import OneProcess
 
 LIMIT = 1e15
 """Larger gradients and parameters are read as this, so that their squares stay finite in float32."""
@@ -72,20 +73,22 @@ class Given:
     second: list[Tensor]
     dtype: torch.dtype
     """What is computed in."""
+    shapes: list[torch.Size]
+    """(B,) of what is held of each tensor: all of it, or some rows."""
 
     @classmethod
     def of(cls, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> Given:
-        dtype, specs = working_dtype(*params.values()), graph.parameters.items()
+        dtype, shapes = working_dtype(*params.values()), [params[name].shape for name in graph.parameters]
 
         def flat(tensors: Tensors) -> list[Tensor]:
-            return [_flat(tensors[name], len(spec.shape), spec.numel) for name, spec in specs]
+            return [_flat(tensors[n], shape) for n, shape in zip(graph.parameters, shapes, strict=True)]
 
         # State may come from a file, or from steps of other parameters, of another precision.
         momenta, second = (
-            [tensor.to(dtype) for tensor in flat({name: state[name][key] for name, _ in specs})]
+            [tensor.to(dtype) for tensor in flat({name: state[name][key] for name in graph.parameters})]
             for key in ("momenta", "second")
         )
-        return cls(flat(params), flat(grads), momenta, second, dtype)
+        return cls(flat(params), flat(grads), momenta, second, dtype, shapes)
 
     def values(self, piece: Piece, tensors: Sequence[Tensor]) -> Tensor:
         """(n,) parameters or gradients."""
@@ -105,8 +108,8 @@ class Given:
             piece.put(values if gate is None else torch.where(gate, values, piece.take(tensors)), tensors)
 
 
-def _flat(tensor: Tensor, axes: int, numel: int) -> Tensor:
-    return tensor.reshape(*tensor.shape[: tensor.dim() - axes], numel)
+def _flat(tensor: Tensor, shape: torch.Size) -> Tensor:
+    return tensor.reshape(*tensor.shape[: tensor.dim() - len(shape)], shape.numel())
 
 
 def _for_scalars(weights: Tensor | float, piece: Piece) -> Tensor | float:
@@ -157,15 +160,16 @@ class View:
         decays: Decays,
         pieces: Sequence[Piece],
         with_noise: bool,
+        held: OneProcess,
     ) -> None:
-        self.graph, self.given, self.pieces = graph, given, pieces
+        self.graph, self.given, self.pieces, self.held = graph, given, pieces, held
         self._decays = decays
         self._seen: dict[tuple[int, int], Seen] = {}
         sums = []
         for piece in pieces:
             seen = self.look(piece)
             sums.append(segment_sums(chain(products(seen), noise(seen) if with_noise else ()), piece.sizes))
-        means = means_of(gathered(sums, pieces, len(graph.sizes)), graph.sizes)
+        means = means_of(held.summed(gathered(sums, pieces, len(graph.sizes))), graph.sizes)
         self.stats = Statistics.of(means[:5])
         self.noise = means[5:]
         """(K + 1, B) the means of `noise`."""
@@ -188,6 +192,13 @@ class View:
         """(n,)."""
         seen = self._seen.get(piece.place)
         return self.given.values(piece, self.given.params) if seen is None else seen.params
+
+    def rms(self, wave: Sequence[Bundle], steps: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """(n,) of each piece of each bundle -> (b,) root-mean-squares over the tensors of each bundle."""
+        squares = [bundle.squares(rows) for bundle, rows in zip(wave, steps, strict=True)]
+        sizes = [self.graph.sizes[owner] for bundle in wave for owner in bundle.owners]
+        means = means_of(self.held.summed(torch.cat(squares))[None], sizes)[0]
+        return list(torch.sqrt(means + moments.TINY).split([len(bundle.owners) for bundle in wave]))
 
     def features(self, piece: Piece, seen: Seen, factored: Tensor | None = None) -> Tensor:
         """(F, n)."""

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.optim.kit import learned, mlp, mlp_graph
+from tests.trainers import shards_worker
 
 STEPS = 6
 
@@ -107,7 +108,10 @@ def sharded(folder: Path) -> dict[str, object]:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    result = {"ddp": data_parallel(), "fsdp2": sharded(folder)}
+    shards = shards_worker.results(
+        folder, "mlp:lopt-small", "transformer:lopt-base", "experts:lopt-small", "skipped"
+    )
+    result = {"ddp": data_parallel(), "fsdp2": sharded(folder), "shards": shards}
     torch.save(result, folder / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""DDP and FSDP2 in two gloo processes."""
+"""DDP and FSDP2 in two gloo processes and more."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.trainers.shards_worker import NETWORKS
+
 ROOT = Path(__file__).parents[2]
 
 
-def two_processes(folder: Path, module: str, *arguments: str) -> None:
-    """What torchrun does, without the seconds of a third process."""
-    common = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+def in_processes(folder: Path, module: str, *arguments: str, ranks: int = 2) -> None:
+    """What torchrun does, without the seconds of a process of its own."""
+    common = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "localhost",
+    }
     with socket.socket() as free:
         free.bind(("localhost", 0))
         common["MASTER_PORT"] = str(free.getsockname()[1])
-    processes, logs = [], [folder / f"{rank}.log" for rank in range(2)]
+    processes, logs = [], [folder / f"{rank}.log" for rank in range(ranks)]
     for rank, log in enumerate(logs):
         with open(log, "w") as output:
             command = [sys.executable, "-m", module, *arguments]
@@ -33,13 +40,13 @@ def two_processes(folder: Path, module: str, *arguments: str) -> None:
     finally:
         for process in processes:
             process.kill()
-    assert codes == [0, 0], "\n".join(log.read_text()[-2000:] for log in logs)
+    assert codes == [0] * ranks, "\n".join(log.read_text()[-2000:] for log in logs)
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("parallel")
-    two_processes(folder, "tests.trainers.parallel_worker", str(folder))
+    in_processes(folder, "tests.trainers.parallel_worker", str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -88,10 +95,35 @@ def test_fsdp2_checkpoint_continues_bit_for_bit(fsdp2):
         assert equal(rank["reloaded"], rank["not_reloaded"])
 
 
+def test_steps_over_shards_equal_those_of_one_process(ranks):
+    check_shards(ranks, largest_share=0.66)
+    assert all(rank["shards"]["skipped"] == {"skipped": 1, "unchanged": True} for rank in ranks)
+
+
+def check_shards(ranks: list[dict], largest_share: float) -> None:
+    """Shares are uneven where three rows go to two ranks, or to four."""
+    for rank in ranks:
+        cases = {name: found for name, found in rank["shards"].items() if ":" in name}
+        assert all(found["sharded"] for found in cases.values())
+        assert max(found["error"] for found in cases.values()) < 1e-6
+        assert max(found["share"] for found in cases.values()) < largest_share
+
+
+@pytest.mark.slow
+def test_steps_over_four_shards_and_a_checkpoint_for_two(tmp_path):
+    cases = [f"{network}:{rule}" for network in NETWORKS for rule in ("lopt-small", "lopt-base")]
+    in_processes(tmp_path, "tests.trainers.shards_worker", str(tmp_path), "save", *cases, ranks=4)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(4)]
+    check_shards(found, largest_share=0.36)
+    in_processes(tmp_path, "tests.trainers.shards_worker", str(tmp_path), "load")
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert max(rank["shards"]["load"] for rank in found) < 1e-6
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("example", ["ddp", "fsdp2"])
 def test_examples(example, tmp_path):
     import lopt
 
     lopt.save_rule(lopt.make_rule("axisnet"), tmp_path / "rule.safetensors")
-    two_processes(tmp_path, f"examples.{example}", str(tmp_path / "rule.safetensors"))
+    in_processes(tmp_path, f"examples.{example}", str(tmp_path / "rule.safetensors"))
