@@ -91,7 +91,7 @@ class Bundle:
         """Whether no piece, or no process, need hold all of a tensor."""
         return len(self.pieces) > 1 or bool(self.pieces[0].offsets)
 
-    @cached_property
+    @property  # not cached: what is compiled reads it, and below Python 3.12 a cached_property takes a lock
     def sizes(self) -> list[int]:
         """Scalars held of each tensor."""
         return self.pieces[0].sizes if len(self.pieces) == 1 else [sum(p.sizes[0] for p in self.pieces)]

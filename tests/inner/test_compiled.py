@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import lopt
 from lopt.errors import ConfigError
 from lopt.inner import compiled
 from lopt.inner.autocast import Autocast
@@ -84,6 +85,17 @@ def test_units_of_networks_are_not_compiled_in(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", ["second order", "first order", "pes"])
 def test_compiled_is_the_same(name: str) -> None:
     assert_same(ESTIMATORS[name], start())
+
+
+def test_nothing_in_a_shipped_rule_hinders_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced only, which is quick: the compiler's own work is for the slow tests."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="eager", **options))
+    rule, task = lopt.load_rule("lopt-small"), TinyTask()
+    cohort = Cohort.start(task, {}, rule.on(task.graph), 2, Horizons(4, 40, 1), seeded(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ES(1, compiled=True)(rule, cohort, seeded(1))
 
 
 @pytest.mark.slow
