@@ -1,12 +1,14 @@
 """Long runs: whether a rule stays where it has brought a network, for 20,000 steps of noisy batches and spikes of lr.
 
-    python -m benchmarks stability [--rules lopt-small lopt-base] [--networks mlp siren] [--steps 20000]
+    python -m benchmarks stability [--rules lopt-small adamw] [--networks mlp siren] [--steps 20000]
 
 Six small networks learn a task whose examples are drawn anew for every batch of 16, with noise in the targets, so that
 no loss can go to zero and a minibatch says little. No horizon is told: the rules never anneal. Every 2,000 steps the
 learning rate is ten times itself for 20 steps. Of every run: weights that are not finite, steps skipped, and the
-longest stretch of steps for which the loss (mean of the last 100 batches) was above twice the best it had been. Writes
-benchmarks/results/stability.json after each run; runs that are in it are not done again.
+longest stretch of steps for which the loss (mean of the last 100 batches) was above twice the best it had been.
+
+"adamw" is the control: torch's, under the same spikes, at whichever of five rates has the lowest loss after 2,000 steps
+without any. Writes benchmarks/results/stability.json after each run; runs that are in it are not done again.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from tqdm import tqdm
 
 import lopt
 from lopt.cli.arguments import positive
-from lopt.comparison.report import aligned, write_results
+from lopt.comparison.report import write_results
 from lopt.rules import pretrained_names
 from lopt.runs.provenance import provenance
+from lopt.tables import aligned
 from lopt.training.runtime import prepare_cpu
 from meta_tasks.networks import TransformerLanguageModel, convnet, mlp, siren
 
@@ -36,6 +39,8 @@ STEPS, BATCH, WINDOW = 20_000, 16, 100
 SPIKE_EVERY, SPIKE_STEPS, SPIKE = 2_000, 20, 10.0
 ALLOWED = 500
 """Steps in a row above twice the best loss that are no failure."""
+CONTROL = "adamw"
+RATES, TUNING_STEPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), 2_000
 
 Draw = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -120,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rules", nargs="+", default=pretrained_names(), metavar="RULE")
+    parser.add_argument("--rules", nargs="+", default=[*pretrained_names(), CONTROL], metavar="RULE")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK")
     parser.add_argument("--steps", type=positive, default=STEPS)
     parser.add_argument("--out", type=Path, metavar="FILE", default=OUT)
@@ -141,16 +146,23 @@ def main() -> None:
 
 def run(network: str, rule: str, steps: int) -> dict[str, Any]:
     """One run, seen through its smoothed loss."""
+    if rule != CONTROL:
+        return train(network, rule, 1.0, steps, SPIKE)
+    rate = min(RATES, key=lambda rate: _last_loss(train(network, rule, rate, TUNING_STEPS, 1.0)))
+    return {"rate": rate, **train(network, rule, rate, steps, SPIKE)}
+
+
+def train(network: str, rule: str, rate: float, steps: int, spike: float) -> dict[str, Any]:
+    """One run at a learning rate that is `spike` times itself from time to time."""
     make, draw, loss_of = NETWORKS[network]
     torch.manual_seed(0)
     model, generator = make(), torch.Generator().manual_seed(1)
-    graph = lopt.ParameterGraph.trace(model, (draw(torch.Generator())[0],))
-    optimizer = lopt.LearnedOptimizer(model.named_parameters(), rule=rule, graph=graph)
+    optimizer = optimizer_of(rule, model, draw(torch.Generator())[0])
     recent: deque[float] = deque(maxlen=WINDOW)
     best, stretch, longest, worst = float("inf"), 0, 0, 0.0
     for step in tqdm(range(1, steps + 1), desc=f"{network}, {rule}", disable=None):
-        spike = step > SPIKE_STEPS and step % SPIKE_EVERY < SPIKE_STEPS
-        optimizer.param_groups[0]["lr"] = SPIKE if spike else 1.0
+        disturbed = step > SPIKE_STEPS and step % SPIKE_EVERY < SPIKE_STEPS
+        optimizer.param_groups[0]["lr"] = rate * (spike if disturbed else 1.0)
         x, y = draw(generator)
         optimizer.zero_grad()
         loss = loss_of(model(x), y)
@@ -168,13 +180,26 @@ def run(network: str, rule: str, steps: int) -> dict[str, Any]:
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "not_finite": sum(int((~torch.isfinite(p)).sum()) for p in model.parameters()),
-        "skipped": optimizer.skipped_steps,
+        "skipped": getattr(optimizer, "skipped_steps", 0),
         "best_loss": round(best, 5),
         "last_loss": round(sum(recent) / WINDOW, 5),
         "worst_ratio": round(worst, 3),
         "longest_above_twice_best": longest,
         "largest_weight": round(max(float(p.detach().abs().max()) for p in model.parameters()), 2),
     }
+
+
+def optimizer_of(rule: str, model: nn.Module, example: Tensor) -> torch.optim.Optimizer:
+    if rule == CONTROL:
+        return torch.optim.AdamW(model.parameters())
+    graph = lopt.ParameterGraph.trace(model, (example,))
+    return lopt.LearnedOptimizer(model.named_parameters(), rule=rule, graph=graph)
+
+
+def _last_loss(row: dict[str, Any]) -> float:
+    """Infinity where it is not a number, so that a minimum ends."""
+    last: float = row["last_loss"]
+    return last if last == last else float("inf")
 
 
 def failures(row: dict[str, Any]) -> list[str]:

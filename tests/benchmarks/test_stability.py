@@ -30,3 +30,9 @@ def test_a_spike_leaves_finite_weights(network: str, monkeypatch: pytest.MonkeyP
 def test_failures(changed: dict[str, Any], count: int) -> None:
     row = {"not_finite": 0, "longest_above_twice_best": 0, **changed}
     assert len(stability.failures(row)) == count
+
+
+def test_the_control_is_trained_at_the_better_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stability, "RATES", (1e-6, 1e-2))
+    monkeypatch.setattr(stability, "TUNING_STEPS", 150)
+    assert stability.run("mlp", stability.CONTROL, 120)["rate"] == 1e-2
