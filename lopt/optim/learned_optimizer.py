@@ -357,7 +357,8 @@ class LearnedOptimizer(Optimizer):
         if graph.graph is None:
             raise GraphError(
                 "expected a forward pass of the model given to trace_on_first_forward, with gradients, before the"
-                " first step, found none; call the model itself, or pass a ParameterGraph"
+                " first step, found none; call the model itself, or pass a ParameterGraph; if torch.compile has run it"
+                " before, give the compiled module to trace_on_first_forward, as compiled code calls no new hooks"
             )
         self._given_graph = graph.graph
         return graph.graph

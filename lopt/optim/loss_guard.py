@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lopt.graph import ParameterGraph
 from lopt.metanets.base import Metanet
-from lopt.optim.step import check
+from lopt.optim.step import check, number
 from lopt.rules.base import Rule
 from lopt.rules.forms import FORMS
 from lopt.rules.learned import LearnedRule
@@ -129,13 +129,24 @@ class _Silent(Metanet):
         return context.new_zeros(self.outputs, context.shape[-1])
 
 
+def _value(loss: float | Tensor) -> float:
+    expected = (
+        "a number or a one-element tensor, or None where a batch has none; give observe() the one that falls"
+    )
+    if not isinstance(loss, Tensor):
+        return number("loss", expected, loss)
+    check(loss.numel() == 1 and not loss.is_complex() and not loss.is_meta, "loss", expected, loss)
+    return float(loss.detach())
+
+
 def mean_over_ranks(loss: float | Tensor | None) -> float | None:
     """The loss that all processes agree on, so that they also agree on who is in charge.
 
     None is a batch without a loss, such as one that Lightning's `training_step` leaves out. Processes that have one
     are averaged; the others still take part, or else the first would wait for them.
+    Raises `ConfigError` for anything else than a number.
     """
-    value = None if loss is None else float(loss.detach() if isinstance(loss, Tensor) else loss)
+    value = None if loss is None else _value(loss)
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return value

@@ -222,3 +222,12 @@ def test_a_checkpoint_of_numbers_from_before():
     state["loss_guard"] = {"fallback": True, "count": 12, "smooth": 0.5, "best": 0.4, "fallback_steps": 3}
     optimizer.load_state_dict(state)
     assert optimizer.guard == LossGuard(fallback=True, count=12, smooth=0.5, best=0.4, fallback_steps=3)
+
+
+@pytest.mark.parametrize(
+    "loss", [{"loss": 1.0}, (1.0, 2.0), torch.ones(3), torch.ones((), dtype=torch.cfloat), "1"]
+)
+def test_a_loss_that_is_no_number_is_told(loss: object) -> None:
+    optimizer = lopt.LearnedOptimizer([torch.ones(2, requires_grad=True)], rule="lopt-small", loss_guard=True)
+    with pytest.raises(ConfigError, match=r"^loss: expected a number or a one-element tensor"):
+        optimizer.step(lambda: loss)

@@ -94,7 +94,9 @@ class World:
             self._class(value)
         elif isinstance(value, CellType):
             self._cell(value)
-        elif not isinstance(value, ModuleType):
+        elif isinstance(value, ModuleType):
+            self._module(value)
+        else:
             self._object(value)
 
     def _note(self, undo: Undo) -> None:
@@ -132,6 +134,10 @@ class World:
         space = function.__globals__
         if not _is_foreign(space.get("__name__", "")):
             self._names_in(space, names)
+        for name in names:
+            module = sys.modules.get(name)  # imported when the function is called
+            if module is not None and name not in space and not _is_foreign(name):
+                self._names_in(vars(module), names - {name})
         for name in names - self._mentioned:
             self._queue.extend(self._waiting.pop(name, ()))
         self._mentioned |= names
@@ -147,6 +153,22 @@ class World:
             elif not _is_foreign(value.__name__):
                 self._names_in(vars(value), names - {name})
 
+    def _module(self, module: ModuleType) -> None:
+        """One that an attribute or a closure holds: nobody tells which of its names are used."""
+        if _is_foreign(module.__name__):
+            return
+        entries = {name: entry for name, entry in vars(module).items() if not name.startswith("__")}
+        self._note(_of_entries(vars(module), [*entries]))
+        for name, entry in entries.items():
+            self._once_named(name, entry)
+
+    def _once_named(self, name: str, value: Any) -> None:
+        """Look at it now or as soon as a function names it: all that is there would be half of what is loaded."""
+        if name in self._mentioned:
+            self._queue.append(value)
+        else:
+            self._waiting.setdefault(name, []).append(value)
+
     def _class(self, cls: type) -> None:
         if _is_foreign(cls.__module__):
             return
@@ -155,10 +177,10 @@ class World:
         self._note(_of_attributes(cls, members))
         for name, member in members.items():
             code = _code_of(member)
-            if code is None or name in self._mentioned or name.startswith("__"):
+            if code is None or name.startswith("__"):
                 self._queue.append(code or member)
-            else:  # until something names it: all methods of all classes would reach half of what is loaded
-                self._waiting.setdefault(name, []).append(code)
+            else:
+                self._once_named(name, code)
 
     def _object(self, value: Any) -> None:
         cls = type(value)
@@ -257,10 +279,12 @@ def _of_entries(space: dict[str, Any], names: list[str]) -> Undo:
         for name, value in before.items():
             if space.get(name, _MISSING) is value:
                 continue
-            if value is _MISSING:
-                del space[name]
-            else:
+            if value is not _MISSING:
                 space[name] = value
+            elif not isinstance(
+                space[name], ModuleType
+            ):  # a submodule now imported would not be set once more
+                del space[name]
 
     return undo
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import gc
 import random
+import sys
 import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from lopt.errors import GraphError, GraphWarning
 from lopt.graph import ParameterGraph
+from lopt.graph.tracing.world import World
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 
@@ -201,6 +203,54 @@ def test_an_attribute_that_no_code_names_is_told() -> None:
     with pytest.raises(GraphError, match=r"Holder\.kept"):
         ParameterGraph.trace(Elsewhere(id(registry), "attribute"), (X,))
     assert not hasattr(registry[0], "kept")
+
+
+class Imports(nn.Module):
+    """Keeps constants in a module that its globals do not name."""
+
+    def __init__(self, module: ModuleType) -> None:
+        super().__init__()
+        self.linear, self.ways = nn.Linear(3, 2), [lambda: module.cache, self._attribute, self._imported]
+        self.module = SimpleNamespace(held=module)
+
+    def _attribute(self) -> Any:
+        return self.module.held.cache
+
+    @staticmethod
+    def _imported() -> Any:
+        from constants_of_a_user import cache  # type: ignore[import-not-found]
+
+        return cache
+
+    def forward(self, x: Tensor, way: int) -> Tensor:
+        cache = self.ways[way]()
+        if "table" not in cache:
+            cache["table"] = {"deep": [(torch.ones(2),)]}
+        return self.linear(x) * cache["table"]["deep"][0][0]
+
+
+@pytest.mark.parametrize("way", range(3), ids=["closure", "attribute", "import"])
+def test_modules_that_no_global_names(way: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("constants_of_a_user")
+    module.cache = {}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    model = Imports(module)
+    assert ParameterGraph.trace(model, (X, way)).rung == "traced"
+    assert module.cache == {}
+    model(X, way).sum().backward()
+
+
+def test_a_submodule_that_the_trace_imports_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, sub = ModuleType("package_of_a_user"), ModuleType("package_of_a_user.sub")
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    space = {"__name__": "a_user", "package_of_a_user": package, "sub": sub}
+    exec(
+        "def forward(x):\n    package_of_a_user.sub = sub\n    return x", space
+    )  # as an import statement does
+    world = World(nn.Identity(), space["forward"])
+    space["forward"](X)
+    world.restore()
+    assert package.sub is sub
 
 
 def test_a_trace_keeps_nothing_alive() -> None:
