@@ -157,12 +157,10 @@ def graft_in_pieces(wave: Sequence[Parted], held: OneProcess) -> list[list[Tenso
         members = [matrix.reshape(-1) for matrix in orthogonalised(_members(whole, reads[owner]))]
         return members[0] if len(members) == 1 else torch.cat(members)
 
-    momenta = []
+    momenta = [tensor.momenta for tensor in wave]
     for tensor in wave:
-        for i, c in enumerate(tensor.conditioners):
-            tensor.momenta[i] *= c  # in place: nobody else's
-        momenta.append(torch.cat(tensor.momenta))
-        tensor.momenta.clear()
+        if tensor.conditioners:
+            torch._foreach_mul_(tensor.momenta, tensor.conditioners)  # in place: nobody else's
     steps = []
     for tensor, row in zip(wave, held.of_whole(list(reads), momenta, orthogonal), strict=True):
         steps.append(list(row.split([len(like) for like in tensor.likes])))

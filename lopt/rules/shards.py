@@ -20,6 +20,8 @@ from lopt.metanets.pieces import CACHED, LARGE, Bundle, Piece, units
 
 Function = Callable[[int, Tensor], Tensor]
 """Of a tensor by its number, (numel,) -> (numel,)."""
+Rows = Sequence[list[Tensor]]
+"""For each tensor of a wave the pieces (n,) that are held of it."""
 
 
 class OneProcess:
@@ -29,9 +31,12 @@ class OneProcess:
         """Contiguous sums over the scalars held here, made in place those over the scalars of all ranks."""
         return values
 
-    def of_whole(self, owners: Sequence[int], rows: Sequence[Tensor], function: Function) -> list[Tensor]:
-        """`function` of whole tensors (`owners`) of one wave, from and to what is held of each: (n,) -> (n,)."""
-        return [function(owner, row) for owner, row in zip(owners, rows, strict=True)]
+    def of_whole(self, owners: Sequence[int], rows: Rows, function: Function) -> list[Tensor]:
+        """`function` of whole tensors (`owners`) of one wave: what is held of each, in pieces -> (n,).
+
+        Takes the pieces away, for the memory.
+        """
+        return [function(owner, _taken([row])) for owner, row in zip(owners, rows, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +76,13 @@ class Shards(OneProcess):
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN, self.group)
         return flag.bool() if told else bool(flag)
 
-    def of_whole(self, owners: Sequence[int], rows: Sequence[Tensor], function: Function) -> list[Tensor]:
-        there = [len(row) for row in rows]
+    def of_whole(self, owners: Sequence[int], rows: Rows, function: Function) -> list[Tensor]:
+        there = [sum(map(len, row)) for row in rows]
         sent = there + [0] * (len(self.held[owners[0]]) - len(there))
         mine = owners[self.rank] if self.rank < len(owners) else None
         got = [0] * len(sent) if mine is None else self.held[mine]
         # Rows lie in the order of the ranks, so what arrives is the tensor.
-        whole = self._exchanged(torch.cat(list(rows)), sent, got)
+        whole = self._exchanged(_taken(rows), sent, got)
         if mine is not None:
             whole = function(mine, whole).contiguous()
         return list(self._exchanged(whole, got, sent).split(there))
@@ -86,6 +91,13 @@ class Shards(OneProcess):
         result = values.new_empty(sum(got))
         torch.distributed.all_to_all_single(result, values, got, sent, group=self.group)
         return result
+
+
+def _taken(rows: Rows) -> Tensor:
+    joined = torch.cat([piece for row in rows for piece in row])
+    for row in rows:
+        row.clear()
+    return joined
 
 
 ALONE = OneProcess()

@@ -108,9 +108,8 @@ def sharded(folder: Path) -> dict[str, object]:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    shards = shards_worker.results(
-        folder, "mlp:lopt-small", "transformer:lopt-base", "experts:lopt-small", "skipped"
-    )
+    cases = ("mlp:lopt-small", "mlp:adamw", "transformer:lopt-base", "transformer:muon", "experts:lopt-small")
+    shards = shards_worker.results(folder, *cases, "skipped")
     result = {"ddp": data_parallel(), "fsdp2": sharded(folder), "shards": shards}
     torch.save(result, folder / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()

@@ -52,7 +52,7 @@ NETWORKS: dict[str, Build] = {
 
 def rule_of(name: str) -> Rule:
     """A rule; a learned one with its metanet away from where it was trained to, so that each part has a say."""
-    rule = lopt.load_rule(name) if name.startswith("lopt") else lopt.rules.make(name)
+    rule = lopt.load_rule(name) if name.startswith("lopt") else lopt.make_rule(name)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in rule.parameters():

@@ -111,7 +111,7 @@ def check_shards(ranks: list[dict], largest_share: float) -> None:
 
 @pytest.mark.slow
 def test_steps_over_four_shards_and_a_checkpoint_for_two(tmp_path):
-    cases = [f"{network}:{rule}" for network in NETWORKS for rule in ("lopt-small", "lopt-base")]
+    cases = [f"{network}:{rule}" for network in NETWORKS for rule in ("lopt-small", "lopt-base", "muon")]
     in_processes(tmp_path, "tests.trainers.shards_worker", str(tmp_path), "save", *cases, ranks=4)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(4)]
     check_shards(found, largest_share=0.36)

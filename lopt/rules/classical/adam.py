@@ -26,6 +26,8 @@ class Adam(ClassicalRule):
     Source: Kingma and Ba 2015, algorithm 1.
     """
 
+    elementwise = True
+
     @checked
     def __init__(
         self,
@@ -53,6 +55,8 @@ class AdamW(ClassicalRule):
     Raises: ConfigError for a value out of range.
     Source: Loshchilov and Hutter 2019, algorithm 2.
     """
+
+    elementwise = True
 
     @checked
     def __init__(

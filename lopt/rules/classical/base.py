@@ -25,6 +25,9 @@ class ClassicalRule(Rule):
 
     linear_in_lr: ClassVar[bool] = True
 
+    elementwise: ClassVar[bool] = False
+    """Whether the step of every scalar is its own, whatever tensor it is in."""
+
     @abstractmethod
     def start(self, param: Tensor) -> dict[str, Tensor]:
         """The state of one parameter before the first step, in its working dtype."""
@@ -51,6 +54,9 @@ class ClassicalRule(Rule):
             own = {key: value.to(dtype) for key, value in state[name].items()}
             deltas[name], next_state[name] = step(grads[name].to(dtype), own, param.to(dtype))
         return deltas, next_state
+
+    def takes_shards(self, graph: ParameterGraph) -> bool:
+        return self.elementwise
 
     def part(self, graph: ParameterGraph, name: str) -> ClassicalRule:
         """The rule that moves parameter `name`: this one, unless it leaves some parameters to another."""

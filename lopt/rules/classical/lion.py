@@ -16,6 +16,8 @@ class Lion(ClassicalRule):
     Source: Chen et al. 2023, algorithm 2.
     """
 
+    elementwise = True
+
     @checked
     def __init__(
         self, lr: Amount = 1e-4, betas: Pair[Decay] = (0.9, 0.99), weight_decay: Amount = 0.0

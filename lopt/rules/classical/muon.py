@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lopt.config import Decay, Pair
 from lopt.graph import ParameterGraph
-from lopt.graph.tensor_classes import is_hidden_matrix, stacked_axes
+from lopt.graph.tensor_classes import is_hidden_matrix, matrices_of, stacked_axes
 from lopt.numerics.newton_schulz import newton_schulz
 from lopt.registry import checked
+from lopt.rules.base import Decision, State, Tensors, working_dtype
 from lopt.rules.classical.adam import AdamW
 from lopt.rules.classical.base import Amount, ClassicalRule, decay, zeros
+from lopt.rules.shards import Shards
 
 RMS = 0.2
 """Of a step of AdamW, and so of an orthogonalised one, over the learning rate."""
@@ -51,11 +54,63 @@ class Muon(ClassicalRule):
         return {"momentum": zeros(param)}
 
     def step(self, grad: Tensor, state: dict[str, Tensor], param: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        momentum = state["momentum"].lerp(grad, 1 - self.momentum)
-        update = grad.lerp(momentum, self.momentum) if self.nesterov else momentum
+        momentum, update = self.moved(grad, state)
         direction, own = self.direction(update.flatten(1), grad.flatten(1), state)
         delta = decay(param, self.lr * self.weight_decay) - self.lr * direction.reshape(param.shape)
         return delta, {"momentum": momentum, **own}
+
+    def moved(self, grad: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The next momentum, and what is to be orthogonalised."""
+        momentum = state["momentum"].lerp(grad, 1 - self.momentum)
+        return momentum, grad.lerp(momentum, self.momentum) if self.nesterov else momentum
+
+    def takes_shards(self, graph: ParameterGraph) -> bool:
+        return type(self).direction is Muon.direction  # that needs nothing but the update
+
+    def decide(
+        self,
+        graph: ParameterGraph,
+        grads: Tensors,
+        state: State,
+        params: Tensors,
+        shards: Shards | None = None,
+    ) -> Decision:
+        if shards is None:
+            return super().decide(graph, grads, state, params)
+        names = list(graph.parameters)
+        rest = {name: p for name, p in params.items() if self.part(graph, name) is self.rest}
+        deltas, next_state = (dict(found) for found in self.rest(graph, grads, state, rest))
+        for wave in shards.waves:
+            own = [
+                (owner, names[owner])
+                for bundle in wave
+                for owner in bundle.owners
+                if names[owner] not in rest
+            ]
+            updates = []
+            for _, name in own:
+                dtype = working_dtype(params[name])
+                old = {key: value.to(dtype) for key, value in state[name].items()}
+                momentum, update = self.moved(grads[name].to(dtype), old)
+                next_state[name] = {"momentum": momentum}
+                updates.append([update.reshape(-1)])
+            if own:
+                owners = [owner for owner, _ in own]
+                directions = shards.of_whole(
+                    owners, updates, lambda i, whole: self._whole(graph, names[i], whole)
+                )
+                for (_, name), direction in zip(own, directions, strict=True):
+                    p = params[name].to(direction.dtype)
+                    deltas[name] = decay(p, self.lr * self.weight_decay) - self.lr * direction.reshape(
+                        p.shape
+                    )
+        return Decision(list(deltas.values()), lambda gate: iter([(deltas, next_state)]))
+
+    def _whole(self, graph: ParameterGraph, name: str, update: Tensor) -> Tensor:
+        """`direction` of all members of a tensor: (numel,) -> (numel,)."""
+        members, rows, columns = matrices_of(graph, name)
+        matrices = update.reshape(members, rows, columns)
+        return torch.cat([self.direction(m, m, {})[0].reshape(-1) for m in matrices])
 
     def direction(
         self, update: Tensor, grad: Tensor, state: dict[str, Tensor]

@@ -18,6 +18,8 @@ class SGD(ClassicalRule):
     Source: Polyak 1964; Sutskever et al. 2013.
     """
 
+    elementwise = True
+
     @checked
     def __init__(
         self,

@@ -1,0 +1,31 @@
+"""What `benchmarks.sharding` counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.sharding import Meter, run
+
+
+def test_the_meter_counts_what_lives_at_the_same_time():
+    known = torch.ones(1000)
+    with Meter([known]) as meter:
+        known += 1
+        first = known * 2
+        view = first[:10]
+        del first
+        assert meter.live == 4000
+        del view
+        second = torch.cat([known, known])
+        third = second + 1
+        del second, third
+    assert (meter.live, meter.peak, meter.messages) == (0, 16_000, 0)
+
+
+@pytest.mark.slow
+def test_two_ranks_follow_one_with_half_of_its_state():
+    one, two = (run(ranks, "gpt-1M", "lopt-small", steps=2) for ranks in (1, 2))
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert two["state_bytes"] < 0.51 * one["state_bytes"]
+    assert one["sent_bytes"] == 0 < two["sent_bytes"]
