@@ -9,7 +9,8 @@ random order, so that a busy machine and a cold cache slow each alike; figures a
 processor time, and of several rounds the lowest median, as other work on the machine only ever adds. Every network
 has a process of its own, so that its peak memory is its own; with `--memory` so has every rule, and what its first
 two steps add to the memory of model and gradients at their peak, state included, is told too (on Linux). State is
-counted in the memory that it holds. Writes benchmarks/results/step_time.json.
+counted in the memory that it holds. The shipped rules
+are timed with and without fused kernels. Writes benchmarks/results/step_time.json.
 """
 
 from __future__ import annotations
@@ -228,7 +229,11 @@ def all_optimizers(model: nn.Module, graph: lopt.ParameterGraph) -> dict[str, to
         "adam, fused": torch.optim.Adam(params, fused=True),
         "adamw, foreach": torch.optim.AdamW(params, foreach=True),
         "muon": lopt.LearnedOptimizer(named, rule=lopt.make_rule("muon"), graph=graph),
-        **{rule: lopt.LearnedOptimizer(named, rule=rule, graph=graph) for rule in pretrained_names()},
+        **{
+            rule + ", fused" * fused: lopt.LearnedOptimizer(named, rule=rule, graph=graph, fused=fused)
+            for rule in pretrained_names()
+            for fused in (False, True)
+        },
     }
 
 

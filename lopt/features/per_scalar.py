@@ -54,7 +54,7 @@ def log_ratio(a: Tensor, root_b: Tensor) -> Tensor:
 
 def gradient_ratios(grads: Tensor, moments: Moments) -> Tensor:
     """(K + 1, P) the momenta and the gradient, over the root of the second moment."""
-    return torch.cat([moments.momenta, grads[None]]) * reciprocal(moments.root)
+    return torch.stack([*moments.momenta, grads]) * reciprocal(moments.root)
 
 
 def per_scalar_features(

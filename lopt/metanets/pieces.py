@@ -46,6 +46,11 @@ class Piece:
         """Tensor and scalar that it begins with: a key, as `torch.compile` takes no hash of an object."""
         return self.owners[0], self.start
 
+    @property
+    def is_range(self) -> bool:
+        """Whether it is of one tensor, of several in the graph."""
+        return len(self.owners) == 1 and not self.all
+
     def take(self, tensors: Sequence[Tensor]) -> Tensor:
         """(*batch, N) of every parameter -> (*batch, n), a view where it is of one tensor."""
         if len(self.owners) == 1:

@@ -19,7 +19,7 @@ TINY = 1e-30
 class Moments(NamedTuple):
     """Bias-corrected gradient history of all scalars."""
 
-    momenta: Tensor
+    momenta: Tensor | Sequence[Tensor]
     """(K, P), one row for each decay."""
     root: Tensor
     """(P,) square root of the second moment."""

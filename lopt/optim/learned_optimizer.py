@@ -82,6 +82,10 @@ class LearnedOptimizer(Optimizer):
         loss_guard: let the rule's base optimizer take over while the training loss rises. Needs the losses: pass a
             closure to `step`, or call `observe(loss)` before it. `guard` tells who is in charge, and for how long.
 
+        fused: run what a learned rule does with large tensors as kernels that are compiled in the first step, once for
+            all sizes, in 10 to 20 seconds; from the compiler's cache on disk in 1 to 3. Without a compiler it warns and
+            goes on without.
+
     Raises `GraphError` if parameters and graph do not fit, `ConfigError` for a value out of range or a parameter given
     twice, and, in `step`, `GradientError` for sparse gradients.
     """
@@ -97,6 +101,7 @@ class LearnedOptimizer(Optimizer):
         total_steps: float | None = None,
         maximize: bool = False,
         loss_guard: bool = False,
+        fused: bool = False,
     ) -> None:
         if total_steps is not None:
             expected = "a number above 0 or None"
@@ -113,6 +118,7 @@ class LearnedOptimizer(Optimizer):
         self.total_steps = total_steps
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
         self.rule = _frozen_copy(rule)
+        self.rule.fused = fused
         self._given_graph = graph
         self._first = self._params()
         """What has to be in the graph: the parameters that were there from the beginning."""

@@ -36,6 +36,9 @@ class Rule(nn.Module, ABC):
     A rule works on any network: `rule.on(graph)` binds it to one and gives the pure functions.
     """
 
+    fused: bool = False
+    """Whether `decide` may run compiled kernels, if the rule has any."""
+
     @abstractmethod
     def init(
         self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None

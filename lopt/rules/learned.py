@@ -30,12 +30,13 @@ from lopt.metanets.pieces import Bundle, Piece, cut, uncut
 from lopt.numerics import moments
 from lopt.numerics.schedules import annealing, decay_share
 from lopt.numerics.segments import LONG, segment_mean
+from lopt.rules import ranges
 from lopt.rules.base import BoundRule, Decision, Rule, State, Tensors, working_dtype
 from lopt.rules.config import LearnedRuleConfig
 from lopt.rules.constants import SPEED, Constants, Moved
 from lopt.rules.directions import Parted, graft_in_pieces
 from lopt.rules.forms import FORMS
-from lopt.rules.observing import Clock, Decays, Given, Seen, View
+from lopt.rules.observing import Clock, Decays, Given, View
 from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
 
 SPARING = 1 << 21
@@ -46,7 +47,7 @@ SPARING = 1 << 21
 class Words(NamedTuple):
     """What a metanet has said, to be asked for piece by piece."""
 
-    raw: Callable[[Piece, Seen], Tensor]
+    raw: Callable[[Piece], Tensor]
     """(R, n), or (R, b) by tensor."""
     checked: list[Tensor]
     """What has to be finite for raw outputs to be."""
@@ -132,7 +133,7 @@ class LearnedRule(Rule):
         if shards is not None:
             return self._decision(graph, grads, state, params, shards.waves, shards)
         # Compiled, every piece would be code of its own.
-        roomy = self.metanet.sees_scalars and graph.numel < SPARING
+        roomy = self.metanet.sees_scalars and graph.numel < SPARING and not self.fused
         if torch.compiler.is_compiling() or roomy or not self._comes_in_pieces:
             return super().decide(graph, grads, state, params)
         return self._decision(graph, grads, state, params, [[bundle] for bundle in cut(graph)])
@@ -173,7 +174,9 @@ class LearnedRule(Rule):
         moved = self.constants(*clock)
         # Features hold what noise is the mean square of: where all are at hand, it need not be made once more.
         with_noise = not (self.metanet.sees_scalars and pieces[0].all)
-        view = View(graph, given, Decays(*self._decays(clock.steps, moved)), pieces, with_noise, held)
+        view = View(
+            graph, given, Decays(*self._decays(clock.steps, moved)), pieces, with_noise, held, self.fused
+        )
         words = self._words(view, clock, state)
 
         def parts(gate: Tensor | None) -> Iterator[tuple[Tensors, State]]:
@@ -203,7 +206,7 @@ class LearnedRule(Rule):
             factored = moments.factored_root(root * root, graph.shapes)
         noise = view.noise
         if sees and view.whole:
-            features = view.features(piece, view.look(piece), factored if self.config.factored else None)
+            features = view.features(piece, factored if self.config.factored else None)
             ratios = features[: len(self.config.decays) + 1]
             noise = segment_mean(ratios * ratios, graph.sizes)
         stats = view.stats
@@ -216,52 +219,64 @@ class LearnedRule(Rule):
         ).to(like)
         if not sees and not (view.whole and graph.numel < LONG):
             spoken = self.metanet.of_tensors(context).to(dtype)
-            return Words(lambda piece, _: piece.of(spoken), [spoken], True, factored)
+            return Words(lambda piece: piece.of(spoken).contiguous(), [spoken], True, factored)
         if view.whole:
             given = view.look(piece).momenta[:0] if features is None else features
             if self.metanet.memory:
                 memory = graph.flatten({n: state[n]["memory"] for n in graph.parameters}).to(like)
             raw, memory = self.metanet(graph, given.to(like), context, memory)
             raw, memory = raw.to(dtype), None if memory is None else memory.to(dtype)
-            return Words(lambda *_: raw, [raw], False, factored, memory)
+            return Words(lambda _: raw, [raw], False, factored, memory)
 
-        def features_of(piece: Piece, seen: Seen | None = None) -> Tensor:
-            return view.features(piece, seen or view.look(piece)).to(like)
+        def features_of(piece: Piece) -> Tensor:
+            return view.features(piece).to(like)
 
         heard = self.metanet.listen(graph, view.pieces, features_of, context, view.held.summed)
-        return Words(
-            lambda piece, seen: heard.raw(piece, features_of(piece, seen)).to(dtype), heard.checked, False
-        )
+
+        def raw_of(piece: Piece) -> Tensor:
+            return heard.raw(piece, features_of(piece)).to(dtype).contiguous()
+
+        return Words(raw_of, heard.checked, False)
 
     def _steps(
         self, view: View, words: Words, wave: Sequence[Bundle], gate: Tensor | None
     ) -> list[list[Tensor]]:
         """(n,) of each piece, the unbounded step; if the graph is not one piece, the next state is written."""
         form, hidden, directions = FORMS[self.config.update_form], _hidden(view.graph), self.config.directions
-        log_rate = self._log_rate().to(view.given.dtype)
+        log_rate, how = (
+            self._log_rate().to(view.given.dtype),
+            (self.config.update_form, tuple(directions.items())),
+        )
         steps: list[list[Tensor]] = []
         lengths: list[list[Tensor]] = []
         parted: list[Parted] = []
         for bundle in wave:
-            read = hidden[bundle.owners[0]] if form.orthogonal and bundle.parted else None
+            is_range = bundle.pieces[0].is_range
+            own = hidden[bundle.owners[0]] if form.orthogonal and is_range else None
+            # One piece may be of a tensor with several members, each to be orthogonalised by itself.
+            read = own if own and (bundle.parted or own.members == 1) else None
             if read is not None:
                 parted.append(Parted(bundle, read))
                 lengths.append([])
             steps.append([])
             for piece in bundle.pieces:
-                seen = view.look(piece)
-                history = view.history(piece, seen, hidden, words.by_tensor, words.factored)
-                raw = words.raw(piece, seen)
-                if not view.whole:
-                    view.given.keep(piece, seen, gate)
-                if read is None:
-                    steps[-1].append(form.step(history, directions, raw, log_rate))
+                if not is_range or (own and not read):
+                    history = view.history(piece, hidden, words.by_tensor, words.factored)
+                    steps[-1].append(form.step(history, directions, words.raw(piece), log_rate))
+                    if not view.whole:
+                        view.given.keep(piece, view.look(piece), gate)
                     continue
-                parted[-1].likes.append(form.direction(history, directions, raw))
-                parted[-1].momenta.append(parted[-1].likes[-1] / history.inverse)
-                if form.conditioner is not None:
-                    parted[-1].conditioners.append(form.conditioner(history))
-                lengths[-1].append(history.spread(form.length(raw, log_rate)))
+                rms = piece.of(view.stats.momentum), piece.of(view.stats.root)
+                args = rms, words.raw(piece), log_rate, gate, how, words.by_tensor, read is not None
+                draft: ranges.Draft = view.on_range(ranges.draft, piece, *args)
+                if draft.momentum is None:
+                    steps[-1].append(draft.length * draft.direction)
+                    continue
+                parted[-1].likes.append(draft.direction)
+                parted[-1].momenta.append(draft.momentum)
+                if draft.conditioner is not None:
+                    parted[-1].conditioners.append(draft.conditioner)
+                lengths[-1].append(draft.length)
         if not parted:
             return steps
         rows = graft_in_pieces(parted, view.held)

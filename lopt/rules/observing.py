@@ -5,10 +5,10 @@ Shapes: P scalars, N of one tensor, n of a piece; B parameters (tensors), b thos
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,14 +18,13 @@ from lopt.graph import ParameterGraph
 from lopt.graph.tensor_classes import Matrices
 from lopt.metanets.pieces import Bundle, Piece, gathered
 from lopt.numerics import moments
-from lopt.numerics.moments import Moments
+from lopt.numerics.fused import SHORTEST, fused
 from lopt.numerics.segments import LONG, means_of, segment_expand, segment_sums
+from lopt.rules import ranges
 from lopt.rules.base import State, Tensors, working_dtype
 from lopt.rules.directions import EPS, History
+from lopt.rules.ranges import LIMIT, Range, Seen
 from lopt.rules.shards import OneProcess
-
-LIMIT = 1e15
-"""Larger gradients and parameters are read as this, so that their squares stay finite in float32."""
 
 
 class Decays(NamedTuple):
@@ -38,6 +37,12 @@ class Decays(NamedTuple):
     corrections: Tensor
     """(K + 1, B) corrections of the bias, the last one of the second moment."""
 
+    def of_tensors(self, count: int) -> Tensor:
+        """(B, 2 K + 2) the weights, and then the corrections, of each of so many tensors."""
+        second = torch.as_tensor(self.new_second, dtype=self.new.dtype, device=self.new.device)
+        rows = self.new.expand(-1, count), second.expand(1, count), self.corrections.expand(-1, count)
+        return torch.cat(rows).T.contiguous()
+
 
 class Clock(NamedTuple):
     """Where in a run each tensor is."""
@@ -46,21 +51,6 @@ class Clock(NamedTuple):
     """(B,) with this one."""
     horizon: Tensor
     """(B,) planned; 0: unknown."""
-
-
-class Seen(NamedTuple):
-    """The scalars of a piece after the gradient has entered their history."""
-
-    params: Tensor
-    """(n,)"""
-    grads: Tensor
-    """(n,)"""
-    momenta: Tensor
-    """(K, n) running means, to be the next state."""
-    second: Tensor
-    """(n,) the same."""
-    moments: Moments
-    """The history without bias."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +92,13 @@ class Given:
         corrections = segment_expand(piece.of(decays.corrections), piece.sizes)
         return Seen(p, g, momenta, second, moments.corrected(momenta, second, corrections))
 
+    def range(self, piece: Piece, weights: Tensor) -> Range:
+        """A piece of one tensor, with weights (B, 2 K + 2)."""
+        params, grads, momenta, second = (
+            piece.take(tensors) for tensors in (self.params, self.grads, self.momenta, self.second)
+        )
+        return Range(params, grads, momenta.unbind(), second, weights[piece.owners[0]])
+
     def keep(self, piece: Piece, seen: Seen, gate: Tensor | None) -> None:
         """Write the new history over the old one; not where a gate, () bool, is false."""
         for values, tensors in ((seen.momenta, self.momenta), (seen.second, self.second)):
@@ -117,18 +114,6 @@ def _for_scalars(weights: Tensor | float, piece: Piece) -> Tensor | float:
     if isinstance(weights, float) or weights.shape[-1] == 1:
         return weights
     return segment_expand(piece.of(weights), piece.sizes)
-
-
-def products(seen: Seen) -> Iterator[Tensor]:
-    """Five rows (n,), whose means `Statistics` are made of."""
-    p, g, m, root = seen.params, seen.grads, seen.moments.momenta[0], seen.moments.root
-    return (a * b for a, b in ((p, p), (g, g), (m, m), (root, root), (g, m)))
-
-
-def noise(seen: Seen) -> Iterator[Tensor]:
-    """K + 1 rows (n,): the squares of squashed momenta and gradient over the root of the second moment."""
-    reciprocal = per_scalar.reciprocal(seen.moments.root)
-    return (per_scalar.squashed_square(row * reciprocal) for row in (*seen.moments.momenta, seen.grads))
 
 
 class Statistics(NamedTuple):
@@ -161,14 +146,14 @@ class View:
         pieces: Sequence[Piece],
         with_noise: bool,
         held: OneProcess,
+        fuse: bool,
     ) -> None:
         self.graph, self.given, self.pieces, self.held = graph, given, pieces, held
-        self._decays = decays
+        self._decays, self._fuse = decays, fuse
         self._seen: dict[tuple[int, int], Seen] = {}
-        sums = []
-        for piece in pieces:
-            seen = self.look(piece)
-            sums.append(segment_sums(chain(products(seen), noise(seen) if with_noise else ()), piece.sizes))
+        if not self.whole:
+            self._weights = decays.of_tensors(len(graph.sizes))
+        sums = [self._sums(piece, with_noise) for piece in pieces]
         means = means_of(held.summed(gathered(sums, pieces, len(graph.sizes))), graph.sizes)
         self.stats = Statistics.of(means[:5])
         self.noise = means[5:]
@@ -179,11 +164,29 @@ class View:
         """Whether all is one piece."""
         return self.pieces[0].all
 
+    def _sums(self, piece: Piece, with_noise: bool) -> Tensor:
+        """(S, b) over each tensor."""
+        if piece.is_range:
+            return torch.stack(self.on_range(ranges.sums, piece, with_noise))[:, None]
+        seen = self.look(piece)
+        rows = chain(ranges.products(seen), ranges.noise(seen) if with_noise else ())
+        return segment_sums(rows, piece.sizes)
+
+    def on_range(self, function: Callable[..., Any], piece: Piece, *args: Any) -> Any:
+        """A function in `ranges` of a piece of one tensor; fused, it sees the history by itself."""
+        given = self.given.range(piece, self._weights)
+        if self._fuse and piece.sizes[0] >= SHORTEST:
+            return fused(function)(given, None, *args)
+        return function(given, self.look(piece), *args)
+
     def look(self, piece: Piece) -> Seen:
         """The scalars of a piece: remembered, but not in larger graphs, where memory is worth more than time."""
         if piece.place in self._seen:
             return self._seen[piece.place]
-        seen = self.given.after(piece, self._decays)
+        if piece.is_range:
+            seen = ranges.after(self.given.range(piece, self._weights))
+        else:
+            seen = self.given.after(piece, self._decays)
         if self.whole or self.graph.numel < LONG:
             self._seen[piece.place] = seen
         return seen
@@ -200,22 +203,26 @@ class View:
         means = means_of(self.held.summed(torch.cat(squares))[None], sizes)[0]
         return list(torch.sqrt(means + moments.TINY).split([len(bundle.owners) for bundle in wave]))
 
-    def features(self, piece: Piece, seen: Seen, factored: Tensor | None = None) -> Tensor:
+    def features(self, piece: Piece, factored: Tensor | None = None) -> Tensor:
         """(F, n)."""
         stats = self.stats
         relations = torch.stack([stats.param, torch.sqrt(stats.root + per_scalar.FLOOR)])
-        spread = segment_expand(piece.of(relations), piece.sizes)
+        if piece.is_range:
+            own = piece.of(relations)[:, 0].contiguous()
+            features: Tensor = self.on_range(ranges.features, piece, own)
+            return features
+        seen, spread = self.look(piece), segment_expand(piece.of(relations), piece.sizes)
         return per_scalar.per_scalar_features(seen.params, seen.grads, seen.moments, factored, *spread)
 
     def history(
         self,
         piece: Piece,
-        seen: Seen,
         hidden: list[Matrices | None],
         by_tensor: bool,
         factored: Tensor | None = None,
     ) -> History:
         """What directions see of a piece; `hidden` (B,) of all tensors."""
+        seen = self.look(piece)
         return History(
             seen.params,
             seen.grads,

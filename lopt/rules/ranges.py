@@ -1,0 +1,131 @@
+"""A step's arithmetic on a range of one tensor: pure functions that may be compiled, once for all lengths.
+
+Shapes: n scalars of the range, K decays, R raw outputs; what is the same for all scalars is (1,) or ().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lopt.features import per_scalar
+from lopt.numerics.moments import TINY, Moments
+from lopt.rules.directions import EPS, History
+from lopt.rules.forms import FORMS
+
+LIMIT = 1e15
+"""Larger gradients and parameters are read as this, so that their squares stay finite in float32."""
+
+
+class Range(NamedTuple):
+    """What a step is given of the range."""
+
+    params: Tensor
+    """(n,)"""
+    grads: Tensor
+    """(n,)"""
+    momenta: Sequence[Tensor]
+    """K rows (n,): of a stack of them the compiler would see one more size, the distance of rows."""
+    second: Tensor
+    """(n,), of the dtype that is computed in."""
+    weights: Tensor
+    """(2 K + 2,): those of what is new in the momenta and the second moment, and corrections of their bias."""
+
+
+class Seen(NamedTuple):
+    """The scalars of a piece after the gradient has entered their history."""
+
+    params: Tensor
+    """(n,)"""
+    grads: Tensor
+    """(n,)"""
+    rows: Tensor | Sequence[Tensor]
+    """(K, n) running means, to be the next state."""
+    second: Tensor
+    """(n,) the same."""
+    moments: Moments
+    """The history without bias."""
+
+    @property
+    def momenta(self) -> Tensor:
+        """The rows as one tensor."""
+        return self.rows if isinstance(self.rows, Tensor) else torch.stack(list(self.rows))
+
+
+def after(given: Range) -> Seen:
+    """The range with its new history."""
+    new, factors = (part.unbind() for part in given.weights.chunk(2))
+    p, g = (x.to(given.second.dtype).clamp(-LIMIT, LIMIT) for x in (given.params, given.grads))
+    momenta = [m.lerp(g, weight) for m, weight in zip(given.momenta, new, strict=False)]
+    second = given.second.lerp(g * g, new[-1])
+    unbiased = [m * factor for m, factor in zip(momenta, factors, strict=False)]
+    return Seen(p, g, momenta, second, Moments(unbiased, torch.sqrt(second * factors[-1] + TINY)))
+
+
+def products(seen: Seen) -> Iterator[Tensor]:
+    """Five rows (n,), whose means `Statistics` are made of."""
+    p, g, m, root = seen.params, seen.grads, seen.moments.momenta[0], seen.moments.root
+    return (a * b for a, b in ((p, p), (g, g), (m, m), (root, root), (g, m)))
+
+
+def noise(seen: Seen) -> Iterator[Tensor]:
+    """K + 1 rows (n,): the squares of squashed momenta and gradient over the root of the second moment."""
+    reciprocal = per_scalar.reciprocal(seen.moments.root)
+    return (per_scalar.squashed_square(row * reciprocal) for row in (*seen.moments.momenta, seen.grads))
+
+
+def sums(given: Range, seen: Seen | None, with_noise: bool) -> tuple[Tensor, ...]:
+    """Those of `products` and `noise`, each (); what is seen, if it is not known yet, follows from what is given."""
+    seen = seen or after(given)
+    return tuple(row.sum() for row in chain(products(seen), noise(seen) if with_noise else ()))
+
+
+def features(given: Range, seen: Seen | None, relations: Tensor) -> Tensor:
+    """(F, n), with the two numbers (2,) of the tensor that scalars are compared with."""
+    seen = seen or after(given)
+    return per_scalar.per_scalar_features(seen.params, seen.grads, seen.moments, None, *relations.unbind())
+
+
+class Draft(NamedTuple):
+    """A step before hidden matrices are orthogonalised: length * direction, still to be bounded."""
+
+    length: Tensor
+    """(n,) or (1,)"""
+    direction: Tensor
+    """(n,)"""
+    momentum: Tensor | None = None
+    """(n,) of a hidden matrix what is to be orthogonalised instead."""
+    conditioner: Tensor | None = None
+    """(n,) what its update form multiplies that by, before and after."""
+
+
+def draft(
+    given: Range,
+    seen: Seen | None,
+    rms: tuple[Tensor, Tensor],
+    raw: Tensor,
+    log_rate: Tensor,
+    gate: Tensor | None,
+    how: tuple[str, Sequence[tuple[str, float]]],
+    by_tensor: bool,
+    hidden: bool,
+) -> Draft:
+    """The step by raw outputs (R, n), or (R, 1) by tensor; the new history is written over the old one.
+
+    `rms` (1,) are those of the fastest momentum and of the second moment's root over the tensor; `how` is an update
+    form with its directions. A gate, () bool, leaves the history as it is if it is false.
+    """
+    seen, form = seen or after(given), FORMS[how[0]]
+    history = History(
+        seen.params, seen.grads, seen.moments, 1 / (seen.moments.root + EPS), None, *rms,
+        [seen.params.shape[0]], [None], by_tensor,
+    )  # fmt: skip
+    direction, length = form.direction(history, dict(how[1]), raw), form.length(raw, log_rate)
+    conditioner = form.conditioner(history) if hidden and form.conditioner is not None else None
+    for old, new in zip((*given.momenta, given.second), (*seen.rows, seen.second), strict=True):
+        old.copy_(new if gate is None else torch.where(gate, new, old))
+    return Draft(length, direction, direction / history.inverse if hidden else None, conditioner)

@@ -1,0 +1,73 @@
+"""Fused kernels: what they compute is what is computed without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import lopt
+from lopt.numerics import fused as kernels
+
+
+def steps(
+    model: Callable[[], nn.Module], rule: str, fused: bool, dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
+    """Parameters and state after three steps."""
+    torch.manual_seed(0)
+    net = model().to(dtype)
+    inputs = torch.randn(16, 64, dtype=dtype)
+    graph = lopt.ParameterGraph.trace(net, (inputs,))
+    optimizer = lopt.LearnedOptimizer(
+        net.named_parameters(), rule=rule, graph=graph, fused=fused, total_steps=9
+    )
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(inputs).square().mean().backward()
+        optimizer.step()
+    state = [value for p in net.parameters() for value in optimizer.state[p].values()]
+    return [*net.parameters(), *state]
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 320), nn.ReLU(), nn.Linear(320, 60))
+
+
+def lengths() -> nn.Module:
+    """Other lengths, some of them in several pieces."""
+    return nn.Sequential(nn.Linear(64, 520), nn.Tanh(), nn.Linear(520, 340), nn.Tanh(), nn.Linear(340, 90))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rule", "dtype", "tolerance"),
+    [
+        # Orthogonalisation makes small singular values, and rounding with them, 500 times as large.
+        ("lopt-small", torch.float32, 1e-4),
+        ("lopt-small", torch.float64, 1e-6),
+        ("lopt-base", torch.float64, 1e-6),
+    ],
+)
+def test_equal_and_compiled_once_for_all_lengths(
+    rule: str, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_KERNELS", {})
+    made = []
+    for model in (small, lengths):
+        found, expected = (steps(model, rule, fused, dtype) for fused in (True, False))
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+        made.append(len(kernels._KERNELS))
+    assert 0 < made[0] == made[1]
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(kernels, "_KERNELS", {})
+    monkeypatch.setattr(kernels, "_compiled", broken)
+    with pytest.warns(UserWarning, match=r"fused: \w+ runs uncompiled: no compiler$"):
+        found = steps(small, "lopt-small", True)
+    torch.testing.assert_close(found, steps(small, "lopt-small", False))
