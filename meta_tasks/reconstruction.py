@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from lopt.errors import ConfigError
 from meta_tasks.data import load_images
 from meta_tasks.family import SpecFamily
 from meta_tasks.image_stream import ImageSpec, ImageStream
@@ -19,6 +20,8 @@ from meta_tasks.networks import ACTIVATIONS, autoencoder, siren
 from meta_tasks.spec import choice, number
 
 PIXEL_SHARES = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
+SMALLEST = 3
+"""The size of an image from which each split has a pixel."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,14 @@ class SirenFamily(SpecFamily[SirenSpec]):
     """Sine networks of varied widths, depths and frequencies, each on one image."""
 
     spec_class = SirenSpec
+    together = ("size",)
+
+    def check(self, spec: SirenSpec) -> None:
+        """Each split has pixels."""
+        if 0 < spec.size < SMALLEST:
+            raise ConfigError(
+                f"siren.size = {spec.size}: expected 0, the published size, or at least {SMALLEST}"
+            )
 
     def task(self, spec: SirenSpec) -> SirenTask:
         """The image fit of one spec."""

@@ -245,6 +245,7 @@ def test_bad_options(name: str, options: dict[str, Any], error: type[Exception],
     ("name", "options", "message"),
     [
         ("cnn", {"size": [8, 4], "kernel": [3, 5]}, "cnn.kernel = 5: expected at most the image size, 4"),
+        ("siren", {"size": [8, 2]}, "siren.size = 2: expected 0, the published size, or at least 3"),
         ("vit", {"patch": [2, 3]}, "vit.patch = 3: expected a divisor of the image size, 8"),
         ("vit", {"size": {"low": 4, "high": 6}}, "vit.patch = 2: expected a divisor of the image size, 5"),
     ],
@@ -255,6 +256,12 @@ def test_values_that_may_be_drawn_and_do_not_fit_together(
     """Found when the family is made, not when such a task is drawn."""
     with pytest.raises(ConfigError, match=message):
         make_family(name, options)
+
+
+def test_the_smallest_siren_has_pixels_in_each_split() -> None:
+    task = make_task("siren", {"size": 3, "batch_size": 1})
+    for split in ("train", "validation", "test"):
+        assert task.sample(split, 1, torch.Generator().manual_seed(0))[0].shape == (1, 1, 2)
 
 
 @pytest.mark.parametrize(
