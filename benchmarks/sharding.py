@@ -204,17 +204,23 @@ def main() -> None:
     args = parser.parse_args()
     if largest := [ranks for ranks in args.ranks if SEQUENCES % ranks]:
         parser.error(f"--ranks: expected divisors of {SEQUENCES}, found {largest[0]}")
-    rows = [run(ranks, args.network, rule, args.steps) for rule in args.rules for ranks in args.ranks]
+    rows: list[dict[str, Any]] = []
+    for rule in args.rules:
+        for ranks in args.ranks:
+            rows.append(run(ranks, args.network, rule, args.steps))
+            write_results(report(args.network, rows), args.out)
+    print(table(rows))
+
+
+def report(network: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     beside_one(rows)
-    result = {
+    return {
         "what": "of the busiest rank, by rule and number of ranks; milliseconds of the optimizer's step are medians",
-        "network": args.network,
+        "network": network,
         "cores": os.cpu_count(),
         "rows": rows,
         "provenance": provenance(),
     }
-    write_results(result, args.out)
-    print(table(rows))
 
 
 if __name__ == "__main__":
