@@ -129,7 +129,7 @@ class Parted:
     bundle: Bundle
     read: Matrices
     likes: list[Tensor] = field(default_factory=list)
-    """What `graft` takes the rms from."""
+    """() sums of squares of what `graft` takes the rms from."""
     momenta: list[Tensor] = field(default_factory=list)
     """What it orthogonalises."""
     conditioners: list[Tensor] = field(default_factory=list)
@@ -141,44 +141,51 @@ class Parted:
         numel, last = max(self.read.rows * self.read.columns, 1), self.read.members - 1
         return [min((sum(piece.offsets) + piece.start) // numel, last) for piece in self.bundle.pieces]
 
-    def squares(self, rows: Sequence[Tensor]) -> Tensor:
-        """A row for each piece -> (members,) sums of squares."""
+    def by_member(self, sums: Sequence[Tensor]) -> Tensor:
+        """() for each piece -> (members,) sums."""
         own: list[list[Tensor]] = [[] for _ in range(self.read.members)]
-        for member, row in zip(self.members, rows, strict=True):
-            own[member].append((row * row).sum())
-        return torch.stack([torch.stack(sums).sum() if sums else rows[0].new_zeros(()) for sums in own])
+        for member, value in zip(self.members, sums, strict=True):
+            own[member].append(value)
+        return torch.stack([torch.stack(values).sum() if values else sums[0].new_zeros(()) for values in own])
 
 
 def graft_in_pieces(wave: Sequence[Parted], held: OneProcess) -> list[list[Tensor]]:
-    """`graft` of tensors that go together: a row for each piece of each. Takes their momenta away."""
+    """`graft` of tensors that go together: a row for each piece of each. Takes their momenta away.
+
+    In place where it can be, as all but one matrix of a wave are somebody's rows at the same time.
+    """
     reads = {tensor.bundle.owners[0]: tensor.read for tensor in wave}
 
     def orthogonal(owner: int, whole: Tensor) -> Tensor:
         members = [matrix.reshape(-1) for matrix in orthogonalised(_members(whole, reads[owner]))]
         return members[0] if len(members) == 1 else torch.cat(members)
 
-    momenta = [tensor.momenta for tensor in wave]
     for tensor in wave:
         if tensor.conditioners:
-            torch._foreach_mul_(tensor.momenta, tensor.conditioners)  # in place: nobody else's
-    steps = []
-    for tensor, row in zip(wave, held.of_whole(list(reads), momenta, orthogonal), strict=True):
-        steps.append(list(row.split([len(like) for like in tensor.likes])))
-        for i, c in enumerate(tensor.conditioners):
-            steps[-1][i] = c * steps[-1][i]
-    pairs = zip(wave, steps, strict=True)
-    squares = held.summed(
-        torch.cat([sums for t, own in pairs for sums in (t.squares(t.likes), t.squares(own))])
-    )
-    counts = [tensor.read.members for tensor in wave for _ in range(2)]
-    sums = iter(squares.split(counts))
+            torch._foreach_mul_(tensor.momenta, tensor.conditioners)
+    joined = held.of_whole(list(reads), [tensor.momenta for tensor in wave], orthogonal)
+    steps = [
+        list(row.split([sum(piece.sizes) for piece in tensor.bundle.pieces]))
+        for tensor, row in zip(wave, joined, strict=True)
+    ]
+    sums = []
+    for tensor, own in zip(wave, steps, strict=True):
+        if tensor.conditioners:
+            torch._foreach_mul_(own, tensor.conditioners)
+        sums += [tensor.by_member(tensor.likes), tensor.by_member([square(row) for row in own])]
+    totals = iter(held.summed(torch.cat(sums)).split([len(part) for part in sums]))
     for tensor, own in zip(wave, steps, strict=True):
         numel = tensor.read.rows * tensor.read.columns
-        like, orthogonal_rms = (torch.sqrt(next(sums) / numel + TINY) for _ in range(2))
+        like, orthogonal_rms = (torch.sqrt(next(totals) / numel + TINY) for _ in range(2))
         scale = like / (orthogonal_rms + EPS)
-        for i, member in enumerate(tensor.members):
-            own[i] = own[i] * scale[member]
+        for row, member in zip(own, tensor.members, strict=True):
+            row *= scale[member]
     return steps
+
+
+def square(row: Tensor) -> Tensor:
+    """(n,) -> () sum of squares."""
+    return (row * row).sum()
 
 
 def evening(h: History) -> Tensor:

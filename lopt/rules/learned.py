@@ -34,7 +34,7 @@ from lopt.rules import ranges
 from lopt.rules.base import BoundRule, Decision, Rule, State, Tensors, working_dtype
 from lopt.rules.config import LearnedRuleConfig
 from lopt.rules.constants import SPEED, Constants, Moved
-from lopt.rules.directions import Parted, graft_in_pieces
+from lopt.rules.directions import Parted, graft_in_pieces, square
 from lopt.rules.forms import FORMS
 from lopt.rules.observing import Clock, Decays, Given, View
 from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
@@ -255,10 +255,11 @@ class LearnedRule(Rule):
             own = hidden[bundle.owners[0]] if form.orthogonal and is_range else None
             # One piece may be of a tensor with several members, each to be orthogonalised by itself.
             read = own if own and (bundle.parted or own.members == 1) else None
-            if read is not None:
+            if read is None:
+                steps.append([])
+            else:
                 parted.append(Parted(bundle, read))
                 lengths.append([])
-            steps.append([])
             for piece in bundle.pieces:
                 if not is_range or (own and not read):
                     history = view.history(piece, hidden, words.by_tensor, words.factored)
@@ -272,18 +273,16 @@ class LearnedRule(Rule):
                 if draft.momentum is None:
                     steps[-1].append(draft.length * draft.direction)
                     continue
-                parted[-1].likes.append(draft.direction)
+                parted[-1].likes.append(square(draft.direction))
                 parted[-1].momenta.append(draft.momentum)
                 if draft.conditioner is not None:
                     parted[-1].conditioners.append(draft.conditioner)
                 lengths[-1].append(draft.length)
         if not parted:
             return steps
-        rows = graft_in_pieces(parted, view.held)
-        return [
-            [length * step for length, step in zip(*pair, strict=True)]
-            for pair in zip(lengths, rows, strict=True)
-        ]
+        for row, length in zip(graft_in_pieces(parted, view.held), lengths, strict=True):
+            steps.append([a.mul_(b) for a, b in zip(row, length, strict=True)])
+        return steps
 
     def _named(
         self,
