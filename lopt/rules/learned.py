@@ -193,6 +193,7 @@ class LearnedRule(Rule):
                     scale = torch.minimum(bundle.of(factor), bundle.of(bound) / rms)
                     deltas = bundle.joined(bundle.scaled(rows, scale))
                     yield self._named(view, bundle, deltas, clock.steps, state, words.memory)
+                del steps, rows, deltas  # before the next wave makes its own
 
         return Decision([*view.stats, view.noise, *words.checked], parts)
 
@@ -280,6 +281,7 @@ class LearnedRule(Rule):
                 lengths[-1].append(draft.length)
         if not parted:
             return steps
+        del seen, history, raw, direction  # the last piece's history is as large as a matrix
         for row, length in zip(graft_in_pieces(parted, view.held), lengths, strict=True):
             steps.append([a.mul_(b) for a, b in zip(row, length, strict=True)])
         return steps
