@@ -281,7 +281,7 @@ class LearnedRule(Rule):
                 lengths[-1].append(draft.length)
         if not parted:
             return steps
-        del seen, history, raw, direction  # the last piece's history is as large as a matrix
+        del draft, args  # else the last piece's rows live on
         for row, length in zip(graft_in_pieces(parted, view.held), lengths, strict=True):
             steps.append([a.mul_(b) for a, b in zip(row, length, strict=True)])
         return steps
