@@ -7,8 +7,11 @@
 The class of the image that a SIREN shows (2-32-32-1, each from its own random initial weights, 300 steps of Adam).
 All readers see as many networks, in the same order, each through a random view of its image (turned, stretched,
 sheared and shifted: an exact change of the first layer); AdamW at one rate for all; the weights that are best on the
-validation networks are tested once. Every finished run is a line in benchmarks/results/weight_space/log.jsonl, and no
-run is done twice: stop it whenever you like. The data sets of networks are made on the way, or gone on with.
+validation networks are tested once. In the task "dilation" metanets change the weights of the same networks until the
+image that they show is the dilated original (3 x 3), without views; *4 is the mean of four edited networks, no_edit
+the error of networks as they are, own_error that to their own images. Every finished run is a line in
+benchmarks/results/weight_space/log.jsonl, and no run is done twice: stop it whenever you like. The data sets of
+networks are made on the way, or gone on with.
 """
 
 from __future__ import annotations
@@ -29,12 +32,13 @@ from lopt.files import user_path
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
 from lopt.training.runtime import prepare_cpu
-from lopt.weight_space.fitting import FitOptions, fit, predict
-from lopt.weight_space.making import IMAGE_SETS, make
-from lopt.weight_space.network_set import NetworkSet, Tensors
-from lopt.weight_space.sirens import SirenShape
+from lopt.weight_space.editing import Editor, dilated, rendered_error
+from lopt.weight_space.fitting import FitOptions, fit, mean_loss, predict
+from lopt.weight_space.making import IMAGE_SETS, images_of, make
+from lopt.weight_space.network_set import SPLITS, NetworkSet, Tensors
+from lopt.weight_space.sirens import SirenShape, grid, render
 from lopt.weight_space.symmetries import Views
-from lopt.weight_space.systems import NAMES, PROBED, make_reader
+from lopt.weight_space.systems import METANET_READERS, NAMES, PROBED, make_reader
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = Path("runs/benchmarks/quick")
@@ -43,6 +47,10 @@ METHODS = (
     "nfn_hnp", "deepsets", "gmn", "ng_t",
 )  # fmt: skip
 """In the order in which they are run: one seed of all before the next."""
+EDITS = ("no_edit", "own_error", "nfn_np", "dwsnet", "nfn_np*4", "ng_gnn", "ng_t")
+READING = (*NAMES, *(f"{name}+64" for name in PROBED))
+EDITING = ("no_edit", "own_error", *METANET_READERS, *(f"{name}*4" for name in METANET_READERS))
+DILATION = "dilation"
 
 
 class Protocol(NamedTuple):
@@ -55,11 +63,13 @@ class Protocol(NamedTuple):
     seeds: int
     size: int
     """Of the images."""
+    edited: str
+    """Data set of the networks of `DILATION`."""
     rate: float = 2e-3
 
 
-CPU = Protocol(("inr-mnist",), "siren300", 8000, 30_000, 1, 28)
-SMALL = Protocol(("inr-digits",), "siren300", 320, 1_500, 1, 8)
+CPU = Protocol(("inr-mnist", DILATION), "siren300", 8000, 30_000, 1, 28, "inr-mnist")
+SMALL = Protocol(("inr-digits", DILATION), "siren300", 320, 1_500, 1, 8, "inr-digits")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few networks of digits, few passes")
     parser.add_argument("--report", action="store_true", help="run nothing")
-    parser.add_argument("--tasks", nargs="+", choices=list(IMAGE_SETS))
-    parser.add_argument("--only", nargs="+", choices=[*NAMES, *(f"{name}+64" for name in PROBED)])
+    parser.add_argument("--tasks", nargs="+", choices=[*IMAGE_SETS, DILATION])
+    parser.add_argument("--only", nargs="+", choices=sorted({*READING, *EDITING}))
     parser.add_argument("--seeds", type=positive)
     parser.add_argument("--passes", type=positive, help="networks that each reader sees in training")
     parser.add_argument("--data", metavar="DIR", help="folder of the images (default: $LOPT_DATA)")
@@ -86,17 +96,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     log = Log(home / "weight_space")
     if not args.report:
         for task in protocol.tasks:
-            path = user_path(args.networks) / f"{task}-{protocol.recipe}.safetensors"
-            _run(task, protocol, path, args.data, args.only or METHODS, log)
+            known, usual = (EDITING, EDITS) if task == DILATION else (READING, METHODS)
+            methods = [name for name in args.only or usual if name in known]
+            _run(task, protocol, user_path(args.networks), args.data, methods, log)
     found = summarise(log.records())
     write_results(found, home / "weight_space.json")
     print(report(found))
 
 
 def _run(
-    task: str, protocol: Protocol, path: Path, data: str | None, methods: Sequence[str], log: Log
+    task: str, protocol: Protocol, folder: Path, data: str | None, methods: Sequence[str], log: Log
 ) -> None:
-    networks = make(task, protocol.recipe, protocol.networks, path, data)
+    name = protocol.edited if task == DILATION else task
+    path = folder / f"{name}-{protocol.recipe}.safetensors"
+    networks = make(name, protocol.recipe, protocol.networks, path, data)
     networks = networks.select(torch.arange(protocol.networks))
     for seed in range(protocol.seeds):
         for method in methods:
@@ -106,7 +119,11 @@ def _run(
             }  # fmt: skip
             done = [canonical({name: record.get(name) for name in key}) for record in log.records()]
             if canonical(key) not in done:
-                log.add({**key, **_one(method, networks, protocol, seed), "provenance": provenance()})
+                if task == DILATION:
+                    found = _edited(method, networks, images_of(networks, data), protocol, seed)
+                else:
+                    found = _one(method, networks, protocol, seed)
+                log.add({**key, **found, "provenance": provenance()})
 
 
 def _one(method: str, networks: NetworkSet, protocol: Protocol, seed: int) -> Record:
@@ -134,6 +151,35 @@ def _one(method: str, networks: NetworkSet, protocol: Protocol, seed: int) -> Re
         "ms": fitted.ms,
         "seconds": fitted.seconds,
         "meta_parameters": sum(parameter.numel() for parameter in reader.parameters()),
+    }
+
+
+def _edited(method: str, networks: NetworkSet, images: Tensor, protocol: Protocol, seed: int) -> Record:
+    """Train and test one editor with one seed, or measure what it is held against."""
+    torch.manual_seed(seed)
+    train, validation, test = (networks.split(name) for name in ("train", "validation", "test"))
+    points, low = grid(*images.shape[2:]), networks.header["recipe"]["low"]
+    own = {name: images[networks.splits == index].flatten(2) for index, name in enumerate(SPLITS)}
+    wanted = {name: dilated(images)[networks.splits == index].flatten(2) for index, name in enumerate(SPLITS)}
+    if method in ("no_edit", "own_error"):
+        shown = render(SirenShape(**networks.header["architecture"]), test.params, points)
+        target = (wanted if method == "no_edit" else own)["test"]
+        error = ((shown - low) / (1 - low) - target).square().mean().item()
+        return {"mse_x100": 100 * error, "ms": 0.0, "seconds": 0.0, "meta_parameters": 0}
+    name, _, copies = method.partition("*")
+    editor, loss = Editor(train, name, int(copies or 1)), rendered_error(points, low)
+    fitted = fit(
+        editor, train, wanted["train"], FitOptions(passes=protocol.passes, lr=protocol.rate, seed=seed),
+        (validation, wanted["validation"]), loss=loss, desc=f"{method} {seed}",
+    )  # fmt: skip
+    return {
+        "mse_x100": 100 * mean_loss(editor, test, wanted["test"], loss),
+        "losses": fitted.losses,
+        "validation": fitted.validation,
+        "best": fitted.best,
+        "ms": fitted.ms,
+        "seconds": fitted.seconds,
+        "meta_parameters": sum(parameter.numel() for parameter in editor.parameters()),
     }
 
 
@@ -178,40 +224,50 @@ def _budget(record: Record) -> tuple[Any, ...]:
 
 
 def _figures(records: Sequence[Record]) -> dict[str, Any]:
-    accuracies = [record["accuracy"] for record in records]
+    figure = _figure(records[0]["task"])
+    values = [record[figure] for record in records]
+    training = [record["train_accuracy"] for record in records if "train_accuracy" in record]
     return {
-        "accuracy": statistics.mean(accuracies),
-        "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "seeds": len(accuracies),
-        "train_accuracy": statistics.mean(record["train_accuracy"] for record in records),
+        figure: statistics.mean(values),
+        "deviation": statistics.stdev(values) if len(values) > 1 else None,
+        "seeds": len(values),
+        **({"train_accuracy": statistics.mean(training)} if training else {}),
         "ms": statistics.median(record["ms"] for record in records),
         "meta_parameters": records[-1]["meta_parameters"],
     }
+
+
+def _figure(task: str) -> str:
+    return "mse_x100" if task == DILATION else "accuracy"
 
 
 def report(found: dict[str, Any]) -> str:
     """A table for each task, best first."""
     parts = []
     for task, methods in found["summary"].items():
+        figure, sign = _figure(task), 1 if task == DILATION else -1
         rows = [
             [
-                name, _spread(f["accuracy"], f["deviation"]), f"{f['train_accuracy']:.1f}", f"{f['ms']:.2f}",
-                f"{f['meta_parameters']:,}", f"{f['passes']:,}", str(f["seeds"]),
+                name, _spread(figure, f), f"{f['train_accuracy']:.1f}" if "train_accuracy" in f else "-",
+                f"{f['ms']:.2f}", f"{f['meta_parameters']:,}", f"{f['passes']:,}", str(f["seeds"]),
             ]
-            for name, f in sorted(methods.items(), key=lambda item: -item[1]["accuracy"])
+            for name, f in sorted(methods.items(), key=lambda item: sign * item[1][figure])
         ]  # fmt: skip
-        header = ["reader", "test, %", "training, %", "ms/network", "meta-parameters", "passes", "seeds"]
+        test = "test, MSE x 100" if task == DILATION else "test, %"
+        header = ["method", test, "training, %", "ms/network", "meta-parameters", "passes", "seeds"]
         parts.append(f"{task}\n\n{aligned(header, rows)}")
     parts += [
         f"{f['task']}, {f['method']} with {f['passes']:,} passes over {f['networks']:,} networks: "
-        f"{_spread(f['accuracy'], f['deviation'])} %"
+        f"{_figure(f['task'])} {_spread(_figure(f['task']), f)}"
         for f in found["other_budgets"]
     ]
     return "\n\n".join(parts)
 
 
-def _spread(mean: float, deviation: float | None) -> str:
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+def _spread(figure: str, figures: dict[str, Any]) -> str:
+    digits, deviation = (2 if figure == "mse_x100" else 1), figures["deviation"]
+    mean = f"{figures[figure]:.{digits}f}"
+    return mean if deviation is None else f"{mean} ± {deviation:.{digits}f}"
 
 
 if __name__ == "__main__":

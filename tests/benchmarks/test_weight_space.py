@@ -41,3 +41,20 @@ def test_runs_are_done_once_and_summed_up_by_task_and_method(
     assert again["summary"] == {"inr-digits": found}, "a run of another budget stands apart"
     assert [(r["method"], r["passes"]) for r in again["other_budgets"]] == [("statnn", 128)]
     assert "statnn with 128 passes over 32 networks" in capsys.readouterr().out
+
+
+def test_editors_stand_beside_no_edit_and_the_networks_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(RECIPES, "siren300", Recipe(steps=100))
+    monkeypatch.setattr(weight_space, "SMALL", weight_space.SMALL._replace(networks=32, passes=2_000))
+    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
+    chosen = ["--tasks", "dilation", "--only", "no_edit", "own_error", "deepsets", "deepsets*4", "statnn"]
+    weight_space.main(["--quick", "--networks", str(tmp_path / "networks"), *chosen])
+    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["dilation"]
+    assert set(found) == {"no_edit", "own_error", "deepsets", "deepsets*4"}, "statnn edits nothing"
+    errors = {method: figures["mse_x100"] for method, figures in found.items()}
+    assert errors["own_error"] < errors["no_edit"], "networks show their own images, not the dilated ones"
+    assert max(errors["deepsets"], errors["deepsets*4"]) < errors["no_edit"]
+    assert found["deepsets*4"]["meta_parameters"] > found["deepsets"]["meta_parameters"]
+    assert "MSE x 100" in capsys.readouterr().out
