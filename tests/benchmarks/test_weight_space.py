@@ -43,11 +43,12 @@ def test_runs_are_done_once_and_summed_up_by_task_and_method(
     assert "statnn with 128 passes over 32 networks" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_editors_stand_beside_no_edit_and_the_networks_own_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(RECIPES, "siren300", Recipe(steps=100))
-    monkeypatch.setattr(weight_space, "SMALL", weight_space.SMALL._replace(networks=32, passes=2_000))
+    monkeypatch.setattr(weight_space, "SMALL", weight_space.SMALL._replace(networks=32, passes=384))
     monkeypatch.setattr(weight_space, "QUICK", tmp_path)
     chosen = ["--tasks", "dilation", "--only", "no_edit", "own_error", "deepsets", "deepsets*4", "statnn"]
     weight_space.main(["--quick", "--networks", str(tmp_path / "networks"), *chosen])
