@@ -81,9 +81,8 @@ class LearnedOptimizer(Optimizer):
         maximize: ascend instead of descending.
         loss_guard: let the rule's base optimizer take over while the training loss rises. Needs the losses: pass a
             closure to `step`, or call `observe(loss)` before it. `guard` tells who is in charge, and for how long.
-
         fused: run what a learned rule does with large tensors as kernels that are compiled in the first step, once for
-            all sizes, in 10 to 20 seconds; from the compiler's cache on disk in 1 to 3. Without a compiler it warns and
+            all sizes, in 10 to 25 seconds; from the compiler's cache on disk in fewer. Without a compiler it warns and
             goes on without.
 
     Raises `GraphError` if parameters and graph do not fit, `ConfigError` for a value out of range or a parameter given
