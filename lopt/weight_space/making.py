@@ -7,16 +7,14 @@ of the image set. Images come in a fixed random order; once all have their turn,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lopt.errors import ConfigError
-from lopt.progress import progress
-from lopt.runs.provenance import provenance
-from lopt.weight_space.network_set import SPLITS, NetworkSet, load
+from lopt.weight_space.growing import TURNS, grown, splits_of
+from lopt.weight_space.network_set import SPLITS, NetworkSet
 from lopt.weight_space.sirens import RECIPES, SirenShape, fit, grid
 from meta_tasks.data.images import ImageSet, load_images
 
@@ -27,9 +25,6 @@ IMAGE_SETS = {
     "inr-digits": "digits",
 }
 """Data sets of networks, and the images that they are of."""
-
-TURNS = (0,) * 12 + (1,) + (2,) * 3
-"""Split of each of sixteen networks, as an index in `SPLITS`."""
 
 BETWEEN_SAVES = 256
 
@@ -49,24 +44,12 @@ def make(name: str, recipe: str, count: int, out: Path, root: str | Path | None 
         "recipe": {"name": recipe, **RECIPES[recipe].model_dump()},
         "architecture": _shape(images, recipe).model_dump(),
     }
-    networks = _begun(out, header)
-    shown = progress(count, f"{name} ({recipe})", "network", initial=0 if networks is None else len(networks))
-    try:
-        while networks is None or len(networks) < count:
-            start = 0 if networks is None else len(networks)
-            turn = _fitted(images, recipe, range(start, min(start + BETWEEN_SAVES, count)), header)
-            networks = turn if networks is None else networks.joined(turn)
-            networks.save(out)
-            shown.update(len(turn))
-            shown.set_postfix(psnr=turn.columns["psnr"].median().item())
-    finally:
-        shown.close()
-    return networks
+    return grown(out, header, count, lambda numbers: _fitted(images, recipe, numbers), BETWEEN_SAVES)
 
 
 def places(images: ImageSet, numbers: range) -> tuple[Tensor, Tensor]:
     """Split and image, as indices, of the networks with these numbers."""
-    splits = torch.tensor([TURNS[n % len(TURNS)] for n in numbers], dtype=torch.uint8)
+    splits = splits_of(numbers)
     orders = {s: np.random.RandomState(0).permutation(len(images.labels[s])) for s in SPLITS}
     chosen = []
     for n, split in zip(numbers, splits.tolist(), strict=True):
@@ -88,36 +71,15 @@ def images_of(networks: NetworkSet, root: str | Path | None = None) -> Tensor:
     return pixels(images, networks.splits, networks.columns["image"])
 
 
-def _fitted(images: ImageSet, recipe: str, numbers: range, header: dict[str, Any]) -> NetworkSet:
+def _fitted(images: ImageSet, recipe: str, numbers: range) -> NetworkSet:
     splits, chosen = places(images, numbers)
     rules = RECIPES[recipe]
     targets = rules.low + (1 - rules.low) * pixels(images, splits, chosen).flatten(2)
     params, psnr = fit(_shape(images, recipe), rules, list(numbers), grid(*images.shape[1:]), targets)
     labels = [images.labels[SPLITS[s]][i] for s, i in zip(splits.tolist(), chosen.tolist(), strict=True)]
     columns = {"label": torch.stack(labels), "image": chosen, "seed": torch.tensor(numbers), "psnr": psnr}
-    return NetworkSet(params, columns, splits, {**header, "provenance": provenance()})
+    return NetworkSet(params, columns, splits)
 
 
 def _shape(images: ImageSet, recipe: str) -> SirenShape:
     return SirenShape(sizes=(2, 32, 32, images.shape[0]), offset=RECIPES[recipe].offset)
-
-
-def _begun(out: Path, header: dict[str, Any]) -> NetworkSet | None:
-    """What is there of a data set, if anything."""
-    if not out.exists():
-        return None
-    networks = load(out)
-    for key, expected in header.items():
-        # Through JSON, tuples have become lists.
-        found = networks.header.get(key)
-        if found != _plain(expected):
-            raise ConfigError(
-                f"{out}: expected networks with {key} {expected}, found {found}; give another --out"
-            )
-    return networks
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
