@@ -9,9 +9,10 @@ All readers see as many networks, in the same order, each through a random view 
 sheared and shifted: an exact change of the first layer); AdamW at one rate for all; the weights that are best on the
 validation networks are tested once. In the task "dilation" metanets change the weights of the same networks until the
 image that they show is the dilated original (3 x 3), without views; *4 is the mean of four edited networks, no_edit
-the error of networks as they are, own_error that to their own images. Every finished run is a line in
-benchmarks/results/weight_space/log.jsonl, and no run is done twice: stop it whenever you like. The data sets of
-networks are made on the way, or gone on with.
+the error of networks as they are, own_error that to their own images. In "sines" readers tell amplitude, frequency
+and phase of the sines that small networks show: r2 is the share of variance that they tell, the mean of the three.
+Every finished run is a line in benchmarks/results/weight_space/log.jsonl, and no run is done twice: stop it whenever
+you like. The data sets of networks are made on the way, or gone on with.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner.log import Log, Record, canonical
+from benchmarks.weight_space_tasks import sines
 from lopt.cli.arguments import positive
 from lopt.comparison.report import write_results
 from lopt.files import user_path
@@ -51,6 +53,8 @@ EDITS = ("no_edit", "own_error", "nfn_np", "dwsnet", "nfn_np*4", "ng_gnn", "ng_t
 READING = (*NAMES, *(f"{name}+64" for name in PROBED))
 EDITING = ("no_edit", "own_error", *METANET_READERS, *(f"{name}*4" for name in METANET_READERS))
 DILATION = "dilation"
+OWN = {"sines": sines}
+"""Tasks with networks and budgets of their own."""
 
 
 class Protocol(NamedTuple):
@@ -68,8 +72,8 @@ class Protocol(NamedTuple):
     rate: float = 2e-3
 
 
-CPU = Protocol(("inr-mnist", DILATION), "siren300", 8000, 30_000, 1, 28, "inr-mnist")
-SMALL = Protocol(("inr-digits", DILATION), "siren300", 320, 1_500, 1, 8, "inr-digits")
+CPU = Protocol(("inr-mnist", DILATION, *OWN), "siren300", 8000, 30_000, 1, 28, "inr-mnist")
+SMALL = Protocol(("inr-digits", DILATION, *OWN), "siren300", 320, 1_500, 1, 8, "inr-digits")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few networks of digits, few passes")
     parser.add_argument("--report", action="store_true", help="run nothing")
-    parser.add_argument("--tasks", nargs="+", choices=[*IMAGE_SETS, DILATION])
+    parser.add_argument("--tasks", nargs="+", choices=[*IMAGE_SETS, DILATION, *OWN])
     parser.add_argument("--only", nargs="+", choices=sorted({*READING, *EDITING}))
     parser.add_argument("--seeds", type=positive)
     parser.add_argument("--passes", type=positive, help="networks that each reader sees in training")
@@ -96,6 +100,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     log = Log(home / "weight_space")
     if not args.report:
         for task in protocol.tasks:
+            if task in OWN:
+                _run_own(task, args, protocol.seeds, log)
+                continue
             known, usual = (EDITING, EDITS) if task == DILATION else (READING, METHODS)
             methods = [name for name in args.only or usual if name in known]
             _run(task, protocol, user_path(args.networks), args.data, methods, log)
@@ -117,13 +124,29 @@ def _run(
                 "task": task, "method": method, "seed": seed, "recipe": protocol.recipe,
                 "networks": protocol.networks, "passes": protocol.passes, "rate": protocol.rate,
             }  # fmt: skip
-            done = [canonical({name: record.get(name) for name in key}) for record in log.records()]
-            if canonical(key) not in done:
+            if not _is_done(key, log):
                 if task == DILATION:
                     found = _edited(method, networks, images_of(networks, data), protocol, seed)
                 else:
                     found = _one(method, networks, protocol, seed)
                 log.add({**key, **found, "provenance": provenance()})
+
+
+def _run_own(task: str, args: argparse.Namespace, seeds: int, log: Log) -> None:
+    module = OWN[task]
+    budget = {**(module.QUICK if args.quick else module.BUDGET)}
+    budget |= {"passes": args.passes} if args.passes else {}
+    for seed in range(seeds):
+        for method in [name for name in args.only or module.METHODS if name in module.METHODS]:
+            key = {"task": task, "method": method, "seed": seed, **budget}
+            if not _is_done(key, log):
+                found = module.run(method, budget, seed, user_path(args.networks), args.data)
+                log.add({**key, **found, "provenance": provenance()})
+
+
+def _is_done(key: Record, log: Log) -> bool:
+    done = [canonical({name: record.get(name) for name in key}) for record in log.records()]
+    return canonical(key) in done
 
 
 def _one(method: str, networks: NetworkSet, protocol: Protocol, seed: int) -> Record:
@@ -226,19 +249,23 @@ def _budget(record: Record) -> tuple[Any, ...]:
 def _figures(records: Sequence[Record]) -> dict[str, Any]:
     figure = _figure(records[0]["task"])
     values = [record[figure] for record in records]
-    training = [record["train_accuracy"] for record in records if "train_accuracy" in record]
+    further = [name for name in records[0] if name == "train_accuracy" or name.startswith(f"{figure}_")]
     return {
         figure: statistics.mean(values),
         "deviation": statistics.stdev(values) if len(values) > 1 else None,
         "seeds": len(values),
-        **({"train_accuracy": statistics.mean(training)} if training else {}),
+        **{name: statistics.mean(record[name] for record in records) for name in further},
         "ms": statistics.median(record["ms"] for record in records),
         "meta_parameters": records[-1]["meta_parameters"],
     }
 
 
 def _figure(task: str) -> str:
-    return "mse_x100" if task == DILATION else "accuracy"
+    return {DILATION: "mse_x100", "sines": "r2"}.get(task, "accuracy")
+
+
+HEADINGS = {"accuracy": ("test, %", 1), "mse_x100": ("test, MSE x 100", 2), "r2": ("test, R2", 3)}
+"""And decimals."""
 
 
 def report(found: dict[str, Any]) -> str:
@@ -253,8 +280,15 @@ def report(found: dict[str, Any]) -> str:
             ]
             for name, f in sorted(methods.items(), key=lambda item: sign * item[1][figure])
         ]  # fmt: skip
-        test = "test, MSE x 100" if task == DILATION else "test, %"
-        header = ["method", test, "training, %", "ms/network", "meta-parameters", "passes", "seeds"]
+        header = [
+            "method",
+            HEADINGS[figure][0],
+            "training, %",
+            "ms/network",
+            "meta-parameters",
+            "passes",
+            "seeds",
+        ]
         parts.append(f"{task}\n\n{aligned(header, rows)}")
     parts += [
         f"{f['task']}, {f['method']} with {f['passes']:,} passes over {f['networks']:,} networks: "
@@ -265,7 +299,7 @@ def report(found: dict[str, Any]) -> str:
 
 
 def _spread(figure: str, figures: dict[str, Any]) -> str:
-    digits, deviation = (2 if figure == "mse_x100" else 1), figures["deviation"]
+    digits, deviation = HEADINGS[figure][1], figures["deviation"]
     mean = f"{figures[figure]:.{digits}f}"
     return mean if deviation is None else f"{mean} ± {deviation:.{digits}f}"
 

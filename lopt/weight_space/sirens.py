@@ -21,8 +21,8 @@ from lopt.errors import ConfigError
 Tensors = dict[str, Tensor]
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-COHORT = 4
-"""Networks fitted at once. Few: their activations stay in a core's own cache."""
+COHORT = 4 * 784 * 32
+"""Networks fitted at once, by the numbers in a hidden layer's activations: these stay in a core's own cache."""
 
 
 class SirenShape(Settings):
@@ -90,10 +90,10 @@ class Siren(nn.Module):
         return y + self.shape.offset
 
 
-def grid(height: int, width: int) -> Tensor:
-    """(height * width, 2) points, row by row, from -1 to 1 along each axis; y first."""
-    axes = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+def grid(*sizes: int) -> Tensor:
+    """Points from -1 to 1 along each axis: (height * width, 2) for a height and a width, row by row, y first."""
+    axes = [torch.linspace(-1, 1, size) for size in sizes]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(sizes))
 
 
 def initial(shape: SirenShape, recipe: Recipe, seeds: Sequence[int]) -> Tensors:
@@ -135,11 +135,10 @@ def fit(
     """
     if not len(seeds) == len(targets):
         raise ConfigError(f"fit: expected as many seeds as targets, found {len(seeds)} and {len(targets)}")
+    most = max(COHORT // (len(points) * max(shape.sizes)), 1)
     parts = [
-        _fit_cohort(
-            shape, recipe, initial(shape, recipe, seeds[i : i + COHORT]), points, targets[i : i + COHORT]
-        )
-        for i in range(0, len(seeds), COHORT)
+        _fit_cohort(shape, recipe, initial(shape, recipe, seeds[i : i + most]), points, targets[i : i + most])
+        for i in range(0, len(seeds), most)
     ]
     params = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     errors = (render(shape, params, points) - targets).square().mean((1, 2))

@@ -41,8 +41,8 @@ NAMES = (*METANET_READERS, "flat_mlp", "statnn", "probes", "probegen", "pixels")
 def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, size: int = 28) -> Reader:
     """A fresh reader of SIRENs such as these, which set its scales.
 
-    probes: learned inputs whose answers it reads, 64 for "probes" and "probegen" if it isn't said; size: height and
-    width of the grid of given inputs that "pixels" has. Raises `ConfigError` for an unknown name, or probes for a
+    probes: learned inputs whose answers it reads, 64 for "probes" and "probegen" if it isn't said; size: of each
+    axis of the grid of given inputs that "pixels" has. Raises `ConfigError` for an unknown name, or probes for a
     reader that has no place for them.
     """
     if name not in NAMES:
@@ -61,7 +61,7 @@ def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, 
         graph = graph_of(model, shape)
         return MetanetReader(model, graph, networks, outputs, metanet, options(shape), inputs=inputs)
     if name == "pixels":
-        return ProbeReader(model, ProbeInputs(grid(size, size), "given"), reads, outputs)
+        return ProbeReader(model, ProbeInputs(grid(*[size] * shape.sizes[0]), "given"), reads, outputs)
     inputs = _scattered(probes or 64, shape, generated=name == "probegen")
     return ProbeReader(model, inputs, reads, outputs)
 

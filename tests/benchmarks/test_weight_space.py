@@ -19,7 +19,8 @@ def test_runs_are_done_once_and_summed_up_by_task_and_method(
     small = weight_space.SMALL._replace(networks=32, passes=64)
     monkeypatch.setattr(weight_space, "SMALL", small)
     monkeypatch.setattr(weight_space, "QUICK", tmp_path)
-    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--only", "statnn"]
+    arguments = ["--quick", "--networks", str(tmp_path / "networks")]
+    arguments += ["--tasks", "inr-digits", "--only", "statnn"]
     weight_space.main(arguments)
     weight_space.main([*arguments, "probes", "--seeds", "2"])
     records = Log(tmp_path / "weight_space").records()
@@ -41,6 +42,19 @@ def test_runs_are_done_once_and_summed_up_by_task_and_method(
     assert again["summary"] == {"inr-digits": found}, "a run of another budget stands apart"
     assert [(r["method"], r["passes"]) for r in again["other_budgets"]] == [("statnn", 128)]
     assert "statnn with 128 passes over 32 networks" in capsys.readouterr().out
+
+
+def test_sines_have_their_own_budget_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(weight_space.sines.QUICK, "networks", 32)
+    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
+    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--tasks", "sines", "--only", "statnn"]
+    for _ in range(2):
+        weight_space.main(arguments)
+    (record,) = Log(tmp_path / "weight_space").records()
+    parts = [record[f"r2_{name}"] for name in ("amplitude", "frequency", "phase")]
+    assert record["r2"] == pytest.approx(sum(parts) / 3)
+    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["sines"]["statnn"]
+    assert (found["r2"], found["networks"]) == (record["r2"], 32)
 
 
 @pytest.mark.slow
