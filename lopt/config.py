@@ -48,6 +48,7 @@ EXPECTED = {
     "list_type": "a list",
     "dict_type": "a section",
     "literal_error": "one of {expected}",
+    "union_tag_invalid": "a value or a list of values",
     "greater_than": "a number above {gt:g}",
     "greater_than_equal": "a number at least {ge:g}",
     "less_than": "a number below {lt:g}",
@@ -175,7 +176,7 @@ def short(value: object) -> str:
 def _line(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     context = first.get("ctx", {})
-    place = ".".join(short(key) for key in (*first["loc"], *context.get("keys", ())) if key != "[key]")
+    place = ".".join(short(key) for key in (*first["loc"], *context.get("keys", ())) if str(key)[:1] != "[")
     if first["type"] in EXPECTED:
         found = "nothing" if first["type"] == "missing" else say(first["input"])
         message = f"expected {EXPECTED[first['type']].format(**context)}, found {found}"

@@ -81,8 +81,12 @@ class Registry(Mapping[str, T]):
 
     def options(self, name: object, *keys: object) -> type[Settings]:
         """The settings of the class of that name; raises what validators raise where there is none."""
+        return self._options[self.known(name, *keys)]
+
+    def known(self, name: object, *keys: object) -> str:
+        """A name that is registered; raises what validators raise for another."""
         if isinstance(name, str) and name in self._items:
-            return self._options[name]
+            return name
         close = difflib.get_close_matches(name, list(self), n=1) if isinstance(name, str) else []
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise wrong(f"one of {', '.join(self)}", name, *keys, hint=hint)

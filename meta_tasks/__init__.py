@@ -5,7 +5,8 @@ task = family.build(family.sample_spec(generator))
 """
 
 from meta_tasks.data import catalogue
-from meta_tasks.families import FAMILIES, make_family, make_task, register_family
+from meta_tasks.families import make_family, make_task
+from meta_tasks.family import FAMILIES, register_family
 from meta_tasks.suites import SUITES, TASKS, named_task, suite_families, suite_tasks
 
 __all__ = [

@@ -3,53 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Literal
 
 import torch
+from pydantic import model_validator
 from torch import Generator, Tensor, nn
 
-from lopt.errors import ConfigError
+from lopt.config import wrong
 from meta_tasks.data import load_images
-from meta_tasks.data.images import PUBLISHED_SIZES
-from meta_tasks.family import SpecFamily
-from meta_tasks.image_stream import ImageStream, LabelledImageSpec
+from meta_tasks.family import SpecFamily, register_family
+from meta_tasks.image_stream import ImageStream, LabelledImageSpec, NetworkSpec
 from meta_tasks.module_task import ModuleTask, Pair, classification
-from meta_tasks.networks import ACTIVATIONS, STRIDES, convnet, mlp
-from meta_tasks.spec import choice, number
+from meta_tasks.networks import Activation, Strides, convnet, mlp
+from meta_tasks.spec import Layers, Wide, Width
 
 
-@dataclass(frozen=True)
 class ClassificationSpec(LabelledImageSpec):
     """What the plain image classifiers have."""
 
-    activation: str = choice(*ACTIVATIONS)
+    activation: Activation = "relu"
 
 
-@dataclass(frozen=True)
 class MlpSpec(ClassificationSpec):
     """A multilayer perceptron on the pixels."""
 
-    family: ClassVar[str] = "mlp"
-
-    widths: tuple[int, ...] = number((32, 32), 1, 4096)
-    norm: str = choice("none", "layer")
+    widths: Layers[Wide] = (32, 32)
+    norm: Literal["none", "layer"] = "none"
 
 
-@dataclass(frozen=True)
 class CnnSpec(ClassificationSpec):
     """A convolutional network; see `meta_tasks.networks.convnet`."""
 
-    family: ClassVar[str] = "cnn"
+    together = ("dataset", "size", "kernel", "strides")
 
-    widths: tuple[int, ...] = number((16, 32, 32), 1, 1024)
+    widths: Layers[Width] = (16, 32, 32)
     """Channels of each convolution."""
-    kernel: int = choice(3, 1, 5, 7)
-    strides: str = choice(*STRIDES)
-    norm: str = choice("none", "batch", "group")
-    head: str = choice("average", "flatten")
+    kernel: Literal[1, 3, 5, 7] = 3
+    strides: Strides = "first"
+    norm: Literal["none", "batch", "group"] = "none"
+    head: Literal["average", "flatten"] = "average"
     """What stands between the last convolution and the linear layer."""
+
+    @model_validator(mode="after")
+    def _unpadded(self) -> CnnSpec:
+        if self.strides == "first" and self.kernel > self.side:
+            raise wrong(f"at most the image size, {self.side}", self.kernel, "kernel")
+        return self
 
 
 class ClassificationTask(ModuleTask):
@@ -60,12 +60,11 @@ class ClassificationTask(ModuleTask):
         name: str,
         build: Callable[[], nn.Module],
         stream: ImageStream,
-        batch_size: int,
-        init_scale: float,
+        spec: NetworkSpec,
     ) -> None:
-        super().__init__(name, build, stream.device, init_scale)
+        super().__init__(name, build, stream.device, spec.init_scale)
         self.stream = stream
-        self.batch_size = batch_size
+        self.batch_size = spec.batch_size
 
     def sample(self, split: str, count: int, generator: Generator) -> Pair:
         """Images (count, B, C, H, W) and labels (count, B)."""
@@ -81,6 +80,7 @@ class ClassificationTask(ModuleTask):
         return classification(outputs, targets)
 
 
+@register_family("mlp")
 class MlpFamily(SpecFamily[MlpSpec]):
     """Multilayer perceptrons of varied widths, depths, activations and norms on images of varied sizes."""
 
@@ -91,22 +91,14 @@ class MlpFamily(SpecFamily[MlpSpec]):
         stream = image_stream(spec, self.data_root, self.device)
         pixels = torch.Size(stream.shape).numel()
         build = partial(mlp, pixels, spec.widths, stream.classes, spec.activation, spec.norm)
-        return ClassificationTask(
-            _name(spec, stream, spec.widths), build, stream, spec.batch_size, spec.init_scale
-        )
+        return ClassificationTask(_name(self.name, spec), build, stream, spec)
 
 
+@register_family("cnn")
 class CnnFamily(SpecFamily[CnnSpec]):
     """Convolutional networks of varied widths, depths, kernels, strides, norms and heads."""
 
     spec_class = CnnSpec
-    together = ("dataset", "size", "kernel", "strides")
-
-    def check(self, spec: CnnSpec) -> None:
-        """The first convolution may be without padding."""
-        size = image_size(spec)
-        if spec.strides == "first" and spec.kernel > size:
-            raise ConfigError(f"cnn.kernel = {spec.kernel}: expected at most the image size, {size}")
 
     def task(self, spec: CnnSpec) -> ClassificationTask:
         """The classifier of one spec."""
@@ -122,14 +114,7 @@ class CnnFamily(SpecFamily[CnnSpec]):
             norm=spec.norm,
             head=spec.head,
         )
-        return ClassificationTask(
-            _name(spec, stream, spec.widths), build, stream, spec.batch_size, spec.init_scale
-        )
-
-
-def image_size(spec: LabelledImageSpec) -> int:
-    """Height and width of the images of a spec, without loading them."""
-    return spec.size or PUBLISHED_SIZES[spec.dataset]
+        return ClassificationTask(_name(self.name, spec), build, stream, spec)
 
 
 def image_stream(spec: LabelledImageSpec, root: str | None, device: str | torch.device) -> ImageStream:
@@ -137,5 +122,5 @@ def image_stream(spec: LabelledImageSpec, root: str | None, device: str | torch.
     return ImageStream(spec, load_images(spec.dataset, spec.size, root, device), spec.label_noise)
 
 
-def _name(spec: ClassificationSpec, stream: ImageStream, widths: tuple[int, ...]) -> str:
-    return f"{spec.family}/{spec.dataset}{stream.shape[1]}/{'-'.join(map(str, widths))}-{spec.activation}"
+def _name(family: str, spec: MlpSpec | CnnSpec) -> str:
+    return f"{family}/{spec.dataset}{spec.side}/{'-'.join(map(str, spec.widths))}-{spec.activation}"

@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from lopt.config import short
 from lopt.errors import ConfigError
 from lopt.inner.task import Task
-from lopt.registry import Registry
-from meta_tasks.classification import CnnFamily, MlpFamily
-from meta_tasks.family import SpecFamily
-from meta_tasks.language import CharLmFamily
-from meta_tasks.points import QuadraticFamily, RosenbrockFamily
-from meta_tasks.reconstruction import AutoencoderFamily, SirenFamily
-from meta_tasks.residual import ResNetFamily, VitFamily
-from meta_tasks.tabular import TabularFamily
-
-F = TypeVar("F", bound=type[SpecFamily[Any]])
-
-FAMILIES: Registry[type[SpecFamily[Any]]] = Registry("task family", SpecFamily)
-"""Every family by the name that configs use."""
-
-
-def register_family(name: str) -> Callable[[F], F]:
-    """A decorator that adds a family whose `spec_class` has this name as its `family`."""
-
-    def add(family: F) -> F:
-        known = getattr(getattr(family, "spec_class", None), "family", None)
-        if known != name:
-            raise ConfigError(f"task family {name!r}: expected a spec_class of that family, found {known!r}")
-        return FAMILIES.register(name)(family)
-
-    return add
-
-
-for _family in (
-    MlpFamily,
-    CnnFamily,
-    ResNetFamily,
-    VitFamily,
-    AutoencoderFamily,
-    SirenFamily,
-    CharLmFamily,
-    TabularFamily,
-    QuadraticFamily,
-    RosenbrockFamily,
-):
-    register_family(_family.spec_class.family)(_family)
+from meta_tasks import classification, language, points, reconstruction, residual, tabular  # noqa: F401 - register
+from meta_tasks.family import FAMILIES, SpecFamily
 
 
 def make_family(

@@ -3,52 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
+from lopt.config import wrong
 from meta_tasks.data import ImageSet
+from meta_tasks.data.images import PUBLISHED_SIZES
 from meta_tasks.module_task import Pair, draw_indices, evenly_spaced
-from meta_tasks.spec import Spec, choice, number
+from meta_tasks.spec import Spec, Wide
 
 EVALUATION_CHUNK = 500
 
+Examples = Annotated[int, Field(ge=1, le=100_000)]
 
-@dataclass(frozen=True)
+
 class NetworkSpec(Spec):
     """What every task with a network and batches has."""
 
-    batch_size: int = number(128, 1, 4096)
-    init_scale: float = number(1.0, 0.1, 10.0)
+    batch_size: Wide = 128
+    init_scale: Annotated[float, Field(ge=0.1, le=10)] = 1.0
     """Factor on the initial weights (not on biases and scales)."""
-    evaluation_examples: int = number(2000, 1, 100_000)
+    evaluation_examples: Examples = 2000
     """How many examples of a split the metrics look at, at most."""
 
 
-@dataclass(frozen=True)
 class ImageSpec(NetworkSpec):
     """Which images. With the defaults of noise, channels and fraction the images are as published."""
 
-    dataset: str = choice("digits", "photos", "mnist", "fashion_mnist", "cifar10")
-    size: int = number(0, 0, 64)
+    together: ClassVar[tuple[str, ...]] = ("dataset", "size")
+
+    dataset: Literal["digits", "photos", "mnist", "fashion_mnist", "cifar10"] = "digits"
+    size: Annotated[int, Field(ge=0, le=64)] = 0
     """Height and width after average pooling; 0: as published."""
-    channels: int = choice(0, 1, 3)
+    channels: Literal[0, 1, 3] = 0
     """1 or 3: channels made by a random mixture of the published ones, fixed by the seed; 0: as published."""
-    noise: float = number(0.0, 0.0, 2.0)
+    noise: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Standard deviation of Gaussian noise on the training images, whose own is 1."""
-    classes: int = number(10, 2, 10)
+    classes: Annotated[int, Field(ge=2, le=10)] = 10
     """How many of the ten classes, chosen by the seed; without meaning where there are no labels."""
-    data_fraction: float = number(1.0, 0.001, 1.0)
+    data_fraction: Annotated[float, Field(ge=0.001, le=1)] = 1.0
     """Share of the training images that the task has."""
 
+    @property
+    def side(self) -> int:
+        """Height and width of the images."""
+        return self.size or PUBLISHED_SIZES[self.dataset]
 
-@dataclass(frozen=True)
+    @model_validator(mode="after")
+    def _small(self) -> ImageSpec:
+        published = PUBLISHED_SIZES[self.dataset]
+        if self.size > published:
+            raise wrong(f"at most {published}, the size of the images of {self.dataset}", self.size, "size")
+        return self
+
+
 class LabelledImageSpec(ImageSpec):
     """Which images, of the sets with labels."""
 
-    dataset: str = choice("digits", "mnist", "fashion_mnist", "cifar10")
-    label_noise: float = number(0.0, 0.0, 0.5)
+    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = "digits"
+    label_noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Share of the training labels that are replaced by random ones, once and for all."""
 
 

@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from meta_tasks.data import TextSet, load_text
-from meta_tasks.data.text import TEXT_SETS
-from meta_tasks.family import SpecFamily
-from meta_tasks.image_stream import NetworkSpec
+from meta_tasks.data.text import Text
+from meta_tasks.family import SpecFamily, register_family
+from meta_tasks.image_stream import Examples, NetworkSpec
 from meta_tasks.module_task import ModuleTask, Pair, classification, draw_indices, evenly_spaced
 from meta_tasks.networks import TransformerLanguageModel
 from meta_tasks.recurrent import LstmLanguageModel, RecurrentLanguageModel
-from meta_tasks.spec import choice, number
+from meta_tasks.spec import Few, Wide, Width
 
 EVALUATION_CHUNK = 100
 
 RECURRENT: dict[str, type[nn.Module]] = {"rnn": RecurrentLanguageModel, "lstm": LstmLanguageModel}
 
 
-@dataclass(frozen=True)
 class CharLmSpec(NetworkSpec):
     """A model of the next character."""
 
-    family: ClassVar[str] = "char_lm"
-
-    dataset: str = choice(*TEXT_SETS)
-    network: str = choice("rnn", "lstm", "transformer")
-    context: int = number(16, 2, 1024)
+    dataset: Text = "sentences"
+    network: Literal["rnn", "lstm", "transformer"] = "rnn"
+    context: Annotated[int, Field(ge=2, le=1024)] = 16
     """L, the characters that the network sees."""
-    width: int = number(32, 1, 1024)
-    depth: int = number(1, 1, 16)
-    heads: int = number(4, 1, 16)
+    width: Width = 32
+    depth: Few = 1
+    heads: Few = 4
     """Attention heads of the transformer."""
-    batch_size: int = number(32, 1, 4096)
-    evaluation_examples: int = number(500, 1, 100_000)
+    batch_size: Wide = 32
+    evaluation_examples: Examples = 500
 
 
 class CharLmTask(ModuleTask):
@@ -69,6 +66,7 @@ class CharLmTask(ModuleTask):
         return classification(outputs, targets)
 
 
+@register_family("char_lm")
 class CharLmFamily(SpecFamily[CharLmSpec]):
     """Character language models of varied widths, depths and contexts."""
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Activation = Literal["relu", "gelu", "silu", "tanh", "elu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -21,7 +23,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
 }
 
-STRIDES = ("first", "alternate", "none")
+Strides = Literal["first", "alternate", "none"]
 """Which convolutions have stride 2: the first (unpadded, as in Neural Graphs), every other one, or none."""
 
 

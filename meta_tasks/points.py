@@ -4,45 +4,38 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
-from meta_tasks.family import SpecFamily
+from meta_tasks.family import SpecFamily, register_family
 from meta_tasks.module_task import ModuleTask, Pair
 from meta_tasks.networks import Point
-from meta_tasks.spec import Spec, number
+from meta_tasks.spec import Spec
 
 
-@dataclass(frozen=True)
 class PointSpec(Spec):
     """What both functions have."""
 
-    dimension: int = number(10, 2, 1000)
-    noise: float = number(0.0, 0.0, 10.0)
+    dimension: Annotated[int, Field(ge=2, le=1000)] = 10
+    noise: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Standard deviation of the Gaussian shift of the point that each training batch sees."""
 
 
-@dataclass(frozen=True)
 class QuadraticSpec(PointSpec):
     """A random quadratic."""
 
-    family: ClassVar[str] = "quadratic"
-
-    condition: float = number(100.0, 1.0, 1e6)
+    condition: Annotated[float, Field(ge=1, le=1e6)] = 100.0
     """Largest over smallest eigenvalue."""
 
 
-@dataclass(frozen=True)
 class RosenbrockSpec(PointSpec):
     """A curved valley."""
 
-    family: ClassVar[str] = "rosenbrock"
-
-    steepness: float = number(100.0, 1.0, 1e4)
+    steepness: Annotated[float, Field(ge=1, le=1e4)] = 100.0
     """The factor of the quartic term, 100 in Rosenbrock's function."""
 
 
@@ -111,6 +104,7 @@ class RosenbrockTask(PointTask):
         return self.scale * (self.steepness * (right - left**2) ** 2 + (1 - left) ** 2).sum()
 
 
+@register_family("quadratic")
 class QuadraticFamily(SpecFamily[QuadraticSpec]):
     """Random quadratics of varied dimension and condition."""
 
@@ -121,6 +115,7 @@ class QuadraticFamily(SpecFamily[QuadraticSpec]):
         return QuadraticTask(spec, self.device)
 
 
+@register_family("rosenbrock")
 class RosenbrockFamily(SpecFamily[RosenbrockSpec]):
     """Rosenbrock valleys of varied dimension and steepness."""
 

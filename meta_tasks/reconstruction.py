@@ -3,49 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from lopt.errors import ConfigError
+from lopt.config import wrong
 from meta_tasks.data import load_images
-from meta_tasks.family import SpecFamily
+from meta_tasks.family import SpecFamily, register_family
 from meta_tasks.image_stream import ImageSpec, ImageStream
 from meta_tasks.module_task import ModuleTask, Pair, draw_indices, evenly_spaced
-from meta_tasks.networks import ACTIVATIONS, autoencoder, siren
-from meta_tasks.spec import choice, number
+from meta_tasks.networks import Activation, autoencoder, siren
+from meta_tasks.spec import Layers, Wide, Width
 
 PIXEL_SHARES = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
 SMALLEST = 3
 """The size of an image from which each split has a pixel."""
 
 
-@dataclass(frozen=True)
 class AutoencoderSpec(ImageSpec):
     """A multilayer perceptron to a code and back."""
 
-    family: ClassVar[str] = "autoencoder"
-
-    widths: tuple[int, ...] = number((64, 32), 1, 4096)
+    widths: Layers[Wide] = (64, 32)
     """Hidden widths of the encoder; the decoder mirrors them."""
-    code: int = number(8, 1, 1024)
-    activation: str = choice(*ACTIVATIONS)
+    code: Width = 8
+    activation: Activation = "relu"
 
 
-@dataclass(frozen=True)
 class SirenSpec(ImageSpec):
     """One image, chosen by the seed, as a function of its coordinates."""
 
-    family: ClassVar[str] = "siren"
-
-    dataset: str = choice("photos", "digits", "mnist", "fashion_mnist", "cifar10")
-    widths: tuple[int, ...] = number((32, 32), 1, 1024)
-    frequency: float = number(30.0, 1.0, 100.0)
+    dataset: Literal["digits", "photos", "mnist", "fashion_mnist", "cifar10"] = "photos"
+    widths: Layers[Width] = (32, 32)
+    frequency: Annotated[float, Field(ge=1, le=100)] = 30.0
     """Factor inside each sine."""
+
+    @model_validator(mode="after")
+    def _pixels(self) -> SirenSpec:
+        if 0 < self.size < SMALLEST:
+            raise wrong(f"0, the published size, or at least {SMALLEST}", self.size, "size")
+        return self
 
 
 class RegressionTask(ModuleTask):
@@ -78,6 +78,7 @@ class AutoencoderTask(RegressionTask):
             yield images, images.flatten(1)
 
 
+@register_family("autoencoder")
 class AutoencoderFamily(SpecFamily[AutoencoderSpec]):
     """Autoencoders of varied widths, depths and code sizes."""
 
@@ -122,18 +123,11 @@ class SirenTask(RegressionTask):
         yield self._coordinates[rows], self._pixels[rows]
 
 
+@register_family("siren")
 class SirenFamily(SpecFamily[SirenSpec]):
     """Sine networks of varied widths, depths and frequencies, each on one image."""
 
     spec_class = SirenSpec
-    together = ("size",)
-
-    def check(self, spec: SirenSpec) -> None:
-        """Each split has pixels."""
-        if 0 < spec.size < SMALLEST:
-            raise ConfigError(
-                f"siren.size = {spec.size}: expected 0, the published size, or at least {SMALLEST}"
-            )
 
     def task(self, spec: SirenSpec) -> SirenTask:
         """The image fit of one spec."""

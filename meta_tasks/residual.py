@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, Literal
 
-from lopt.errors import ConfigError
-from meta_tasks.classification import ClassificationTask, image_size, image_stream
-from meta_tasks.family import SpecFamily
+from pydantic import Field, model_validator
+
+from lopt.config import wrong
+from meta_tasks.classification import ClassificationTask, image_stream
+from meta_tasks.family import SpecFamily, register_family
 from meta_tasks.image_stream import LabelledImageSpec
 from meta_tasks.resnet import ResNet
-from meta_tasks.spec import choice, number
+from meta_tasks.spec import Few, Layers, Width
 from meta_tasks.vit import VisionTransformer
 
 
-@dataclass(frozen=True)
 class ResNetSpec(LabelledImageSpec):
     """A residual network; see `meta_tasks.resnet`."""
 
-    family: ClassVar[str] = "resnet"
-
-    widths: tuple[int, ...] = number((8, 16), 1, 1024)
+    widths: Layers[Width] = (8, 16)
     """Channels of each stage."""
-    blocks: int = number(1, 1, 16)
+    blocks: Few = 1
     """Residual blocks in each stage."""
-    norm: str = choice("batch", "group")
+    norm: Literal["batch", "group"] = "batch"
 
 
-@dataclass(frozen=True)
 class VitSpec(LabelledImageSpec):
     """A vision transformer; see `meta_tasks.transformers`."""
 
-    family: ClassVar[str] = "vit"
+    together = ("dataset", "size", "patch")
 
-    patch: int = number(2, 1, 32)
+    patch: Annotated[int, Field(ge=1, le=32)] = 2
     """Height and width of a patch; it must divide those of the images."""
-    width: int = number(32, 1, 1024)
-    depth: int = number(1, 1, 16)
-    heads: int = number(4, 1, 16)
+    width: Width = 32
+    depth: Few = 1
+    heads: Few = 4
+
+    @model_validator(mode="after")
+    def _tiled(self) -> VitSpec:
+        if self.side % self.patch:
+            raise wrong(f"a divisor of the image size, {self.side}", self.patch, "patch")
+        return self
 
 
+@register_family("resnet")
 class ResNetFamily(SpecFamily[ResNetSpec]):
     """Residual networks of varied widths and depths."""
 
@@ -51,28 +55,21 @@ class ResNetFamily(SpecFamily[ResNetSpec]):
         stream = image_stream(spec, self.data_root, self.device)
         build = partial(ResNet, stream.shape, spec.widths, spec.blocks, stream.classes, spec.norm)
         shape = "-".join(map(str, spec.widths))
-        name = f"resnet/{spec.dataset}{stream.shape[1]}/{shape}x{spec.blocks}"
-        return ClassificationTask(name, build, stream, spec.batch_size, spec.init_scale)
+        name = f"resnet/{spec.dataset}{spec.side}/{shape}x{spec.blocks}"
+        return ClassificationTask(name, build, stream, spec)
 
 
+@register_family("vit")
 class VitFamily(SpecFamily[VitSpec]):
     """Vision transformers of varied widths, depths and patches."""
 
     spec_class = VitSpec
-    together = ("dataset", "size", "patch")
-
-    def check(self, spec: VitSpec) -> None:
-        """The patches tile the images."""
-        size = image_size(spec)
-        if size % spec.patch:
-            raise ConfigError(f"vit.patch = {spec.patch}: expected a divisor of the image size, {size}")
 
     def task(self, spec: VitSpec) -> ClassificationTask:
         """The classifier of one spec."""
         stream = image_stream(spec, self.data_root, self.device)
-        size = stream.shape[1]
         build = partial(
             VisionTransformer, stream.shape, spec.patch, spec.width, spec.depth, spec.heads, stream.classes
         )
-        name = f"vit/{spec.dataset}{size}/{spec.width}x{spec.depth}-patch{spec.patch}"
-        return ClassificationTask(name, build, stream, spec.batch_size, spec.init_scale)
+        name = f"vit/{spec.dataset}{spec.side}/{spec.width}x{spec.depth}-patch{spec.patch}"
+        return ClassificationTask(name, build, stream, spec)

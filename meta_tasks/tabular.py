@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from meta_tasks.data.tables import TABLES, TableSet, load_table
-from meta_tasks.family import SpecFamily
+from meta_tasks.data.tables import Table, TableSet, load_table
+from meta_tasks.family import SpecFamily, register_family
 from meta_tasks.image_stream import NetworkSpec
 from meta_tasks.module_task import ModuleTask, Pair, classification, draw_indices, evenly_spaced
-from meta_tasks.networks import ACTIVATIONS, mlp
-from meta_tasks.spec import choice, number
+from meta_tasks.networks import Activation, mlp
+from meta_tasks.spec import Layers, Wide
 
 
-@dataclass(frozen=True)
 class TabularSpec(NetworkSpec):
     """A multilayer perceptron on standardised columns."""
 
-    family: ClassVar[str] = "tabular"
-
-    dataset: str = choice(*TABLES)
-    widths: tuple[int, ...] = number((32, 32), 1, 4096)
-    activation: str = choice(*ACTIVATIONS)
-    norm: str = choice("none", "layer")
-    batch_size: int = number(32, 1, 4096)
+    dataset: Table = "breast_cancer"
+    widths: Layers[Wide] = (32, 32)
+    activation: Activation = "relu"
+    norm: Literal["none", "layer"] = "none"
+    batch_size: Wide = 32
 
 
 class TabularTask(ModuleTask):
@@ -63,6 +59,7 @@ class TabularTask(ModuleTask):
         return classification(outputs, targets)
 
 
+@register_family("tabular")
 class TabularFamily(SpecFamily[TabularSpec]):
     """Perceptrons of varied widths, depths and activations on tables."""
 

@@ -113,12 +113,12 @@ MISTAKES = {
     ),
     "kernels that may not fit": (
         "train tiny.yaml --tasks.0 {family:\\ cnn,options:\\ {kernel:\\ [3,7],size:\\ [6,8]}}",
-        "tiny.yaml: tasks.0: cnn.kernel = 7: expected at most the image size, 6",
+        "tasks.0.options.kernel: expected at most the image size, 6, found 7",
     ),
     "stray word": ("train tiny.yaml word", "expected --KEY VALUE, found 'word'"),
     "unknown family": (
         "train tiny.yaml --tasks.0.family quardatic",
-        "tiny.yaml: tasks.0: there is no task family",
+        "tasks.0.family: expected one of",
     ),
     "unknown task": (
         "train tiny.yaml --validation.0 nope",

@@ -2,21 +2,19 @@
 lopt --import task_family.py train CONFIG --tasks '[{family: bowl, options: {dimension: [5, 50]}}]'
 """
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 import lopt
 from lopt.training import train
 from meta_tasks.family import SpecFamily
 from meta_tasks.points import PointSpec, PointTask
-from meta_tasks.spec import number
 
 
-@dataclass(frozen=True)
 class BowlSpec(PointSpec):
-    family = "bowl"
-    power: float = number(4.0, 2.0, 8.0)  # what it is unless a config says so, and the bounds
+    power: Annotated[float, Field(ge=2, le=8)] = 4.0  # the bounds, and what it is unless a config says so
 
 
 class BowlTask(PointTask):  # for a network of your own derive from `meta_tasks.module_task.ModuleTask`

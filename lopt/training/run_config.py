@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator
 
 from lopt.config import Positive, Settings, Several, wrong
 from lopt.rules.config import LearnedRuleConfig
 from lopt.training.config import MetaConfig
+from meta_tasks import FAMILIES
+from meta_tasks.spec import Spec, distribution_of
 
 
 class TaskConfig(Settings):
     """One fixed task: the arguments of `meta_tasks.make_task`."""
 
-    family: str
+    family: Annotated[str, AfterValidator(FAMILIES.known)]
     options: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies defaults
+
+    @field_validator("options")
+    @classmethod
+    def _fit(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "family" in info.data:
+            cls._checks(FAMILIES[info.data["family"]].spec_class).model_validate(options)
+        return options
+
+    @classmethod
+    def _checks(cls, spec_class: type[Spec]) -> type[Settings]:
+        return spec_class
 
 
 def _task(value: Any) -> str | TaskConfig:
@@ -34,6 +47,10 @@ class FamilyConfig(TaskConfig):
 
     weight: Positive = 1.0
     """How often it is drawn, relative to the others."""
+
+    @classmethod
+    def _checks(cls, spec_class: type[Spec]) -> type[Settings]:
+        return distribution_of(spec_class)
 
 
 class RunConfig(Settings):

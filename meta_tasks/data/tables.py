@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from meta_tasks.data.images import rank_within_class
 
-TABLES = ("breast_cancer", "wine", "diabetes")
+Table = Literal["breast_cancer", "wine", "diabetes"]
 """The tables by the names that scikit-learn gives them."""
 
 

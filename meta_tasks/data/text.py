@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from meta_tasks.data.sources import data_root, locate
 
 T = TypeVar("T")
 
-TEXT_SETS = ("sentences", "tinyshakespeare")
+Text = Literal["sentences", "tinyshakespeare"]
 SHARES = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}
 LEAST_CHARACTERS = 10_000
 SENTENCES = 6000

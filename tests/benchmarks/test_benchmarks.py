@@ -27,7 +27,7 @@ from tests.helpers import small_rule
 def test_every_case_is_a_task_and_the_cases_they_are_tuned_near_are_there(name: str, quick: bool) -> None:
     benchmark = find_benchmark(name, quick)
     for case in benchmark.cases.values():
-        FAMILIES[case.spec[0]].spec_class.parse(case.spec[1])
+        configs.from_mapping(FAMILIES[case.spec[0]].spec_class, case.spec[1], "")
         if case.near is not None:
             assert benchmark.cases[case.near].near is None
 

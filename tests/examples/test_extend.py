@@ -85,7 +85,7 @@ class NotGiven(Mlp):
         (lopt.register_direction, "adam", lambda h: h, "direction 'adam': there is one already"),
         (lopt.register_direction, "mine", lambda: 1, "expected a function of one argument"),
         (lopt.register_estimator, "mine", Mlp, "expected a class derived from Estimator"),
-        (lopt.register_family, "mlp", Mlp, "expected a spec_class of that family, found None"),
+        (lopt.register_family, "mlp", Mlp, "expected a spec_class derived from Spec, found None"),
     ],
 )
 def test_what_cannot_be_registered_is_one_error(register: Any, name: str, item: Any, message: str) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
 from meta_tasks import make_task, named_task
-from meta_tasks.networks import ACTIVATIONS, TransformerLanguageModel, convnet, mlp, siren
+from meta_tasks.networks import ACTIVATIONS, Activation, TransformerLanguageModel, convnet, mlp, siren
 from meta_tasks.recurrent import LstmLanguageModel
 from meta_tasks.resnet import ResNet
 from meta_tasks.vit import VisionTransformer
@@ -48,7 +49,7 @@ def test_norms_leave_no_state(norm: str) -> None:
     assert count(network) == count(convnet((1, 8, 8), (12, 9), 10)) + 2 * (12 + 9)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", get_args(Activation))
 def test_mlp_layers(activation: str) -> None:
     network = mlp(4, (3, 2), 5, activation, "layer")
     assert count(network) == (4 * 3 + 3) + 2 * 3 + (3 * 2 + 2) + 2 * 2 + (2 * 5 + 5)

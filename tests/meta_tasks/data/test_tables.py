@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
-from meta_tasks.data.tables import TABLES, load_table
+from meta_tasks.data.tables import Table, load_table
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", get_args(Table))
 def test_splits_cover_every_row_once(name: str) -> None:
     from sklearn import datasets
 
@@ -21,7 +23,7 @@ def test_splits_cover_every_row_once(name: str) -> None:
     assert len(rows.unique(dim=0)) == len(torch.from_numpy(published.data).unique(dim=0))
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", get_args(Table))
 def test_training_columns_are_standardised(name: str) -> None:
     table = load_table(name)
     for values in (table.inputs["train"], *([] if table.classes else [table.targets["train"]])):
