@@ -46,7 +46,7 @@ def mlp(
     for number, (fan_in, width) in enumerate(zip([inputs, *widths], widths, strict=False), 1):
         layers.append((f"linear{number}", nn.Linear(fan_in, width)))
         if norm == "layer":
-            layers.append((f"norm{number}", in_own_precision(nn.LayerNorm(width))))
+            layers.append((f"norm{number}", nn.LayerNorm(width)))
         layers.append((f"act{number}", ACTIVATIONS[activation]()))
     layers.append(("head", nn.Linear(widths[-1], outputs)))
     return nn.Sequential(OrderedDict(layers))
@@ -91,19 +91,8 @@ def image_norm(norm: str, width: int) -> nn.Module:
     """Batch norm, or group norm with at most eight groups."""
     if norm == "batch":
         # Batch statistics always: running ones are state that the loss, a pure function, could not update.
-        return in_own_precision(nn.BatchNorm2d(width, track_running_stats=False))
+        return nn.BatchNorm2d(width, track_running_stats=False)
     return nn.GroupNorm(math.gcd(width, 8), width)
-
-
-def in_own_precision(norm: nn.Module) -> nn.Module:
-    """The norm, for which `vmap` under autocast has no rule if its inputs are of another precision than its weights."""
-    norm.register_forward_pre_hook(_as_its_weight)
-    return norm
-
-
-def _as_its_weight(norm: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    weight: Tensor = norm.weight  # type: ignore[assignment]
-    return inputs[0].to(weight.dtype)
 
 
 def autoencoder(

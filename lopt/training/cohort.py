@@ -15,7 +15,6 @@ from torch import Generator, Tensor
 from lopt.inner.step import Networks
 from lopt.inner.task import Task
 from lopt.rules.base import BoundRule
-from lopt.training.augmentation import NO_AUGMENTATION, Augmentation, Augmented
 
 
 @dataclass(frozen=True)
@@ -74,24 +73,18 @@ class Cohort:
     """(T,) loss at the first step, by which later losses are measured; nan until it is known."""
     turns: int = 0
     """Truncations the cohort has lived through."""
-    augmentation: Augmentation = NO_AUGMENTATION
-    """What the units of fresh networks are drawn from."""
-    reference: Tensor | None = None
-    """(H,) relative losses of another optimizer before each step, if the rule is measured by them."""
     twins: Twins | None = None
 
     @classmethod
     def start(
         cls, task: Task, origin: dict[str, Any], rule: BoundRule, count: int, horizons: Horizons,
-        generator: Generator, augmentation: Augmentation = NO_AUGMENTATION, reference: Tensor | None = None,
+        generator: Generator,
     ) -> Cohort:  # fmt: skip
         """Fresh networks with staggered horizons."""
         length, told = horizons.draw(count, generator, first=True)
-        if augmentation:
-            task = Augmented(task, augmentation.draw(task, count, generator))
         networks = fresh_networks(task, rule, count, told, generator)
         ages, unknown = torch.zeros(count), torch.full((count,), math.nan)
-        return cls(task, origin, networks, ages, length, unknown, 0, augmentation, reference)
+        return cls(task, origin, networks, ages, length, unknown)
 
     def restart(self, due: Tensor, rule: BoundRule, horizons: Horizons, generator: Generator) -> None:
         """Replace the networks where `due` (T,) by fresh ones with fresh horizons."""
@@ -99,12 +92,7 @@ class Cohort:
         if len(index) == 0:
             return
         length, told = horizons.draw(len(index), generator, first=False)
-        fresh_task = self.task
-        if isinstance(self.task, Augmented):
-            scales = self.augmentation.draw(self.task.task, len(index), generator)
-            fresh_task = Augmented(self.task.task, scales)
-            self.task = self.task.replaced(index, scales)
-        fresh = fresh_networks(fresh_task, rule, len(index), told, generator)
+        fresh = fresh_networks(self.task, rule, len(index), told, generator)
         self.networks = replace_at(self.networks, index, fresh)
         if self.twins is not None:
             summed = {
@@ -114,13 +102,6 @@ class Cohort:
         self.ages = self.ages.index_fill(0, index, 0.0)
         self.horizons = self.horizons.index_copy(0, index, length)
         self.initial = self.initial.index_fill(0, index, math.nan)
-
-    def reference_after(self, steps: int) -> Tensor | None:
-        """(steps, T): the reference's relative losses after each of the next steps; None without a reference."""
-        if self.reference is None:
-            return None
-        taken = self.ages.long() + torch.arange(1, steps + 1)[:, None]
-        return self.reference[taken.clamp(max=len(self.reference) - 1)]
 
 
 def fresh_networks(task: Task, rule: BoundRule, count: int, told: Tensor, generator: Generator) -> Networks:

@@ -35,10 +35,6 @@ class MetaConfig(Settings):
     """...to here. Above `longest_life` the rule is told of horizons whose first part alone it sees."""
     known_horizon: Share = 0.5
     """Share of the networks whose horizon is told to the rule."""
-    reparametrise: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Task augmentation: standard deviation of the log of the units in which the rule sees a network's tensors."""
-    rescale_loss: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Task augmentation: standard deviation of the log of a network's factor on its loss."""
     estimator: Annotated[Settings, PlainValidator(ESTIMATORS.choose)] = Field(
         default_factory=lambda: ESTIMATORS.choose({})
     )
@@ -47,15 +43,10 @@ class MetaConfig(Settings):
     compile: bool = False
     """Compile inner steps: two to three times as fast, after half a minute for each architecture that cohorts come to.
     It pays with few `architectures`, where `cohort_turns` is in the hundreds, or on a GPU."""
-    autocast: bool = False
-    """Let the inner networks compute in bfloat16; faster on GPUs, slower on most CPUs."""
     outer_loss: Literal["mean", "log", "final", "best"] = "mean"
     """What to lower: mean relative loss over the truncation, its logarithm, the last one or the best one alone."""
     outer_data: Literal["train", "validation"] = "train"
     """Split of the batches that the outer loss is measured on."""
-    relative_to: Literal["initial", "reference"] = "initial"
-    """What losses are divided by: the first one, or also the curve of Adam at the best of five learning rates on the
-    same task; "log" is then the log-ratio to Adam."""
     learning_rate: Annotated[float, Field(gt=0, le=1e3)] = 3e-3
     """Peak learning rate of the outer Adam."""
     warmup: Annotated[int, Field(ge=0, le=1_000_000)] = 20

@@ -15,40 +15,32 @@ from torch import Tensor
 from lopt.inner.step import FLOOR, LIMIT
 
 
-def relative(losses: Tensor, initial: Tensor, reference: Tensor | None = None) -> Tensor:
-    """losses / initial, (K, T) / (T,), cut at `LIMIT`, so that tasks of different scales weigh alike.
-
-    reference: (K, T) relative losses of another optimizer at the same steps, to divide by as well.
-    """
+def relative(losses: Tensor, initial: Tensor) -> Tensor:
+    """losses / initial, (K, T) / (T,), cut at `LIMIT`, so that tasks of different scales weigh alike."""
     ratio = losses / initial.clamp(min=1e-8)
     # Not clamp, which hands on what is no number: a comparison with that is false, so that it counts as the limit.
-    ratio = torch.where(ratio < LIMIT, ratio, torch.full_like(ratio, LIMIT))
-    return ratio if reference is None else (ratio + FLOOR) / (reference + FLOOR)
+    return torch.where(ratio < LIMIT, ratio, torch.full_like(ratio, LIMIT))
 
 
-def mean(losses: Tensor, initial: Tensor, reference: Tensor | None = None) -> Tensor:
+def mean(losses: Tensor, initial: Tensor) -> Tensor:
     """(T,) mean relative loss over the unroll."""
-    return relative(losses, initial, reference).mean(0)
+    return relative(losses, initial).mean(0)
 
 
-def log(losses: Tensor, initial: Tensor, reference: Tensor | None = None) -> Tensor:
-    """(T,) mean log relative loss: a factor gained counts the same early and late in training.
-
-    With a reference this is the log-ratio to it: 0 where the rule is as good. The derivative is the same without.
-    """
-    ratio = relative(losses, initial, reference)
-    return torch.log(ratio if reference is not None else ratio + FLOOR).mean(0)
+def log(losses: Tensor, initial: Tensor) -> Tensor:
+    """(T,) mean log relative loss: a factor gained counts the same early and late in training."""
+    return torch.log(relative(losses, initial) + FLOOR).mean(0)
 
 
-def final(losses: Tensor, initial: Tensor, reference: Tensor | None = None) -> Tensor:
+def final(losses: Tensor, initial: Tensor) -> Tensor:
     """(T,) relative loss after the last step alone."""
-    return relative(losses, initial, reference)[-1]
+    return relative(losses, initial)[-1]
 
 
-def best(losses: Tensor, initial: Tensor, reference: Tensor | None = None) -> Tensor:
+def best(losses: Tensor, initial: Tensor) -> Tensor:
     """(T,) the lowest relative loss of the unroll: later harm is forgiven."""
-    return relative(losses, initial, reference).amin(0)
+    return relative(losses, initial).amin(0)
 
 
 OUTER_LOSSES: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (mean, log, final, best)}
-"""Each maps losses (K, T), the initial losses (T,) and a reference (K, T) or None to one value for each network."""
+"""Each maps losses (K, T) and the initial losses (T,) to one value for each network."""

@@ -15,16 +15,13 @@ import torch
 from torch import Generator
 from torch.utils._pytree import tree_map
 
-from lopt.inner.autocast import Autocast
 from lopt.inner.step import Networks
 from lopt.inner.task import Task, TaskFamily
 from lopt.rules.base import Rule
-from lopt.training.augmentation import Augmentation, Augmented, Scales
 from lopt.training.cohort import Cohort, Horizons, Twins
 from lopt.training.config import MetaConfig
 from lopt.training.estimators import Estimate
 from lopt.training.ranks import Ranks
-from lopt.training.reference import reference_curve
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,6 @@ class Population:
             config.shortest_horizon, config.longest_horizon, config.truncation, config.known_horizon,
             shared=config.whole_lives,
         )  # fmt: skip
-        self.augmentation = Augmentation(config.reparametrise, config.rescale_loss)
         seeds = torch.randint(2**31, (config.cohorts,), generator=Generator().manual_seed(seed)).tolist()
         self.generators = {
             slot: Generator().manual_seed(seeds[slot]) for slot in range(config.cohorts) if ranks.owns(slot)
@@ -73,19 +69,15 @@ class Population:
         never all slots the same by chance.
         """
         generator = self.generators[slot]
-        # The order of draws (task, spec, reference, horizons, units, weights) is part of what a seed means.
+        # The order of draws (task, spec, horizons, weights) is part of what a seed means.
         weights = torch.tensor([weighted.weight for weighted in self.families], dtype=torch.float64)
         point = (slot + torch.rand((), generator=generator, dtype=torch.float64)) / self.config.cohorts
         index = int((weights.cumsum(0) / weights.sum() <= point).sum().clamp(max=len(weights) - 1))
         spec = self._spec(index, generator)
         task = self._task(index, spec)
-        reference = None
-        if self.config.relative_to == "reference":
-            reference = reference_curve(task, self.config.longest_horizon, generator)
-        return Cohort.start(
-            task, {"family": index, "spec": spec}, self.rule.on(task.graph), self.config.networks, self.horizons,
-            generator, self.augmentation, reference,
-        )  # fmt: skip
+        origin = {"family": index, "spec": spec}
+        rule = self.rule.on(task.graph)
+        return Cohort.start(task, origin, rule, self.config.networks, self.horizons, generator)
 
     def advance(self, slot: int, estimate: Estimate) -> int:
         """Take over the trained networks; restart those that diverged or reached their horizon, and count them."""
@@ -126,12 +118,10 @@ class Population:
     def _restored(self, saved: dict[str, Any]) -> Cohort:
         origin = saved["origin"]
         task = self._task(origin["family"], origin["spec"])
-        if saved["scales"] is not None:
-            task = Augmented(task, Scales(*saved["scales"]))
         twins = saved["twins"] and Twins(self._placed(saved["twins"][0]), saved["twins"][1])
         return Cohort(
             task, origin, self._placed(saved["networks"]), saved["ages"], saved["horizons"], saved["initial"],
-            saved["turns"], self.augmentation, saved["reference"], twins,
+            saved["turns"], twins,
         )  # fmt: skip
 
     def _spec(self, family: int, generator: Generator) -> dict[str, Any]:
@@ -144,7 +134,6 @@ class Population:
         if key in self.tasks:
             return self.tasks[key]
         task = self.families[family].family.build(spec)
-        task = Autocast(task) if self.config.autocast else task
         if self.config.architectures:
             self.tasks[key] = task
         return task
@@ -163,7 +152,5 @@ def _cohort_tree(cohort: Cohort) -> dict[str, Any]:
         "horizons": cohort.horizons,
         "initial": cohort.initial,
         "turns": cohort.turns,
-        "scales": cohort.task.scales if isinstance(cohort.task, Augmented) else None,
-        "reference": cohort.reference,
         "twins": cohort.twins,
     }

@@ -13,8 +13,6 @@ import torch
 import lopt
 from lopt.errors import ConfigError
 from lopt.inner import compiled
-from lopt.inner.autocast import Autocast
-from lopt.training.augmentation import Augmentation
 from lopt.training.cohort import Cohort, Horizons
 from lopt.training.config import MetaConfig
 from lopt.training.estimators import ES, PES, Estimator, Mixture, TruncatedBackprop
@@ -36,10 +34,9 @@ def uncompiled(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
     return function
 
 
-def start(task: Any = None, augmentation: Augmentation | None = None) -> Cohort:
+def start(task: Any = None) -> Cohort:
     rule, task = small_rule(), task or TinyTask(dtype=torch.float64)
-    options = {} if augmentation is None else {"augmentation": augmentation}
-    return Cohort.start(task, {}, rule.on(task.graph), COUNT, Horizons(4, 40, STEPS), seeded(0), **options)
+    return Cohort.start(task, {}, rule.on(task.graph), COUNT, Horizons(4, 40, STEPS), seeded(0))
 
 
 def assert_same(estimator: Estimator, cohort: Cohort) -> None:
@@ -66,19 +63,6 @@ def assert_same(estimator: Estimator, cohort: Cohort) -> None:
 def test_all_around_compilation_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", uncompiled)
     assert_same(ESTIMATORS[name], start())
-
-
-def test_units_of_networks_are_not_compiled_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restarts replace the task by one with other units."""
-    monkeypatch.setattr(torch, "compile", uncompiled)
-    cohort = start(augmentation=Augmentation(0.5, 0.5))
-    rule, horizons = small_rule(), Horizons(4, 40, STEPS)
-    estimator = TruncatedBackprop(STEPS, compiled=True)
-    estimator(rule, cohort, seeded(1))
-    cohort.restart(torch.tensor([True, False, True]), rule.on(cohort.task.graph), horizons, seeded(2))
-    found = estimator(rule, cohort, seeded(3))
-    plain = TruncatedBackprop(STEPS)(rule, cohort, seeded(3))
-    assert relative_error(found.gradient, plain.gradient) < 1e-9
 
 
 @pytest.mark.slow
@@ -117,17 +101,6 @@ def test_many_architectures_are_compiled_each_once(monkeypatch: pytest.MonkeyPat
             for seed in (1, 2):
                 ES(STEPS, compiled=True)(rule, cohort, seeded(seed))
     assert len(calls) == 10
-
-
-@pytest.mark.slow
-def test_autocast_is_compiled_too() -> None:
-    rule, cohort = small_rule().float(), start(Autocast(TinyTask()))
-    cohort.networks = Cohort.start(
-        cohort.task, {}, rule.on(cohort.task.graph), COUNT, Horizons(4, 40, STEPS), seeded(0)
-    ).networks
-    plain = PES(STEPS)(rule, cohort, seeded(1))
-    found = PES(STEPS, compiled=True)(rule, cohort, seeded(1))
-    torch.testing.assert_close(found.losses, plain.losses, rtol=0.05, atol=0.01)
 
 
 def test_without_a_compiler_steps_run_as_they_are_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_four_processes_too(alone: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["es", "pes", "mixture"])
 def test_evolution_is_shared_alike(estimator: str, tmp_path: Path) -> None:
-    options = {**SHARED, "estimator": estimator, "reparametrise": 0.3, "relative_to": "reference"}
+    options = {**SHARED, "estimator": estimator}
     for world in (1, 2):
         assert [code for code, _ in launch(world, tmp_path / str(world), options)] == [0] * world
     torch.testing.assert_close(state(tmp_path / "1"), state(tmp_path / "2"), rtol=0, atol=0, equal_nan=True)

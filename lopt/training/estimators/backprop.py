@@ -48,9 +48,9 @@ class TruncatedBackprop(Estimator):
         diverged = has_diverged(losses, initial)
         # A loss that is not finite would give a derivative that is not, even where its weight is 0.
         usable = torch.where(diverged, torch.ones_like(unrolled.measured), unrolled.measured)
-        outer = self.per_network(usable, initial, cohort)
+        outer = self.per_network(usable, initial)
         meta = combined(network_gradients(outer, own), ~diverged, self.network_clip)
-        shown = self.mean_outer(outer.detach(), ~diverged, usable.detach(), cohort)
+        shown = self.mean_outer(outer.detach(), ~diverged, usable.detach())
         return Estimate(
             meta.gradient, shown, detached(unrolled.networks), losses, diverged.cpu(),
             bool(meta.dropped.all()), unrolled.previous,

@@ -75,17 +75,14 @@ class Estimator(ABC):
             cohort.task.sample(self.outer_data, count, generator) for _ in range(self.truncation)
         ]
 
-    def per_network(self, measured: Tensor, initial: Tensor, cohort: Cohort) -> Tensor:
+    def per_network(self, measured: Tensor, initial: Tensor) -> Tensor:
         """(K, T) losses -> (T,) outer losses."""
-        reference = cohort.reference_after(len(measured))
-        if reference is not None:
-            reference = reference.to(measured)
-        return OUTER_LOSSES[self.outer_loss](measured, initial, reference)
+        return OUTER_LOSSES[self.outer_loss](measured, initial)
 
-    def mean_outer(self, outer: Tensor, keep: Tensor, measured: Tensor, cohort: Cohort) -> float:
+    def mean_outer(self, outer: Tensor, keep: Tensor, measured: Tensor) -> float:
         """The mean of (T,) outer losses over the networks to keep; without any, the outer loss at the limit."""
         if not keep.any():
-            outer = self.per_network(torch.full_like(measured, LIMIT), torch.ones_like(measured[0]), cohort)
+            outer = self.per_network(torch.full_like(measured, LIMIT), torch.ones_like(measured[0]))
             keep = ~keep
         return outer[keep].mean().item()
 

@@ -58,10 +58,7 @@ class WholeLives(Estimator):
         losses, final = losses.unflatten(1, (2, -1)), final.unflatten(0, (2, -1))
         initial = initial_losses(cohort, losses[:, 0])
         outer = torch.stack(
-            [
-                self.per_network(torch.cat([losses[1:, side], final[side, None]]), initial, cohort)
-                for side in (0, 1)
-            ]
+            [self.per_network(torch.cat([losses[1:, side], final[side, None]]), initial) for side in (0, 1)]
         )
         ends = torch.cat([losses, final[None]])
         diverged = has_diverged(ends[:, 0], initial) | has_diverged(ends[:, 1], initial)

@@ -79,9 +79,7 @@ def run_pair(
     )  # fmt: skip
     losses = unrolled.losses.detach().unflatten(1, (2, -1))
     initial = initial_losses(cohort, losses[:, 0])
-    outer = [
-        estimator.per_network(m, initial, cohort) for m in unrolled.measured.unflatten(1, (2, -1)).unbind(1)
-    ]
+    outer = [estimator.per_network(m, initial) for m in unrolled.measured.unflatten(1, (2, -1)).unbind(1)]
     diverged = has_diverged(losses[:, 0], initial) | has_diverged(losses[:, 1], initial)
     positive, other = halves(detached(unrolled.networks))
     previous, _ = halves(unrolled.previous)
