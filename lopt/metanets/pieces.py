@@ -136,21 +136,30 @@ def cut(graph: ParameterGraph, most: int = CACHED, alone: int = LARGE) -> list[B
     stacked.
     """
     large: list[Bundle] = []
-    small: list[tuple[list[int], list[int]]] = []
-    held = 0
+    small: list[int] = []
     for owner, (spec, unit) in enumerate(zip(graph.parameters.values(), units(graph), strict=True)):
-        if spec.numel >= alone:
-            sizes = _lengths(graph, spec, unit, most)
-            starts = [sum(sizes[:i]) for i in range(len(sizes))]
-            large.append(Bundle([Piece([owner], [n], s) for n, s in zip(sizes, starts, strict=True)]))
+        if spec.numel < alone:
+            small.append(owner)
             continue
-        if not small or held + spec.numel > most:
-            small.append(([], []))
+        sizes = _lengths(graph, spec, unit, most)
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        large.append(Bundle([Piece([owner], [n], s) for n, s in zip(sizes, starts, strict=True)]))
+    numels = graph.sizes
+    groups = together(small, numels, most)
+    return [*large, *(Bundle([Piece(owners, [numels[owner] for owner in owners])]) for owners in groups)]
+
+
+def together(owners: Sequence[int], sizes: Sequence[int], most: int = CACHED) -> list[list[int]]:
+    """Tensors one after another, in groups of at most `most` scalars."""
+    groups: list[list[int]] = []
+    held = 0
+    for owner in owners:
+        if not groups or held + sizes[owner] > most:
+            groups.append([])
             held = 0
-        small[-1][0].append(owner)
-        small[-1][1].append(spec.numel)
-        held += spec.numel
-    return [*large, *(Bundle([Piece(owners, sizes)]) for owners, sizes in small)]
+        groups[-1].append(owner)
+        held += sizes[owner]
+    return groups
 
 
 def units(graph: ParameterGraph) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lopt.graph import ParameterGraph
 from lopt.graph.tensor_classes import is_hidden_matrix, matrices_of
-from lopt.metanets.pieces import CACHED, LARGE, Bundle, Piece, units
+from lopt.metanets.pieces import CACHED, LARGE, Bundle, Piece, together, units
 
 Function = Callable[[int, Tensor], Tensor]
 """Of a tensor by its number, (numel,) -> (numel,)."""
@@ -111,33 +111,25 @@ def _chunks(rows: int, ranks: int) -> list[int]:
 def _waves(graph: ParameterGraph, held: list[list[int]], rank: int, ranks: int) -> list[list[Bundle]]:
     """The same on every rank, but for the scalars in them."""
     hidden: list[tuple[int, int]] = []
-    others: list[list[int]] = []
-    gathered = 0
-    for owner, name in enumerate(graph.parameters):
-        numel = graph.sizes[owner]
+    large: list[int] = []
+    small: list[int] = []
+    for owner, (name, numel) in enumerate(zip(graph.parameters, graph.sizes, strict=True)):
         if is_hidden_matrix(graph, name) and numel:
             matrices = matrices_of(graph, name)
             hidden.append((numel * min(matrices.rows, matrices.columns), owner))
-        elif numel >= LARGE:
-            others.append([owner])
         else:
-            if not gathered or gathered + numel > CACHED:
-                others.append([])
-                gathered = 0
-            others[-1].append(owner)
-            gathered += numel
+            (large if numel >= LARGE else small).append(owner)
     costly = [owner for _, owner in sorted(hidden, reverse=True)]
     waves = [costly[start : start + ranks] for start in range(0, len(costly), ranks)]
-    own = [[sum(held[owner][:rank]) for owner in range(len(held))], [counts[rank] for counts in held]]
+    waves += [[owner] for owner in large]
+    before, sizes = [sum(counts[:rank]) for counts in held], [counts[rank] for counts in held]
     return [
-        *([_large(graph, owner, own[0][owner], own[1][owner]) for owner in wave] for wave in waves),
-        *([_of_others(graph, owners, *own)] for owners in others),
+        *([_large(graph, owner, before[owner], sizes[owner]) for owner in wave] for wave in waves),
+        *([_small(owners, before, sizes)] for owners in together(small, graph.sizes)),
     ]
 
 
-def _of_others(graph: ParameterGraph, owners: list[int], before: list[int], sizes: list[int]) -> Bundle:
-    if len(owners) == 1 and graph.sizes[owners[0]] >= LARGE:
-        return _large(graph, owners[0], before[owners[0]], sizes[owners[0]])
+def _small(owners: list[int], before: list[int], sizes: list[int]) -> Bundle:
     offsets = tuple(before[owner] for owner in owners)
     return Bundle([Piece(owners, [sizes[owner] for owner in owners], offsets=offsets)])
 

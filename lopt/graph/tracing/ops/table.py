@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from lopt.errors import ConfigError
-from lopt.graph.tracing.values import Dim
 
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
@@ -62,8 +61,3 @@ def wrap_all(dims: int | Sequence[int] | None, rank: int) -> list[int]:
     if not rank or dims is None or (not isinstance(dims, int) and not len(dims)):
         return list(range(rank))
     return [wrap(d, rank) for d in ([dims] if isinstance(dims, int) else dims)]
-
-
-def without_origin(dims: Sequence[Dim]) -> tuple[Dim, ...]:
-    """The same dimensions of a tensor that is no longer the one that came out of a weight."""
-    return tuple(Dim(d.size, d.axis, view=d.view) for d in dims)
