@@ -68,6 +68,9 @@ class LearnedRuleConfig(Settings):
     """Horizon at which half of the weight decay acts (`decay_share`); 0: all of it at any."""
     max_step: Positive = 0.5
     """Bound on the rms of a tensor's step, relative to the rms of the tensor (taken as at least 0.1)."""
+    caution: Annotated[float, Field(ge=0, le=1e9)] = 0.0
+    """Where a tensor's gradient is c > this many times as long as the root of its second moment says, the tensor's step
+    is (this / c)^2 times itself; 0: never. Else one spike of the loss makes steps so long that they lift it further."""
     constants: Several[str] = ()
     """Which of these constants are meta-learned and follow the horizon, by name in `lopt.rules.constants.CONSTANTS`."""
 

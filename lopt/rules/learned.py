@@ -351,7 +351,7 @@ class LearnedRule(Rule):
         return decayed * rate * self.config.weight_decay * share
 
     def _factor(self, view: View, moved: Moved, clock: Clock) -> Tensor:
-        """(B,) what each tensor's step is multiplied by, unless that is too long: annealing and its scales."""
+        """(B,) what each tensor's step is multiplied by, unless that is too long: annealing, scales, caution."""
         graph, (steps, horizon) = view.graph, clock
         factor = torch.ones_like(steps)
         if self.config.anneal:
@@ -363,6 +363,9 @@ class LearnedRule(Rule):
         if self.config.relative:
             exponent = moved.factor("relative")
             factor = factor * relative_rates(graph, view.stats.param) ** exponent
+        if self.config.caution:
+            usual = self.config.caution * view.stats.root
+            factor = factor * (usual / view.stats.grad).clamp(max=1) ** 2
         return factor * moved.rates(classes(graph))
 
     def gauges(self) -> dict[str, float]:

@@ -267,6 +267,31 @@ def test_step_is_bounded_relative_to_each_tensor(scale: float) -> None:
     assert reached, "with such a rate the bound binds"
 
 
+@pytest.mark.parametrize("times", [1.0, 20.0])
+def test_a_gradient_far_beyond_its_usual_length_shortens_the_step_of_its_tensor_alone(times: float) -> None:
+    params = tensors(0, torch.float64)
+    moved = {}
+    for caution in (0.0, 2.0):
+        config = LearnedRuleConfig(rate=1e-4, directions=("adam",), caution=caution)
+        bound = LearnedRule(config).double().on(ParameterGraph.untied(params.items()))
+        state = bound.init(params)
+        for t in range(30):
+            grads = tensors(t, torch.float64)
+            moved[caution], state = bound.delta(
+                {**grads, "conv": times * grads["conv"]} if t == 29 else grads, state, params
+            )
+    # Unbiased after 30 steps, the second moment holds the last gradient to this share.
+    share = 0.001 / (1 - 0.999**30)
+    squares = torch.stack([tensors(t, torch.float64)["conv"].square().mean() for t in range(30)])
+    weights = share * 0.999 ** torch.arange(29, -1, -1, dtype=torch.float64)
+    squares[-1] *= times**2
+    usual = (weights * squares).sum().sqrt().item()
+    factor = min(1.0, 2.0 * usual / squares[-1].sqrt().item()) ** 2
+    assert factor == 1.0 if times == 1.0 else factor < 0.3
+    for name, step in moved[0.0].items():
+        torch.testing.assert_close(moved[2.0][name], (factor if name == "conv" else 1.0) * step)
+
+
 def rms(x: Tensor) -> float:
     return x.square().mean().sqrt().item()
 
