@@ -177,7 +177,7 @@ def setting(
         slice(first + len(tuning), first + len(tuning) + len(test)),
     )
     loss = {
-        split: curves.final_metric(split, "loss").masked_fill(curves.diverged, torch.inf)
+        split: curves.metrics[split]["loss"].masked_fill(curves.diverged, torch.inf)
         for split in ("validation", "test")
     }
     curve = curves.train_loss[shown].mean(0)

@@ -91,7 +91,7 @@ class Figures:
             Statistic.of(curves.mean_loss),
             Statistic.of(curves.final_loss),
             {
-                f"{split}_{name}": Statistic.of(values[:, -1])
+                f"{split}_{name}": Statistic.of(values)
                 for split, metrics in curves.metrics.items()
                 for name, values in metrics.items()
             },

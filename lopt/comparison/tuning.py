@@ -40,7 +40,7 @@ def final_train_loss(curves: Curves) -> Tensor:
 
 def validation_loss(curves: Curves) -> Tensor:
     """Loss on the validation split at the end of the run."""
-    return curves.final_metric("validation", "loss")
+    return curves.metrics["validation"]["loss"]
 
 
 CRITERIA: dict[str, Criterion] = {f.__name__: f for f in (mean_train_loss, final_train_loss, validation_loss)}

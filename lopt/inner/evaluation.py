@@ -34,9 +34,7 @@ class Curves:
     diverged: Tensor
     """(T,) bool: not finite, or a final loss far above the first."""
     metrics: dict[str, dict[str, Tensor]]
-    """By split and name: (T, E), nan where the network was not finite."""
-    metric_steps: Tensor
-    """(E,): after how many steps the metrics were taken; the last is the end of the run."""
+    """By split and name: (T,) at the end of the run, nan where the network was not finite."""
 
     @property
     def mean_loss(self) -> Tensor:
@@ -54,10 +52,6 @@ class Curves:
         ratio = self.train_loss / self.train_loss[:, :1].clamp(min=1e-8)
         return torch.log(torch.where(ratio < LIMIT, ratio, LIMIT) + FLOOR)
 
-    def final_metric(self, split: str, name: str) -> Tensor:
-        """(T,): a metric at the end of the run; nan where the network was not finite."""
-        return self.metrics[split][name][:, -1]
-
 
 @torch.no_grad()
 def train_networks(
@@ -70,7 +64,6 @@ def train_networks(
     schedule: str | Sequence[str] = "constant",
     total_steps: float | None = None,
     splits: Sequence[str] = ("validation",),
-    eval_every: int | None = None,
     label: str = "",
 ) -> Curves:
     """Train one fresh network for each of T seeds, all under one vmap.
@@ -82,7 +75,7 @@ def train_networks(
         lr: multiplies the rule's step; a number, or (T,).
         schedule: of the learning rate; one of `lopt.numerics.schedules.SCHEDULES`, or one for each network.
         total_steps: what the rule is told of the horizon.
-        splits: where metrics are taken, at the end and, given `eval_every`, after every so many steps.
+        splits: where metrics are taken at the end.
         label: of the progress on stderr; "": none is shown.
 
     Shapes: seeds (T,) -> `Curves` of T networks
@@ -90,10 +83,8 @@ def train_networks(
     # Second moments decay into denormals, which are several times slower to compute with.
     torch.set_flush_denormal(True)
     rates = learning_rates(lr, schedule, len(seeds), steps)
-    every = eval_every or steps
-    marks = sorted({*range(every, steps, every), steps})
     kind = _Apart if isinstance(rule.rule, TorchOptim) else _Together
-    return kind(rule, task, seeds, rates, total_steps).train(marks, splits, label)
+    return kind(rule, task, seeds, rates, total_steps).train(splits, label)
 
 
 class _Together:
@@ -117,24 +108,17 @@ class _Together:
         """The rule's state before the first step."""
         self.state: State = torch.vmap(lambda params: self.rule.init(params, total_steps))(self.params)
 
-    def train(self, marks: Sequence[int], splits: Sequence[str], label: str) -> Curves:
-        """All steps, with metrics after those in `marks`."""
+    def train(self, splits: Sequence[str], label: str) -> Curves:
+        """All steps, and metrics after the last."""
         losses = torch.full(self.rates.shape, torch.inf)
-        metrics: dict[str, list[dict[str, Tensor]]] = {split: [] for split in splits}
         for t in tracked(range(losses.shape[1]), label):
             if len(self.alive) > 0:
                 here = self.alive
                 losses[here, t] = self.step(t)
-            if t + 1 in marks:
-                finite = torch.stack([p.flatten(1).isfinite().all(1) for p in self.params.values()])
-                self.drop(finite.all(0))
-                for split in splits:
-                    metrics[split].append(self.evaluate(split, t))
-        stacked = {
-            split: {name: torch.stack([at[name] for at in taken], 1) for name in taken[0]}
-            for split, taken in metrics.items()
-        }
-        return Curves(losses, self.diverged(losses), stacked, torch.tensor(marks))
+        # The last step comes after the last loss.
+        finite = torch.stack([p.flatten(1).isfinite().all(1) for p in self.params.values()])
+        self.drop(finite.all(0))
+        return Curves(losses, self.diverged(losses), {split: self.evaluate(split) for split in splits})
 
     def step(self, t: int) -> Tensor:
         """One step of the living networks: their losses before it, inf for those that it drops."""
@@ -166,10 +150,10 @@ class _Together:
         """Let go of all networks but these."""
         self.params, self.state = _pick(self.params, index), _pick(self.state, index)
 
-    def evaluate(self, split: str, t: int) -> dict[str, Tensor]:
+    def evaluate(self, split: str) -> dict[str, Tensor]:
         """(T,) of every metric; nan for the networks that were dropped."""
         if len(self.alive) > 0:
-            params = self.evaluation_params(self.rates[self.alive, t])
+            params = self.evaluation_params(self.rates[self.alive, -1])
             figures = torch.vmap(lambda params: self.task.metrics(params, split))(params)
         else:  # the names of the metrics are still wanted
             figures = torch.vmap(lambda params: self.task.metrics(params, split))(self.initial)

@@ -34,11 +34,6 @@ def weight_seen(steps: Tensor, decays: Sequence[float]) -> Tensor:
     return -torch.expm1(logs.reshape(-1, *[1] * steps.dim()) * steps)
 
 
-def bias_correction(steps: Tensor, decays: Sequence[float]) -> Tensor:
-    """(B,) steps, K decays -> (K, B) factors 1 / (1 - decay^steps), as in Adam (Kingma & Ba 2015)."""
-    return 1 / weight_seen(steps, decays)
-
-
 def corrected(momenta: Tensor, second: Tensor, factors: Tensor) -> Moments:
     """Moments out of running means (K, P) and (P,) and their factors (K + 1, P)."""
     return Moments(momenta * factors[:-1], torch.sqrt(second * factors[-1] + TINY))

@@ -13,6 +13,9 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a x + b x^3 + c x^5: after five steps singular values from 0.01 to 1 end between 0.7 and 1.2."""
 
+EPS = 1e-7
+"""Norm below which a matrix is not scaled up to one."""
+
 GRAM_FROM = 1.5
 """Columns per row from which five steps on the Gram matrix take fewer multiplications than on the matrix itself."""
 
@@ -22,7 +25,7 @@ def newton_schulz(matrix: Tensor, steps: int = 5) -> Tensor:
     return orthogonalised([matrix], steps)[0]
 
 
-def orthogonalised(matrices: Sequence[Tensor], steps: int = 5, eps: float = 1e-7) -> list[Tensor]:
+def orthogonalised(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
     """`newton_schulz` of each matrix.
 
     Each step is X <- (a + b G + c G^2) X with the Gram matrix G = X X^T of the shorter side. All these polynomials
@@ -31,7 +34,7 @@ def orthogonalised(matrices: Sequence[Tensor], steps: int = 5, eps: float = 1e-7
     """
     wide = [m.mT if m.shape[0] > m.shape[1] else m for m in matrices]
     # Clamped under the root: the derivative of the root at zero is infinite.
-    wide = [x / torch.sqrt((x * x).sum().clamp_min(eps * eps)) for x in wide]
+    wide = [x / torch.sqrt((x * x).sum().clamp_min(EPS * EPS)) for x in wide]
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, x in enumerate(wide):
         rows, columns = x.shape

@@ -314,6 +314,6 @@ def _leftmost(wanted: Sequence[Shape], shapes: Sequence[Shape]) -> list[int] | N
     return found
 
 
-def _some(names: Iterable[str], most: int = 4) -> str:
+def _some(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -321,7 +321,7 @@ class LearnedRule(Rule):
         """
         config = self.config
         new, new_second = 1 - steps.new_tensor(config.decays)[:, None], 1 - config.second_decay
-        corrections = moments.bias_correction(steps, (*config.decays, config.second_decay))
+        corrections = 1 / moments.weight_seen(steps, (*config.decays, config.second_decay))
         if self.decay_shift is not None:
             logit = torch.logit(steps.new_tensor(config.decays[0])) + (self.decay_shift * SPEED).to(
                 steps.dtype

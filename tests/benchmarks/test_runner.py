@@ -173,7 +173,7 @@ def test_records_hold_what_plain_training_gives(log: Log) -> None:
     curves = train_networks(adamw, task, (101, 102), STEPS, schedule=record["schedule"], splits=("test",))
     found = record["figures"]
     assert found["test_accuracy"]["values"] == pytest.approx(
-        curves.final_metric("test", "accuracy").tolist(), rel=1e-5
+        curves.metrics["test"]["accuracy"].tolist(), rel=1e-5
     )
     assert found["mean_train_loss"]["values"] == pytest.approx(curves.mean_loss.tolist(), rel=1e-5)
     assert {"commit", "cpu", "threads", "torch", "time", "command"} <= set(record["provenance"])

@@ -60,7 +60,7 @@ def test_figures_are_those_of_single_runs_with_the_tuned_setting(
         assert figures.steps == steps
         assert mean(figures.mean_train_loss) == pytest.approx(curves.train_loss.mean().item(), rel=1e-4)
         assert figures.final_train_loss.values == pytest.approx(curves.final_loss.tolist(), rel=1e-4)
-        accuracy = curves.final_metric("test", "accuracy")
+        accuracy = curves.metrics["test"]["accuracy"]
         assert figures.metrics["test_accuracy"].std == pytest.approx(accuracy.std().item(), abs=1e-3)
 
 
@@ -219,7 +219,7 @@ def test_statistic_of_one_value_has_no_deviation() -> None:
 
 
 def test_figures_without_accuracy() -> None:
-    curves = Curves(torch.ones(2, 5), torch.tensor([False, False]), {}, torch.tensor([5]))
+    curves = Curves(torch.ones(2, 5), torch.tensor([False, False]), {})
     assert "test_accuracy" not in Figures.of(curves).metrics
 
 

@@ -66,7 +66,7 @@ def test_other_criteria(criterion: str) -> None:
     curves = train_networks(bound, task, [1, 2], 25, schedule=tuned.schedule)
     score = {
         "final_train_loss": curves.final_loss,
-        "validation_loss": curves.final_metric("validation", "loss"),
+        "validation_loss": curves.metrics["validation"]["loss"],
     }
     assert min(t.score for t in tuned.trials) == pytest.approx(score[criterion].mean().item(), rel=1e-3)
 

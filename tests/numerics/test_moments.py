@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lopt.numerics.moments import bias_correction, factored_root
+from lopt.numerics.moments import factored_root, weight_seen
 from tests.helpers import seeded
 
 
@@ -18,13 +18,13 @@ def test_corrected_average_is_the_weighted_mean(decay: float) -> None:
         average = average.lerp(value, 1 - decay)
         weights = torch.tensor([decay ** (t - i) for i in range(1, t + 1)], dtype=torch.float64)
         expected = (weights[:, None] * values[:t]).sum(0) / weights.sum()
-        correction = bias_correction(torch.full((1,), float(t), dtype=torch.float64), [decay])
-        torch.testing.assert_close(average * correction[0], expected, rtol=1e-12, atol=1e-12)
+        seen = weight_seen(torch.full((1,), float(t), dtype=torch.float64), [decay])
+        torch.testing.assert_close(average / seen[0], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_correction_is_exact_in_single_precision() -> None:
     """1 - 0.999^1 written out loses five digits in float32."""
-    found = bias_correction(torch.tensor([1.0, 2.0, 1e4, 1e9]), [0.9, 0.999, 0.99999])
+    found = 1 / weight_seen(torch.tensor([1.0, 2.0, 1e4, 1e9]), [0.9, 0.999, 0.99999])
     exact = [[1 / (1 - decay**t) for t in (1, 2, 10**4, 10**9)] for decay in (0.9, 0.999, 0.99999)]
     torch.testing.assert_close(found, torch.tensor(exact), rtol=3e-7, atol=0)
 
