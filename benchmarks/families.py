@@ -20,7 +20,7 @@ NAMES = (
     "photos-siren-deep",
     "cancer-mlp",
 )
-"""Tasks of `meta_tasks.TASKS`; none is in the train or validation part of a suite."""
+"""Tasks of `meta_tasks.TASKS`; none is in the validation part of a suite."""
 
 FULL = Benchmark(
     name="families",

@@ -7,7 +7,7 @@ task = family.build(family.sample_spec(generator))
 from meta_tasks.data import catalogue
 from meta_tasks.families import make_family, make_task
 from meta_tasks.family import FAMILIES, register_family
-from meta_tasks.suites import SUITES, TASKS, named_task, suite_families, suite_tasks
+from meta_tasks.suites import SUITES, TASKS, named_task, suite_tasks
 
 __all__ = [
     "FAMILIES",
@@ -18,6 +18,5 @@ __all__ = [
     "make_task",
     "named_task",
     "register_family",
-    "suite_families",
     "suite_tasks",
 ]

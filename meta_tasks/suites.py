@@ -1,8 +1,7 @@
-"""Named tasks, and named suites that keep the tasks for training, choosing and testing a rule apart.
+"""Named tasks, and named suites that keep the tasks for choosing and for testing a rule apart.
 
-A suite's train part is a list of families to draw from; its validation and test parts are fixed tasks. No
-validation or test task has the data set and architecture of a task that the train part can draw, or of one
-another. Test tasks are looked at once, after everything has been chosen.
+No task of a suite has the data set and architecture of another, and no config of ours trains on one of its test
+tasks, which are looked at once, after everything has been chosen.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ import torch
 from lopt.config import short
 from lopt.errors import ConfigError
 from lopt.inner.task import Task
-from meta_tasks.families import make_family, make_task
-from meta_tasks.family import SpecFamily
+from meta_tasks.families import make_task
 
 Named = tuple[str, Mapping[str, Any]]
 """Family name, with the options of the family or the spec of a task."""
@@ -33,7 +31,7 @@ TASKS: dict[str, Named] = {
     "photos-siren": ("siren", {"widths": (32, 32)}),
     "photos-siren-deep": ("siren", {"widths": (48, 48, 48)}),
     "sentences-rnn": ("char_lm", {"network": "rnn", "width": 48}),
-    "sentences-transformer": ("char_lm", {"network": "transformer", "width": 32}),
+    "sentences-transformer": ("char_lm", {"network": "transformer", "width": 48}),
     "quadratic": ("quadratic", {"dimension": 20, "condition": 1000.0}),
     "rosenbrock": ("rosenbrock", {"dimension": 10}),
     "fashion-mlp": ("mlp", {"dataset": "fashion_mnist", "size": 14, "widths": (64, 64)}),
@@ -80,65 +78,19 @@ TASKS: dict[str, Named] = {
 
 @dataclass(frozen=True)
 class Suite:
-    """Which tasks a rule is trained on, chosen by and tested on."""
+    """Which tasks a rule is chosen by and tested on."""
 
-    train: tuple[Named, ...]
-    """(family, options) to draw from."""
     validation: tuple[str, ...]
     """Names in `TASKS`."""
     test: tuple[str, ...]
 
 
-def _range(low: float, high: float) -> dict[str, Any]:
-    return {"low": low, "high": high, "log": True}
-
-
-_DIGITS: tuple[Named, ...] = (
-    (
-        "mlp",
-        {"widths": _range(16, 64), "depth": {"low": 1, "high": 3}, "activation": ["relu", "tanh", "gelu"]},
-    ),
-    ("cnn", {"widths": _range(6, 24), "depth": {"low": 2, "high": 3}}),
-)
-_BUILT_IN: tuple[Named, ...] = (
-    *_DIGITS,
-    ("autoencoder", {"widths": _range(16, 64), "code": _range(4, 16)}),
-    ("siren", {"widths": _range(16, 40), "frequency": {"low": 10.0, "high": 30.0}}),
-    ("char_lm", {"network": "rnn", "width": _range(16, 40)}),
-    ("quadratic", {"dimension": _range(5, 40), "condition": _range(1.0, 300.0)}),
-)
-_AUGMENTED = {
-    "channels": [1, 3],
-    "noise": {"low": 0.0, "high": 2.0},
-    "label_noise": {"low": 0.0, "high": 0.5},
-    "batch_size": [32, 64, 128],
-}
-_FASHION: tuple[Named, ...] = (
-    (
-        "mlp",
-        {
-            "dataset": "fashion_mnist",
-            "size": [8, 14],
-            "widths": _range(16, 48),
-            "depth": {"low": 1, "high": 3},
-        }
-        | _AUGMENTED,
-    ),
-    (
-        "cnn",
-        {"dataset": "fashion_mnist", "size": 14, "widths": _range(8, 32), "depth": {"low": 2, "high": 4}}
-        | _AUGMENTED,
-    ),
-)
-
 SUITES: dict[str, Suite] = {
     "digits": Suite(
-        train=_DIGITS,
         validation=("digits-mlp-deep", "digits-cnn-norm"),
         test=("digits-mlp-wide", "digits-cnn-wide"),
     ),
     "built-in": Suite(
-        train=_BUILT_IN,
         validation=("digits-mlp-deep", "digits-cnn-norm", "sentences-rnn", "quadratic"),
         test=(
             "digits-mlp-wide",
@@ -149,12 +101,10 @@ SUITES: dict[str, Suite] = {
         ),
     ),
     "fashion": Suite(
-        train=_FASHION,
         validation=("fashion-mlp28", "fashion-cnn28"),
         test=("fm-16", "c10-32"),
     ),
     "base": Suite(
-        train=(*_FASHION, *_BUILT_IN),
         validation=("fashion-cnn28", "mnist-mlp", "digits-cnn-norm", "sentences-rnn"),
         test=(
             "fm-16",
@@ -184,24 +134,10 @@ def named_task(name: str, data_root: str | None = None, device: str | torch.devi
     return make_task(family, spec, data_root, device)
 
 
-def suite_families(
-    name: str, data_root: str | None = None, device: str | torch.device = "cpu"
-) -> list[SpecFamily[Any]]:
-    """The families that a suite trains on."""
-    return [make_family(family, options, data_root, device) for family, options in _suite(name).train]
-
-
-def suite_tasks(
-    name: str, part: str, data_root: str | None = None, device: str | torch.device = "cpu"
-) -> dict[str, Task]:
-    """The fixed tasks of the "validation" or "test" part of a suite, by name."""
-    parts = {"validation": _suite(name).validation, "test": _suite(name).test}
-    if part not in parts:
-        raise ConfigError(f"a suite has no fixed tasks for {part!r}; expected validation or test")
-    return {task: named_task(task, data_root, device) for task in parts[part]}
-
-
-def _suite(name: str) -> Suite:
+def suite_tasks(name: str, part: str, data_root: str | None = None) -> dict[str, Task]:
+    """The tasks of the "validation" or "test" part of a suite, by name."""
     if name not in SUITES:
         raise ConfigError(f"there is no suite {name!r}; there are {', '.join(SUITES)}")
-    return SUITES[name]
+    if part not in ("validation", "test"):
+        raise ConfigError(f"a suite has no tasks for {part!r}; expected validation or test")
+    return {task: named_task(task, data_root) for task in getattr(SUITES[name], part)}
