@@ -11,6 +11,10 @@ validation networks are tested once. In the task "dilation" metanets change the 
 image that they show is the dilated original (3 x 3), without views; *4 is the mean of four edited networks, no_edit
 the error of networks as they are, own_error that to their own images. In "sines" readers tell amplitude, frequency
 and phase of the sines that small networks show: r2 is the share of variance that they tell, the mean of the three.
+In "tickets" they say which twentieth of a fresh perceptron's weights to keep (196-128-64-10, MNIST at 14 x 14), having
+seen others with the masks that magnitude pruning found: accuracy after training, beside that with no mask (dense), the
+mask found for the very network (imp), and with as many weights of each matrix chosen by chance or by size (random,
+magnitude); @inputs: of the first matrix also as many for each pixel. Metanets see a fifth as many networks there.
 Every finished run is a line in benchmarks/results/weight_space/log.jsonl, and no run is done twice: stop it whenever
 you like. The data sets of networks are made on the way, or gone on with.
 """
@@ -27,7 +31,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner.log import Log, Record, canonical
-from benchmarks.weight_space_tasks import sines
+from benchmarks.weight_space_tasks import sines, tickets
 from lopt.cli.arguments import positive
 from lopt.comparison.report import write_results
 from lopt.files import user_path
@@ -53,7 +57,7 @@ EDITS = ("no_edit", "own_error", "nfn_np", "dwsnet", "nfn_np*4", "ng_gnn", "ng_t
 READING = (*NAMES, *(f"{name}+64" for name in PROBED))
 EDITING = ("no_edit", "own_error", *METANET_READERS, *(f"{name}*4" for name in METANET_READERS))
 DILATION = "dilation"
-OWN = {"sines": sines}
+OWN = {"sines": sines, "tickets": tickets}
 """Tasks with networks and budgets of their own."""
 
 
@@ -85,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few networks of digits, few passes")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--tasks", nargs="+", choices=[*IMAGE_SETS, DILATION, *OWN])
-    parser.add_argument("--only", nargs="+", choices=sorted({*READING, *EDITING}))
+    parser.add_argument("--only", nargs="+", choices=sorted({*READING, *EDITING, *tickets.METHODS}))
     parser.add_argument("--seeds", type=positive)
     parser.add_argument("--passes", type=positive, help="networks that each reader sees in training")
     parser.add_argument("--data", metavar="DIR", help="folder of the images (default: $LOPT_DATA)")
@@ -246,10 +250,13 @@ def _budget(record: Record) -> tuple[Any, ...]:
     return tuple(record[name] for name in BUDGET)
 
 
+FURTHER = ("train_accuracy", "overlap", "seen")
+
+
 def _figures(records: Sequence[Record]) -> dict[str, Any]:
     figure = _figure(records[0]["task"])
     values = [record[figure] for record in records]
-    further = [name for name in records[0] if name == "train_accuracy" or name.startswith(f"{figure}_")]
+    further = [name for name in records[0] if name in FURTHER or name.startswith(f"{figure}_")]
     return {
         figure: statistics.mean(values),
         "deviation": statistics.stdev(values) if len(values) > 1 else None,

@@ -97,9 +97,11 @@ def fit(
     generator = torch.Generator().manual_seed(options.seed)
     steps = max(options.passes // options.batch, 1)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    # One cycle needs two steps or more; its last is one beyond those taken, as torch counts them.
+    # One cycle needs two steps or more; its last is one beyond those taken, as torch counts them. Torch divides by the
+    # steps of the warm-up less one, which must not be zero.
+    warm_up = max(options.warm_up, 2 / (steps + 2))
     cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.lr, total_steps=steps + 2, pct_start=options.warm_up, cycle_momentum=False
+        optimizer, options.lr, total_steps=steps + 2, pct_start=warm_up, cycle_momentum=False
     )
     between = -(-steps // options.checks)
     losses, scores, kept = [0.0], [], None

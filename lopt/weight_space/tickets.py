@@ -105,6 +105,13 @@ def by_layer(scores: Tensors, counts: dict[str, int]) -> Tensors:
     return {name: _top(value.flatten(1), counts[name]).view_as(value) for name, value in scores.items()}
 
 
+def by_input(scores: Tensors, counts: dict[str, int], shares: Tensor) -> Tensors:
+    """As `by_layer`, but the first matrix's are shared out among the inputs in proportion to `shares` (n_0)."""
+    first = next(iter(scores))
+    rank = scores[first].argsort(1, descending=True).argsort(1) + 0.5
+    return by_layer({**scores, first: -rank / (shares + 1e-6)}, counts)
+
+
 def counts_of(networks: NetworkSet) -> dict[str, int]:
     """How many weights IMP keeps of each matrix, in the mean over a set."""
     return {

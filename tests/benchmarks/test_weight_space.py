@@ -9,7 +9,9 @@ import pytest
 
 from benchmarks import weight_space
 from benchmarks.runner.log import Log
+from lopt.weight_space.perceptrons import Schooling
 from lopt.weight_space.sirens import RECIPES, Recipe
+from lopt.weight_space.tickets import TICKETS
 
 
 def test_runs_are_done_once_and_summed_up_by_task_and_method(
@@ -55,6 +57,26 @@ def test_sines_have_their_own_budget_and_figure(tmp_path: Path, monkeypatch: pyt
     assert record["r2"] == pytest.approx(sum(parts) / 3)
     found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["sines"]["statnn"]
     assert (found["r2"], found["networks"]) == (record["r2"], 32)
+
+
+def test_masks_stand_beside_those_of_chance_and_of_pruning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brief = Schooling(epochs=2, batch=64, lr=2e-2)
+    recipe = TICKETS["tickets-digits"].model_copy(update={"schooling": brief})
+    monkeypatch.setitem(TICKETS, "tickets-digits", recipe)
+    monkeypatch.setitem(weight_space.tickets.LESSONS, "tickets-digits", brief)
+    monkeypatch.setattr(
+        weight_space.tickets, "QUICK", {**weight_space.tickets.QUICK, "networks": 16, "passes": 32}
+    )
+    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
+    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--tasks", "tickets", "--only"]
+    weight_space.main([*arguments, "dense", "imp", "random", "random@inputs", "paths", "paths@inputs"])
+    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["tickets"]
+    assert found["imp"]["overlap"] == 1 > max(found["random"]["overlap"], found["paths"]["overlap"])
+    assert found["dense"]["accuracy"] > found["random"]["accuracy"]
+    assert found["paths"]["meta_parameters"] == found["paths@inputs"]["meta_parameters"] > 0
+    assert found["random"]["overlap"] != found["random@inputs"]["overlap"]
 
 
 @pytest.mark.slow

@@ -116,6 +116,16 @@ def test_numbers_are_learned_too() -> None:
     assert mean_loss(net, data, wanted) < before / 4
 
 
+@pytest.mark.parametrize("steps", [1, 2, 8, 18])
+def test_a_training_may_have_any_number_of_steps(steps: int) -> None:
+    """With eight, the warm-up was one step long, and torch divided by zero."""
+    data = networks()
+    net = make_reader("statnn", data, 2).double()
+    fitted = fit(net, data, data.columns["label"], FitOptions(passes=6 * steps, batch=6, checks=1))
+    assert len(fitted.losses) == 1
+    assert math.isfinite(fitted.losses[0])
+
+
 def test_mistakes_are_named() -> None:
     data = networks()
     with pytest.raises(ConfigError, match=f"no reader 'x'; there are {NAMES[0]}"):

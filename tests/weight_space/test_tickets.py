@@ -11,7 +11,7 @@ from lopt.cli import main
 from lopt.weight_space import tickets
 from lopt.weight_space.network_set import NetworkSet, load
 from lopt.weight_space.perceptrons import Schooling, accuracy, train
-from lopt.weight_space.tickets import by_layer, counts_of, imp, largest, make_tickets, masks_of
+from lopt.weight_space.tickets import by_input, by_layer, counts_of, imp, largest, make_tickets, masks_of
 
 BRIEF = tickets.TICKETS["tickets-digits"].model_copy(
     update={"schooling": Schooling(epochs=4, batch=64, lr=1e-2)}
@@ -33,6 +33,9 @@ def test_the_largest_by_hand() -> None:
     layers = by_layer(weights, {"a": 1, "b": 2})
     assert layers["a"].tolist() == [[[False, False], [False, True]]]
     assert layers["b"].all()
+    shared = by_input(weights, {"a": 2, "b": 1}, torch.tensor([9.0, 1.0]))
+    assert shared["a"].tolist() == [[[True, False], [True, False]]], "all of the input that IMP keeps most of"
+    assert shared["b"].tolist() == [[[False, True]]]
 
 
 def test_rounds_keep_less_and_less_and_a_ticket_beats_a_random_one() -> None:
