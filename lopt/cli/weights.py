@@ -73,8 +73,8 @@ def _images(args: argparse.Namespace, out: Path) -> int:
 
     networks = make(args.name, args.recipe or "siren300", args.count or 8000, out, args.data)
     images = images_of(networks, args.data)
-    found = audit(networks, images, grid(*images.shape[2:]))
-    found.write(out.with_suffix(".audit.json"))
-    print(found)
+    report = audit(networks, images, grid(*images.shape[2:]))
+    report.write(out.with_suffix(".audit.json"))
+    print(report)
     print(f"networks: {out}   audit: {out.with_suffix('.audit.json')}")
     return 0

@@ -11,9 +11,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lopt.comparison.report import curves_figure, table
+from lopt.comparison.report import curves_figure, table, write_results
 from lopt.comparison.results import HORIZONS, TaskComparison
-from lopt.files import user_path, write_atomically
+from lopt.files import user_path
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ class Comparison:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """As JSON, atomically."""
-        write_atomically(
-            user_path(path), json.dumps(self.record(), indent=1, allow_nan=False).encode() + b"\n"
-        )
+        write_results(self.record(), user_path(path))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Comparison:

@@ -75,8 +75,8 @@ class Cutout:
         if not self.vectors:
             return []
         sizes = [place.stop - place.start for place in self.places[len(self.strips) :]]
-        found = parts[-1].split(sizes, -1)
-        return [(*vector, part) for vector, part in zip(self.vectors, found, strict=True)]
+        vectors = zip(self.vectors, parts[-1].split(sizes, -1), strict=True)
+        return [(*vector, part) for vector, part in vectors]
 
     def _together(self, parts: list[Tensor]) -> list[Tensor]:
         strips, vectors = parts[: len(self.strips)], parts[len(self.strips) :]

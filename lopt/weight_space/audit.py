@@ -74,12 +74,12 @@ def audit(networks: NetworkSet, images: Tensor, points: Tensor) -> Audit:
     shape = SirenShape(**networks.header["architecture"])
     classes = int(labels.max()) + 1
     flat = FlatMlp(networks.split("train"), classes, 256)
-    found = [_accuracy(flat, networks, passes)]
+    accuracies = [_accuracy(flat, networks, passes)]
     rendered = torch.cat([render(shape, part, points) for part in _parts(networks.params, 256)])
     for values in (rendered, images):
         own = NetworkSet({"values": values.flatten(1)}, networks.columns, networks.splits)
-        found.append(_accuracy(_Values(own, classes), own, passes))
-    return Audit(*list(asdict(figures).values())[:5], *found)
+        accuracies.append(_accuracy(_Values(own, classes), own, passes))
+    return Audit(*list(asdict(figures).values())[:5], *accuracies)
 
 
 class _Values(Reader):

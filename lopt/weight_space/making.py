@@ -61,8 +61,8 @@ def places(images: ImageSet, numbers: range) -> tuple[Tensor, Tensor]:
 
 def pixels(images: ImageSet, splits: Tensor, chosen: Tensor) -> Tensor:
     """The images (N, C, H, W) of networks, from 0 to 1."""
-    found = [images.images[SPLITS[s]][i] for s, i in zip(splits.tolist(), chosen.tolist(), strict=True)]
-    return torch.stack(found).float() / 255
+    each = [images.images[SPLITS[s]][i] for s, i in zip(splits.tolist(), chosen.tolist(), strict=True)]
+    return torch.stack(each).float() / 255
 
 
 def images_of(networks: NetworkSet, root: str | Path | None = None) -> Tensor:

@@ -86,23 +86,23 @@ def collect(
     validation, two for testing, in the order of their first network. All must have the same parameters; buffers that
     are no floating-point numbers are left out. Raises `DataError` for networks that do not go together.
     """
-    found = [_state(network) for network in networks]
-    if not found:
+    states = [_state(network) for network in networks]
+    if not states:
         raise DataError("networks: expected one or more, found none")
-    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in found]
+    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in states]
     for number, shape in enumerate(shapes):
         if shape != shapes[0]:
             raise DataError(
                 f"networks: expected all as the first, {shapes[0]}, found number {number} with {shape}"
             )
-    own = list(range(len(found))) if groups is None else list(groups)
+    own = list(range(len(states))) if groups is None else list(groups)
     table = {name: torch.tensor(values) for name, values in (columns or {}).items()}
     for name, length in {"groups": len(own), **{name: len(value) for name, value in table.items()}}.items():
-        if length != len(found):
-            raise DataError(f"{name}: expected one for each of {len(found)} networks, found {length}")
+        if length != len(states):
+            raise DataError(f"{name}: expected one for each of {len(states)} networks, found {length}")
     numbers = {group: number for number, group in enumerate(dict.fromkeys(own))}
     splits = torch.tensor([TURNS[numbers[group] % len(TURNS)] for group in own], dtype=torch.uint8)
-    params = {name: torch.stack([state[name] for state in found]) for name in shapes[0]}
+    params = {name: torch.stack([state[name] for state in states]) for name in shapes[0]}
     return NetworkSet(params, table, splits)
 
 

@@ -79,7 +79,7 @@ class Muon(ClassicalRule):
             return super().decide(graph, grads, state, params)
         names = list(graph.parameters)
         rest = {name: p for name, p in params.items() if self.part(graph, name) is self.rest}
-        deltas, next_state = (dict(found) for found in self.rest(graph, grads, state, rest))
+        deltas, next_state = (dict(part) for part in self.rest(graph, grads, state, rest))
         for wave in shards.waves:
             own = [
                 (owner, names[owner])
