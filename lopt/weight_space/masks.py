@@ -11,7 +11,6 @@ Shapes: B networks, P scalars, W weights of all matrices, n_l neurons of layer l
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import Any, cast
 
@@ -182,8 +181,8 @@ VALUES = 3
 
 def usual_logits(networks: NetworkSet) -> list[Tensor]:
     """Of each matrix, for the share of its weights that IMP keeps."""
-    shares = [mask.double().mean().item() for mask in masks_of(networks).values()]
-    return [torch.tensor(math.log(share / (1 - share))) for share in shares]
+    # Away from 0 and 1: a small matrix may be kept whole.
+    return [torch.logit(mask.float().mean(), eps=1e-3) for mask in masks_of(networks).values()]
 
 
 def flat_masks(networks: NetworkSet) -> Tensor:

@@ -70,6 +70,14 @@ def test_they_learn_which_weights_are_kept(name: str) -> None:
     assert dark < 0.1, "inputs that are never lit"
 
 
+def test_a_matrix_may_be_kept_whole_or_not_at_all() -> None:
+    data = networks()
+    for weight, kept in zip(SHAPE.weights, (0, 1), strict=False):
+        data.columns[MASK + weight].fill_(kept)
+    reader = make_masker("paths", data).double()
+    assert all(value.isfinite().all() for value in reader(data.params).values())
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(ConfigError, match="no reader 'x' of masks; there are pointwise"):
         make_masker("x", networks())
