@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from lopt.graph import ParameterGraph
 from lopt.inner.task import Task
@@ -84,6 +85,40 @@ class ModuleTask(Task):
         return ParameterGraph.trace(self.module, tuple(x[0] for x in arguments(inputs)))
 
 
+class ExamplesTask(ModuleTask):
+    """A task on N examples of each split in memory: inputs (N, ...), or a tuple of those, and targets (N, ...)."""
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[], nn.Module],
+        examples: Mapping[str, Pair],
+        batch_size: int,
+        chunk: int,
+        limit: int = 2**31,
+        device: str | torch.device = "cpu",
+        init_scale: float = 1.0,
+    ) -> None:
+        super().__init__(name, build, device, init_scale)
+        self.examples, self.batch_size, self.chunk, self.limit = examples, batch_size, chunk, limit
+
+    def pick(self, split: str, rows: Tensor) -> Pair:
+        """Those examples."""
+        picked: Pair = tree_map(lambda tensor: tensor[rows], self.examples[split])
+        return picked
+
+    def sample(self, split: str, count: int, generator: Generator) -> Pair:
+        """Examples (count, B, ...) drawn with replacement."""
+        size = len(self.examples[split][1])
+        return self.pick(split, draw_indices(size, (count, self.batch_size), generator, self.device))
+
+    def evaluation(self, split: str) -> Iterable[Pair]:
+        """At most `limit` evenly spaced examples."""
+        rows = evenly_spaced(len(self.examples[split][1]), self.limit, self.device)
+        for part in rows.split(self.chunk):
+            yield self.pick(split, part)
+
+
 def arguments(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """What a module is called with."""
     return inputs if isinstance(inputs, tuple) else (inputs,)
@@ -93,6 +128,11 @@ def classification(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Cross-entropy (nats) and accuracy of logits (..., classes) and labels (...)."""
     accuracy = (logits.argmax(-1) == labels).to(logits.dtype).mean()
     return {"loss": F.cross_entropy(logits.flatten(0, -2), labels.flatten()), "accuracy": accuracy}
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Mean squared error."""
+    return {"loss": F.mse_loss(outputs, targets.to(outputs.dtype))}
 
 
 def draw_seed(generator: Generator) -> int:

@@ -9,13 +9,12 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from lopt.config import wrong
 from meta_tasks.data import load_images
 from meta_tasks.family import SpecFamily, register_family
 from meta_tasks.image_stream import ImageSpec, ImageStream
-from meta_tasks.module_task import ModuleTask, Pair, draw_indices, evenly_spaced
+from meta_tasks.module_task import ExamplesTask, ModuleTask, Pair, squared_error
 from meta_tasks.networks import Activation, autoencoder, siren
 from meta_tasks.spec import Layers, Wide, Width
 
@@ -48,15 +47,7 @@ class SirenSpec(ImageSpec):
         return self
 
 
-class RegressionTask(ModuleTask):
-    """Mean squared error against targets whose own variance is about 1."""
-
-    def figures(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Mean squared error."""
-        return {"loss": F.mse_loss(outputs, targets.to(outputs.dtype))}
-
-
-class AutoencoderTask(RegressionTask):
+class AutoencoderTask(ModuleTask):
     """Images (B, C, H, W) -> the same pixels (B, C*H*W), without the noise of the inputs."""
 
     def __init__(self, spec: AutoencoderSpec, stream: ImageStream) -> None:
@@ -77,6 +68,10 @@ class AutoencoderTask(RegressionTask):
         for images, _ in self.stream.evaluation(split):
             yield images, images.flatten(1)
 
+    def figures(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Mean squared error; the variance of the pixels is about 1."""
+        return squared_error(outputs, targets)
+
 
 @register_family("autoencoder")
 class AutoencoderFamily(SpecFamily[AutoencoderSpec]):
@@ -90,37 +85,24 @@ class AutoencoderFamily(SpecFamily[AutoencoderSpec]):
         return AutoencoderTask(spec, ImageStream(spec, data))
 
 
-class SirenTask(RegressionTask):
+class SirenTask(ExamplesTask):
     """Coordinates in [-1, 1]^2 (B, 2) -> pixels (B, C) of one image. The splits are splits of its pixels."""
 
     def __init__(self, spec: SirenSpec, stream: ImageStream) -> None:
-        channels, size, _ = stream.shape
+        (channels, size, _), limit = stream.shape, spec.evaluation_examples
         name = f"siren/{spec.dataset}{size}/{'-'.join(map(str, spec.widths))}-sine{spec.frequency:g}"
-        super().__init__(
-            name, partial(siren, spec.widths, channels, spec.frequency), stream.device, spec.init_scale
-        )
-        self.batch_size = spec.batch_size
-        self.limit = spec.evaluation_examples
+        build = partial(siren, spec.widths, channels, spec.frequency)
         axis = torch.linspace(-1, 1, size)
-        self._coordinates = torch.cartesian_prod(axis, axis).to(self.device)
-        self._pixels = stream.example("train", spec.seed).flatten(1).T.contiguous()
-        order = torch.randperm(size**2, generator=torch.Generator().manual_seed(spec.seed)).to(self.device)
-        self._rows = {
-            split: order[int(low * size**2) : int(high * size**2)]
-            for split, (low, high) in PIXEL_SHARES.items()
-        }
+        coordinates = torch.cartesian_prod(axis, axis).to(stream.device)
+        pixels = stream.example("train", spec.seed).flatten(1).T.contiguous()
+        order = torch.randperm(size**2, generator=torch.Generator().manual_seed(spec.seed)).to(stream.device)
+        rows = {split: order[int(a * size**2) : int(b * size**2)] for split, (a, b) in PIXEL_SHARES.items()}
+        examples = {split: (coordinates[own], pixels[own]) for split, own in rows.items()}
+        super().__init__(name, build, examples, spec.batch_size, limit, limit, stream.device, spec.init_scale)
 
-    def sample(self, split: str, count: int, generator: Generator) -> Pair:
-        """Coordinates (count, B, 2) and pixels (count, B, C)."""
-        rows = self._rows[split]
-        rows = rows[draw_indices(len(rows), (count, self.batch_size), generator, self.device)]
-        return self._coordinates[rows], self._pixels[rows]
-
-    def evaluation(self, split: str) -> Iterable[Pair]:
-        """The split's own pixels."""
-        rows = self._rows[split]
-        rows = rows[evenly_spaced(len(rows), self.limit, self.device)]
-        yield self._coordinates[rows], self._pixels[rows]
+    def figures(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Mean squared error; the variance of the pixels is about 1."""
+        return squared_error(outputs, targets)
 
 
 @register_family("siren")

@@ -12,8 +12,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from meta_tasks.meta_test.kind import Kind, digits, squared_error
-from meta_tasks.module_task import Pair
+from meta_tasks.meta_test.kind import Kind, digits
+from meta_tasks.module_task import Pair, squared_error
 from meta_tasks.networks import mlp
 
 COPIES = 4

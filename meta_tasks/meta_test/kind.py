@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
 from lopt.inner.task import SPLITS
 from meta_tasks.data import load_images
 from meta_tasks.data.tables import TableSet, load_table
-from meta_tasks.module_task import ModuleTask, Pair, classification, draw_indices
+from meta_tasks.module_task import ExamplesTask, Pair, classification
 
 SIZES = {"train": 2048, "validation": 512, "test": 1024}
 """Examples of each split, where they are generated."""
@@ -36,41 +34,18 @@ class Kind:
     """How many examples are evaluated at a time."""
 
 
-class KindTask(ModuleTask):
+class KindTask(ExamplesTask):
     """The task of a kind."""
 
-    def __init__(self, name: str, kind: Kind, device: str | torch.device = "cpu") -> None:
-        super().__init__(f"meta_test/{name}", kind.build, device)
-        self.kind = kind
-        self._examples: dict[str, Pair] = {
-            split: _moved(kind.examples(split, Generator().manual_seed(seed)), self.device)
-            for seed, split in enumerate(SPLITS)
+    def __init__(self, name: str, kind: Kind) -> None:
+        examples = {
+            split: kind.examples(split, Generator().manual_seed(seed)) for seed, split in enumerate(SPLITS)
         }
+        super().__init__(f"meta_test/{name}", kind.build, examples, kind.batch_size, kind.chunk)
+        self.kind = kind
 
     def figures(self, outputs: Any, targets: Tensor) -> dict[str, Tensor]:
         return dict(self.kind.figures(outputs, targets))
-
-    def sample(self, split: str, count: int, generator: Generator) -> Pair:
-        """Examples (count, B, ...) drawn with replacement."""
-        targets = self._examples[split][1]
-        rows = draw_indices(len(targets), (count, self.kind.batch_size), generator, self.device)
-        return _rows(self._examples[split], rows)
-
-    def evaluation(self, split: str) -> Iterable[Pair]:
-        """All examples of a split."""
-        rows = torch.arange(len(self._examples[split][1]), device=self.device)
-        for chunk in rows.split(self.kind.chunk):
-            yield _rows(self._examples[split], chunk)
-
-
-def _rows(examples: Pair, rows: Tensor) -> Pair:
-    picked: Pair = torch.utils._pytree.tree_map(lambda tensor: tensor[rows], examples)
-    return picked
-
-
-def _moved(examples: Pair, device: torch.device) -> Pair:
-    moved: Pair = torch.utils._pytree.tree_map(lambda tensor: tensor.to(device), examples)
-    return moved
 
 
 def digits(split: str, copies: int = 1) -> tuple[Tensor, Tensor]:
@@ -88,8 +63,3 @@ def table(name: str) -> Callable[[str, Generator], Pair]:
         return data.inputs[split], data.targets[split]
 
     return examples
-
-
-def squared_error(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Mean squared error."""
-    return {"loss": F.mse_loss(outputs, targets.to(outputs.dtype))}

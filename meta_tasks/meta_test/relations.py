@@ -9,8 +9,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from meta_tasks.meta_test.kind import SIZES, Kind, digits, squared_error
-from meta_tasks.module_task import Pair
+from meta_tasks.meta_test.kind import SIZES, Kind, digits
+from meta_tasks.module_task import Pair, squared_error
 from meta_tasks.networks import mlp
 
 NODES, SHOWN = 20, 2

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from meta_tasks.meta_test.kind import SIZES, Kind, squared_error
-from meta_tasks.module_task import Pair
+from meta_tasks.meta_test.kind import SIZES, Kind
+from meta_tasks.module_task import Pair, squared_error
 from meta_tasks.networks import Attention, TransformerBlock
 
 SYMBOLS, LENGTH, MEMORY = 12, 8, 24
