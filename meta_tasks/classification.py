@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import model_validator
@@ -16,7 +16,7 @@ from meta_tasks.family import SpecFamily, register_family
 from meta_tasks.image_stream import ImageStream, LabelledImageSpec, NetworkSpec
 from meta_tasks.module_task import ModuleTask, Pair, classification
 from meta_tasks.networks import Activation, Strides, convnet, mlp
-from meta_tasks.spec import Layers, Wide, Width
+from meta_tasks.spec import Layers, Number, Wide, Width
 
 
 class ClassificationSpec(LabelledImageSpec):
@@ -39,7 +39,7 @@ class CnnSpec(ClassificationSpec):
 
     widths: Layers[Width] = (16, 32, 32)
     """Channels of each convolution."""
-    kernel: Literal[1, 3, 5, 7] = 3
+    kernel: Annotated[Literal[1, 3, 5, 7], Number] = 3
     strides: Strides = "first"
     norm: Literal["none", "batch", "group"] = "none"
     head: Literal["average", "flatten"] = "average"

@@ -13,7 +13,7 @@ from lopt.config import wrong
 from meta_tasks.data import ImageSet
 from meta_tasks.data.images import PUBLISHED_SIZES
 from meta_tasks.module_task import Pair, draw_indices, evenly_spaced
-from meta_tasks.spec import Spec, Wide
+from meta_tasks.spec import Number, Spec, Wide
 
 EVALUATION_CHUNK = 500
 
@@ -38,7 +38,7 @@ class ImageSpec(NetworkSpec):
     dataset: Literal["digits", "photos", "mnist", "fashion_mnist", "cifar10"] = "digits"
     size: Annotated[int, Field(ge=0, le=64)] = 0
     """Height and width after average pooling; 0: as published."""
-    channels: Literal[0, 1, 3] = 0
+    channels: Annotated[Literal[0, 1, 3], Number] = 0
     """1 or 3: channels made by a random mixture of the published ones, fixed by the seed; 0: as published."""
     noise: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Standard deviation of Gaussian noise on the training images, whose own is 1."""

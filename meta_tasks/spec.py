@@ -23,7 +23,16 @@ from functools import cache, reduce
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
 import torch
-from pydantic import AfterValidator, Discriminator, Field, Strict, Tag, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    create_model,
+    model_validator,
+)
 from torch import Generator
 
 from lopt.config import Settings, wrong
@@ -32,6 +41,16 @@ T = TypeVar("T")
 V = TypeVar("V", bound=float)
 
 SEEDS = 2**31 - 1
+
+
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):  # which equals 0 or 1, so that pydantic takes it for that
+        raise wrong("a number", value)
+    return value
+
+
+Number = BeforeValidator(_no_flag)
+"""Beside a `Literal` of numbers."""
 
 Few = Annotated[int, Field(ge=1, le=16)]
 """Of layers, heads and the like."""

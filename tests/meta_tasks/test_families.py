@@ -224,6 +224,7 @@ def test_rosenbrock_is_scipys() -> None:
     ("name", "options", "error", "message"),
     [
         ("cnn", {"widht": 3}, ConfigError, "cnn: widht: unknown key"),
+        ("cnn", {"kernel": [3, True]}, ConfigError, "cnn: kernel.1: expected a number, found true"),
         ("cnm", {}, ConfigError, "there is no task family 'cnm'; there are autoencoder"),
         ("cnn", {"dataset": "imagenet"}, ConfigError, "cnn: dataset: expected one of 'digits', 'mnist'"),
         ("cnn", {"dataset": ["digits", "cifar10"]}, DataError, "CIFAR-10, binary version is missing"),
@@ -276,6 +277,7 @@ def test_the_smallest_siren_has_pixels_in_each_split() -> None:
     ("name", "spec", "message"),
     [
         ("mlp", {"dataset": "photos"}, "mlp: dataset: expected one of 'digits', 'mnist'"),
+        ("cnn", {"channels": False}, "cnn: channels: expected a number, found false"),
         ("mlp", {"size": 14}, "mlp: size: expected at most 8"),
         ("cnn", {"size": 4, "kernel": 5}, "cnn: kernel: expected at most the image size, 4, found 5"),
         ("vit", {"patch": 3}, "vit: patch: expected a divisor of the image size, 8, found 3"),
