@@ -12,7 +12,8 @@ from lopt.files import user_path
 DESCRIPTION = """Networks as data.
 
   make    fit thousands of implicit networks (SIREN), one to each image of a data set, and audit them;
-          or to sines; or prune perceptrons, for the masks of their winning tickets
+          or to sines; prune perceptrons, for the masks of their winning tickets; or train small
+          convolutional classifiers (cnn-zoo), with their accuracy at several checkpoints
 
 Stop it whenever you like: the same command goes on, also with a larger --count.
 
@@ -20,21 +21,25 @@ examples:
   lopt weights make inr-mnist --count 8000 --data ~/data --out mnist.safetensors
   lopt weights make inr-digits --count 320 --out digits.safetensors
   lopt weights make sines --count 2000 --out sines.safetensors
-  lopt weights make tickets --count 256 --data ~/data --out tickets.safetensors"""
+  lopt weights make tickets --count 256 --data ~/data --out tickets.safetensors
+  lopt weights make cnn-zoo --count 2000 --data ~/data --out zoo.safetensors"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from lopt.weight_space.making import IMAGE_SETS
     from lopt.weight_space.sirens import RECIPES
     from lopt.weight_space.tickets import TICKETS
+    from lopt.weight_space.zoo import ZOOS
 
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     make = commands.add_parser("make", help="train networks", allow_abbrev=False)
-    names = [*IMAGE_SETS, "sines", *TICKETS]
+    names = [*IMAGE_SETS, "sines", *TICKETS, *ZOOS]
     make.add_argument("name", choices=names, help="the data set of networks")
     make.add_argument("--recipe", choices=list(RECIPES), help="of networks of images (default: siren300)")
     make.add_argument(
-        "--count", type=positive, help="networks (default: 8000 of images, 2000 of sines, 256 tickets)"
+        "--count",
+        type=positive,
+        help="networks (default: 8000 of images, 2000 of sines and of a zoo, 256 tickets)",
     )
     make.add_argument("--data", metavar="DIR", help="folder of the images (default: $LOPT_DATA)")
     make.add_argument(
@@ -46,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from lopt.training.runtime import prepare_cpu
     from lopt.weight_space.making import IMAGE_SETS
     from lopt.weight_space.sines import make_sines
-    from lopt.weight_space.tickets import make_tickets, said_of_tickets
+    from lopt.weight_space.tickets import TICKETS, make_tickets, said_of_tickets
+    from lopt.weight_space.zoo import make_zoo, said_of_zoo
 
     prepare_cpu()
     out = user_path(args.out)
@@ -59,8 +65,10 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"{len(psnr)} networks, PSNR {psnr.median():.1f} dB (worst twentieth {psnr.quantile(0.05):.1f})"
         )
-    else:
+    elif args.name in TICKETS:
         print(said_of_tickets(make_tickets(args.name, args.count or 256, out, args.data)))
+    else:
+        print(said_of_zoo(make_zoo(args.name, args.count or 2000, out, args.data)))
     print(f"networks: {out}")
     return 0
 

@@ -38,6 +38,11 @@ class ConvShape(Settings):
         """Of the weight and the bias of each layer."""
         return [(f"layers.{n}.weight", f"layers.{n}.bias") for n in range(CONVOLUTIONS + 1)]
 
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return (1, self.size, self.size)
+
     def build(self) -> ConvNet:
         """A network of this shape."""
         return ConvNet(self)
@@ -67,9 +72,7 @@ def initial(shape: ConvShape, seeds: Sequence[int], gains: Tensor) -> Tensors:
     drawn: dict[str, list[Tensor]] = {}
     for seed, gain in zip(seeds, gains.tolist(), strict=True):
         generator = torch.Generator().manual_seed(seed)
-        for (weight, bias), size in zip(
-            shape.names, [*each, (shape.classes, shape.channels)], strict=True
-        ):
+        for (weight, bias), size in zip(shape.names, [*each, (shape.classes, shape.channels)], strict=True):
             std = gain * math.sqrt(2 / math.prod(size[1:]))
             drawn.setdefault(weight, []).append(std * torch.randn(size, generator=generator))
             drawn.setdefault(bias, []).append(torch.zeros(size[0]))
@@ -77,7 +80,7 @@ def initial(shape: ConvShape, seeds: Sequence[int], gains: Tensor) -> Tensors:
 
 
 class Adam:
-    """Adam of B networks, each with a rate and a decoupled decay of its own (B); those that diverge stay as they are."""
+    """Adam of B networks, each with its own rate and decoupled decay (B); those that diverge stay as they are."""
 
     def __init__(self, params: Tensors, rates: Tensor, decays: Tensor) -> None:
         self.params, self.step = params, 0

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from lopt.metanets import METANETS
+from lopt.weight_space.architecture import architecture
 from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
 from lopt.weight_space.fitting import Loss
 from lopt.weight_space.network_set import NetworkSet, Tensors
 from lopt.weight_space.readers import awaken, scales_of
 from lopt.weight_space.sirens import SirenShape, render
 from lopt.weight_space.symmetries import canonical
-from lopt.weight_space.systems import METANET_READERS, graph_of
+from lopt.weight_space.systems import METANET_READERS
 
 FIRST_SCALE = 0.01
 
@@ -36,14 +37,14 @@ class Editor(nn.Module):
     def __init__(self, networks: NetworkSet, name: str, copies: int = 1) -> None:
         super().__init__()
         self.shape = SirenShape(**networks.header["architecture"])
-        self.graph = graph_of(self.shape.build(), self.shape)
+        self.graph = architecture(self.shape).graph
         scales = scales_of(canonical(self.shape, networks.params))
         self.rms = {parameter: scales[parameter] for parameter in self.graph.parameters}
         options = FeatureOptions(frequencies=4, places=True, w0=self.shape.w0)
         self.features = WeightFeatures(options, self.rms)
         metanet, of = METANET_READERS[name]
         self.metanet = METANETS.make(
-            METANETS.options(metanet)(**of(self.shape)),
+            METANETS.options(metanet)(**of(self.graph)),
             features=options.count,
             context=CONTEXT,
             outputs=copies,

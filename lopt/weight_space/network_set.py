@@ -7,18 +7,20 @@ networks.split("train").columns["label"]
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lopt import files
-from lopt.errors import DataError
+from lopt.errors import DataError, RuleFileError
+from lopt.graph import ParameterGraph
 
 Tensors = dict[str, Tensor]
 
@@ -40,6 +42,8 @@ class NetworkSet:
     """(N) index in `SPLITS`. Networks that share their data are in one split."""
     header: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able: the architecture, how they were made, and where they come from."""
+    graph: ParameterGraph | None = None
+    """Of all of them, for networks of your own; lopt has the code of those that it made."""
 
     def __len__(self) -> int:
         return len(self.splits)
@@ -70,22 +74,32 @@ class NetworkSet:
             path,
             {**params, **self.columns, "split": self.splits},
             FORMAT,
-            {**self.header, "version": VERSION},
+            {**self.header, **self._graph(), "version": VERSION},
         )
+
+    def _graph(self) -> dict[str, Any]:
+        return {} if self.graph is None else {GRAPH: GRAPHS.dump_python(self.graph, mode="json")}
 
 
 def collect(
-    networks: Sequence[Mapping[str, Tensor] | nn.Module | Path],
+    networks: Path | Sequence[Mapping[str, Tensor] | nn.Module | Path],
     columns: Mapping[str, Sequence[float]] | None = None,
     groups: Sequence[object] | None = None,
+    factory: Callable[[], nn.Module] | None = None,
+    example: tuple[Any, ...] | None = None,
 ) -> NetworkSet:
     """Networks of your own as a set: models, state dicts, or files of these (safetensors, or what torch.save wrote).
+
+    A folder stands for its files in the order of their names. example: inputs of the network, for its graph, which all
+    metanets read by; it is traced on `factory()`, or on the first of the networks if this is a model.
 
     columns: what is known of each, such as {"accuracy": [.91, .87, ...]}. groups: which networks belong together, such
     as the run that a checkpoint is of: each group is in one split, of ten groups seven for training, one for
     validation, two for testing, in the order of their first network. All must have the same parameters; buffers that
     are no floating-point numbers are left out. Raises `DataError` for networks that do not go together.
     """
+    if isinstance(networks, Path):
+        networks = sorted(path for path in networks.iterdir() if path.suffix in SUFFIXES)
     states = [_state(network) for network in networks]
     if not states:
         raise DataError("networks: expected one or more, found none")
@@ -103,9 +117,26 @@ def collect(
     numbers = {group: number for number, group in enumerate(dict.fromkeys(own))}
     splits = torch.tensor([TURNS[numbers[group] % len(TURNS)] for group in own], dtype=torch.uint8)
     params = {name: torch.stack([state[name] for state in states]) for name in shapes[0]}
-    return NetworkSet(params, table, splits)
+    graph = None if example is None else _traced(factory, networks[0], example, params)
+    return NetworkSet(params, table, splits, graph=graph)
 
 
+def _traced(
+    factory: Callable[[], nn.Module] | None, first: object, example: tuple[Any, ...], params: Tensors
+) -> ParameterGraph:
+    model = first if factory is None else factory()
+    if not isinstance(model, nn.Module):
+        raise DataError("networks: expected a factory of the model, or models, beside the example inputs")
+    graph = ParameterGraph.trace(model, example)
+    for name, spec in graph.parameters.items():
+        found = tuple(params[name].shape[1:]) if name in params else None
+        if found != spec.shape:
+            raise DataError(f"{name}: expected the model's shape {spec.shape}, found {found} in the networks")
+    return graph
+
+
+SUFFIXES = (".safetensors", ".pt", ".pth")
+GRAPH, GRAPHS = "graph", TypeAdapter(ParameterGraph)
 TURNS = (0, 0, 0, 2, 0, 0, 0, 0, 1, 2)
 """Split of each of ten groups of `collect`."""
 
@@ -131,4 +162,8 @@ def load(path: Path) -> NetworkSet:
     tensors, header = files.read(path, FORMAT, VERSION)
     params = {n.removeprefix(PARAMETER): v for n, v in tensors.items() if n.startswith(PARAMETER)}
     columns = {n: v for n, v in tensors.items() if not n.startswith(PARAMETER) and n != "split"}
-    return NetworkSet(params, columns, tensors["split"], header)
+    try:
+        graph = GRAPHS.validate_python(header.pop(GRAPH)) if GRAPH in header else None
+    except ValidationError:
+        raise RuleFileError(f"{path}: the graph of these networks is damaged") from None
+    return NetworkSet(params, columns, tensors["split"], header, graph)

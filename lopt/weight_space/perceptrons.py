@@ -37,6 +37,11 @@ class PerceptronShape(Settings):
         """Names."""
         return [f"layers.{n}.bias" for n in range(len(self.sizes) - 1)]
 
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return self.sizes[:1]
+
     def build(self) -> Perceptron:
         """A network of this shape."""
         return Perceptron(self)

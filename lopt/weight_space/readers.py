@@ -62,7 +62,7 @@ class StatNn(Reader):
 
     def __init__(self, networks: NetworkSet, outputs: int, width: int = 128) -> None:
         super().__init__()
-        found = self._statistics(networks.params)
+        found = statistics(networks.params)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", found.mean(0))
@@ -70,19 +70,11 @@ class StatNn(Reader):
         self.layers = Mlp((found.shape[1], width, width, outputs))
 
     def forward(self, params: Tensors) -> Tensor:
-        return self.layers((self._statistics(params) - self.mean) / self.std)
-
-    def _statistics(self, params: Tensors) -> Tensor:
-        columns = []
-        for value in params.values():
-            flat = value.flatten(1)
-            columns += [flat.mean(1), flat.var(1, correction=0)]
-            columns += list(flat.quantile(torch.tensor(QUANTILES).to(flat), dim=1))
-        return torch.stack(columns, -1)
+        return self.layers((statistics(params) - self.mean) / self.std)
 
 
 class ProbeInputs(nn.Module):
-    """M inputs (M, n_0) for networks that read vectors: given ones, learned ones, or generated ones.
+    """M inputs (M, ...) for networks: given ones, learned ones, or generated ones.
 
     learned: free to move from where they are given. generated: from learned codes through a deep linear network
     (ProbeGen, Kahana et al. 2025), which keeps them from fitting the training set one by one.
@@ -92,7 +84,7 @@ class ProbeInputs(nn.Module):
 
     def __init__(self, points: Tensor, kind: Literal["given", "learned", "generated"] = "learned") -> None:
         super().__init__()
-        self.count, inputs = points.shape
+        self.count, self.shape = len(points), points.shape
         self.layers: nn.Module = nn.Identity()
         self.codes: Tensor
         if kind == "given":
@@ -101,11 +93,12 @@ class ProbeInputs(nn.Module):
             self.codes = nn.Parameter(points.clone())
         else:
             self.codes = nn.Parameter(torch.randn(self.count, self.CODE))
+            inputs = points[0].numel()
             self.layers = nn.Sequential(nn.Linear(self.CODE, self.CODE), nn.Linear(self.CODE, inputs))
 
     def forward(self) -> Tensor:
         found: Tensor = self.layers(self.codes)
-        return found
+        return found.view(self.shape)
 
 
 class ProbeReader(Reader):
@@ -133,12 +126,12 @@ class MetanetReader(Reader):
 
     Networks differ little in such means beside what they have in common; the norm, over the batch, takes that away.
     Without it no metanet here came near to fitting its training set. SIRENs are read in their canonical form, with
-    the phases of their neurons.
+    the phases of their neurons; of other networks the head is also told what `StatNn` is, where scales matter.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None,
         graph: ParameterGraph,
         networks: NetworkSet,
         outputs: int,
@@ -168,12 +161,14 @@ class MetanetReader(Reader):
         ]
         pooled = STATISTICS * channels * len(graph.parameters)
         pooled += 0 if inputs is None else inputs.count * len(self.answering)
+        pooled += 0 if self.siren else statistics(networks.select(torch.arange(1)).params).shape[1]
         # What is normed moves with the metanet below: averages over a few batches, or they lag in short trainings.
         self.head = nn.Sequential(nn.BatchNorm1d(pooled, momentum=0.3), Mlp((pooled, width, outputs)))
 
     def forward(self, params: Tensors) -> Tensor:
         points = None if self.inputs is None else self.inputs()
-        found: Tensor = self.head(torch.vmap(lambda one: self._pooled(one, points))(self._canonical(params)))
+        pooled = torch.vmap(lambda one: self._pooled(one, points))(self._canonical(params))
+        found: Tensor = self.head(pooled if self.siren else torch.cat([pooled, statistics(params)], 1))
         return found
 
     def _canonical(self, params: Tensors) -> Tensors:
@@ -184,9 +179,20 @@ class MetanetReader(Reader):
         told = self.features(self.graph, params)
         if points is None:
             return pool_tensors(self.graph, self.metanet(self.graph, *told)[0]).flatten()
+        assert model is not None, "no inputs without a model"
         probes = probe(model, self.graph, points, params, behind=True)
         said, _ = self.metanet(self.graph, *told, probes=probes)
         return torch.cat([pool_tensors(self.graph, said).flatten(), probes[:, self.answering].flatten()])
+
+
+def statistics(params: Tensors) -> Tensor:
+    """(B, 7 for each tensor): its mean, variance and quantiles."""
+    columns = []
+    for value in params.values():
+        flat = value.flatten(1)
+        columns += [flat.mean(1), flat.var(1, correction=0)]
+        columns += list(flat.quantile(torch.tensor(QUANTILES).to(flat), dim=1))
+    return torch.stack(columns, -1)
 
 
 def awaken(metanet: nn.Module) -> None:

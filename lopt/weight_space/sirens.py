@@ -41,6 +41,11 @@ class SirenShape(Settings):
         """Of the weight and the bias of each layer."""
         return [(f"layers.{n}.weight", f"layers.{n}.bias") for n in range(len(self.sizes) - 1)]
 
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Shape of one point."""
+        return self.sizes[:1]
+
     def build(self) -> Siren:
         """A network of this shape, with PyTorch's own initial weights."""
         return Siren(self)

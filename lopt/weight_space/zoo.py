@@ -75,6 +75,16 @@ def make_zoo(name: str, count: int, out: Path, root: str | Path | None = None) -
     return grown(out, header, count * views, made, recipe.cohort * views, "accuracy")
 
 
+def said_of_zoo(networks: NetworkSet) -> str:
+    """A line about a set: the accuracy of its networks at their last checkpoints."""
+    columns = networks.columns
+    last = 100 * columns["accuracy"][columns["step"] == columns["step"].max()]
+    return (
+        f"{len(last)} networks, {len(networks)} checkpoints; test accuracy at the end {last.median():.1f} % "
+        f"(from {last.min():.1f} to {last.max():.1f})"
+    )
+
+
 def _cohort(recipe: ZooRecipe, cohort: int, root: str | Path | None) -> NetworkSet:
     """All checkpoints of the networks of one cohort. The same whatever was made before."""
     numbers = range(cohort * recipe.cohort, (cohort + 1) * recipe.cohort)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lopt.errors import DataError, RuleFileError
+from lopt import files
+from lopt.errors import ConfigError, DataError, RuleFileError
 from lopt.weight_space.fitting import FitOptions, fit, predict
-from lopt.weight_space.network_set import NetworkSet, collect, load
+from lopt.weight_space.network_set import FORMAT, VERSION, NetworkSet, collect, load
 from lopt.weight_space.readers import StatNn
+from lopt.weight_space.systems import make_reader
+from tests.helpers import seeded
 
 
 def states(count: int = 20) -> list[dict[str, Tensor]]:
@@ -42,6 +46,65 @@ def test_models_states_and_files_are_the_same_set_and_read(tmp_path: Path) -> No
     reader = StatNn(mixed, 1)
     fit(reader, mixed, mixed.columns["accuracy"], FitOptions(passes=6, batch=3))
     assert predict(reader, mixed.params).shape == (3, 1)
+
+
+def convnets(count: int) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2)
+        ).double()
+        for _ in range(count)
+    ]
+
+
+EXAMPLE = (torch.zeros(2, 3, 8, 8, dtype=torch.float64),)
+
+
+def test_a_folder_of_checkpoints_and_a_factory_are_a_set_that_metanets_read(tmp_path: Path) -> None:
+    models = convnets(12)
+    for number, model in enumerate(models):
+        torch.save(model.state_dict(), tmp_path / f"{number:02}.pt")
+    (tmp_path / "notes.txt").write_text("not a network")
+    accuracies = [number / 12 for number in range(12)]
+    found = collect(tmp_path, {"accuracy": accuracies}, factory=lambda: convnets(1)[0], example=EXAMPLE)
+    listed = collect(models, {"accuracy": accuracies}, example=EXAMPLE)
+    assert all(torch.equal(value, found.params[name]) for name, value in listed.params.items())
+    path = tmp_path / "set.safetensors"
+    found.save(path)
+    again = load(path)
+    assert again.graph is not None
+    assert found.graph is not None
+    assert again.graph.parameters == found.graph.parameters
+    assert again.graph.groups == found.graph.groups
+    train = again.split("train")
+    reader = make_reader("ng_gnn", train, 1).double()
+    train = replace(train, params={name: value.double() for name, value in train.params.items()})
+    fit(reader, train, train.columns["accuracy"].double(), FitOptions(passes=8, batch=4))
+    permutation = again.graph.random_permutation(seeded(1))
+    moved = torch.vmap(lambda one: again.graph.permute(one, permutation))(train.params)
+    assert (predict(reader, moved) - predict(reader, train.params)).abs().max() < 1e-9
+
+
+def test_what_a_graph_needs_is_named(tmp_path: Path) -> None:
+    models = convnets(2)
+    with pytest.raises(DataError, match="a factory of the model, or models"):
+        collect([model.state_dict() for model in models], example=EXAMPLE)
+    with pytest.raises(DataError, match=r"0\.weight: expected the model's shape \(4, 3, 3, 3\), found None"):
+        collect([{"w": torch.zeros(2)}], factory=lambda: convnets(1)[0], example=EXAMPLE)
+    bare = collect(models)
+    with pytest.raises(ConfigError, match="give `collect` example inputs"):
+        make_reader("gmn", bare, 1)
+    whole = collect(models, example=EXAMPLE)
+    with pytest.raises(ConfigError, match="expected networks that lopt has the code of"):
+        make_reader("probes", whole, 1)
+    path = tmp_path / "set.safetensors"
+    whole.save(path)
+    tensors, header = files.read(path, FORMAT, VERSION)
+    header["graph"].pop("groups")
+    files.write(path, tensors, FORMAT, header)
+    with pytest.raises(RuleFileError, match="the graph of these networks is damaged"):
+        load(path)
 
 
 def test_all_checkpoints_of_a_run_are_in_one_split() -> None:

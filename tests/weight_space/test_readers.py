@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from lopt.errors import ConfigError
+from lopt.weight_space.architecture import architecture
 from lopt.weight_space.fitting import FitOptions, fit, mean_loss, predict
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.sirens import RECIPES, SirenShape, initial
 from lopt.weight_space.symmetries import flipped
-from lopt.weight_space.systems import METANET_READERS, NAMES, PROBED, graph_of, make_reader
+from lopt.weight_space.systems import METANET_READERS, NAMES, PROBED, make_reader
 from tests.helpers import seeded
 
 SHAPE = SirenShape(sizes=(2, 5, 5, 1))
@@ -46,7 +47,7 @@ def change(left: Tensor, right: Tensor) -> float:
 @pytest.mark.parametrize(("name", "probes"), EQUIVARIANT)
 def test_no_order_sign_or_winding_of_hidden_neurons_changes_a_prediction(name: str, probes: int) -> None:
     net, params = reader(name, probes), networks().params
-    graph = graph_of(SHAPE.build(), SHAPE)
+    graph = architecture(SHAPE).graph
     permutation = graph.random_permutation(seeded(1))
     each = [graph.permute({n: p[i] for n, p in params.items()}, permutation) for i in range(6)]
     moved = {n: torch.stack([one[n] for one in each]) for n in params}

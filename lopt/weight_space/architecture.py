@@ -1,0 +1,69 @@
+"""What the networks of a set have in common: their parameter graph, and where lopt has their code, a model to run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lopt.errors import ConfigError
+from lopt.graph import ParameterGraph
+from lopt.weight_space.convnets import ConvShape
+from lopt.weight_space.network_set import NetworkSet
+from lopt.weight_space.perceptrons import PerceptronShape
+from lopt.weight_space.sirens import SirenShape
+
+
+class Shape(Protocol):
+    """What a header says of an architecture."""
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        ...
+
+    def build(self) -> nn.Module:
+        """A network."""
+        ...
+
+
+SHAPES = {"siren": SirenShape, "perceptron": PerceptronShape, "convnet": ConvShape}
+"""Those that lopt makes, by the "kind" in a header."""
+
+
+class Architecture(NamedTuple):
+    """Of all networks of a set."""
+
+    graph: ParameterGraph
+    model: nn.Module | None = None
+    """To run with anyone's parameters; none for networks of your own, which are data alone."""
+    inputs: tuple[int, ...] = ()
+    """Shape of one example for the model."""
+
+    def examples(self, count: int) -> Tensor:
+        """(count, *inputs), evenly from -1 to 1. Raises `ConfigError` if there is no model to show them to."""
+        if self.model is None:
+            raise ConfigError("probes: expected networks that lopt has the code of, found a graph alone")
+        return 2 * torch.rand(count, *self.inputs) - 1
+
+    @property
+    def reads(self) -> int:
+        """Outputs of a network."""
+        return sum(group.size for group in self.graph.groups if group.kind == "output")
+
+
+def architecture_of(networks: NetworkSet) -> Architecture:
+    """Of a set that lopt made, or that `collect` was given example inputs for. Raises `ConfigError` for others."""
+    if networks.graph is not None:
+        return Architecture(networks.graph)
+    found = networks.header.get("architecture", {})
+    if found.get("kind") not in SHAPES:
+        raise ConfigError("networks: expected a set with a graph, found none: give `collect` example inputs")
+    return architecture(SHAPES[found["kind"]](**found))
+
+
+def architecture(shape: Shape) -> Architecture:
+    """Of networks of a shape."""
+    model = shape.build()
+    return Architecture(ParameterGraph.trace(model, (torch.zeros(2, *shape.inputs),)), model, shape.inputs)
