@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -592,6 +593,110 @@ def test_experts_are_traced_whatever_the_example_routes(way: str) -> None:
             f"experts.{i}.{n}" for n in ("0.weight", "0.bias", "2.weight")
         ]
     assert graph.verify(model, (torch.randn(30, 6),)).ok
+
+
+class RoutedExperts(nn.Module):
+    """Experts that are asked who they are, how many rows they get, or which of them anybody chose."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.gate, self.out, self.way = nn.Linear(6, 4, bias=False), nn.Linear(6, 3), way
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6)) for _ in range(4)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, chosen = self.gate(x).softmax(-1).topk(2)
+        return self.out(x + getattr(self, "by_" + self.way)(x, weight, chosen))
+
+    def by_hits(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        mask, total = F.one_hot(chosen, 4).permute(2, 1, 0), torch.zeros_like(x)
+        for hit in (mask.sum((-1, -2)) > 0).nonzero():
+            place, rows = torch.where(mask[hit].squeeze(0))
+            total.index_add_(0, rows, self.experts[hit](x[rows]) * weight[rows, place, None])
+        return total
+
+    def by_list_of_hits(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        total = torch.zeros_like(x)
+        for hit in chosen.unique().tolist():
+            rows, place = (chosen == hit).nonzero(as_tuple=True)
+            total[rows] += self.experts[hit](x[rows]) * weight[rows, place, None]
+        return total
+
+    def by_number(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        total, numbers = torch.zeros_like(x), chosen.flatten().bincount(minlength=4).tolist()
+        for i, number in enumerate(numbers):
+            mine = chosen == i
+            if number == 0 or mine.sum() == 0 or not mine.sum().item():
+                continue
+            rows = mine.any(-1).nonzero().squeeze(-1)
+            total = total.index_add(0, rows, self.experts[i](x[rows]) * (weight * mine).sum(-1)[rows, None])
+        return total
+
+    def by_slices(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        order = chosen.flatten().argsort()
+        sent, parts, start = x[order // 2], [], 0
+        for i, number in enumerate(chosen.new_zeros(len(x), 4).scatter_(1, chosen, 1).sum(0).tolist()):
+            if number:
+                parts.append(self.experts[i](sent[start : start + number]))
+                start += number
+        joined = torch.cat(parts)
+        back = torch.empty_like(joined)
+        back[order] = joined
+        return (back.unflatten(0, (-1, 2)) * weight[..., None]).sum(1)
+
+    def by_split(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        order = chosen.flatten().argsort()
+        numbers = torch.histc(chosen.float(), 4, 0, 3).int()
+        parts = x[order // 2].split(numbers.tolist())
+        joined = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
+        return torch.zeros_like(x).index_add(0, order // 2, joined * weight.flatten()[order, None])
+
+    def by_token(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        rows = [
+            sum(weight[i, k] * self.experts[chosen[i, k]](x[i : i + 1]) for k in range(2))
+            for i in range(len(x))
+        ]
+        return torch.cat(rows)
+
+
+@pytest.mark.parametrize("way", ["hits", "list_of_hits", "number", "slices", "split", "token"])
+def test_experts_are_traced_whatever_the_network_asks_of_its_routes(way: str) -> None:
+    torch.manual_seed(0)
+    model, x = RoutedExperts(way), torch.randn(5, 6)
+    with torch.no_grad():
+        model.gate.weight[:2] = model.gate.weight[:1]  # experts of equal scores: the example leaves some out
+        model.gate.weight[2:] = -model.gate.weight[:1]
+    graph = ParameterGraph.trace(model, (x,))
+    assert graph.rung == "traced"
+    for i in range(4):
+        hidden = graph.groups[graph.parameters[f"experts.{i}.0.weight"].axes[0][0][0]]
+        assert hidden.permutable
+        assert [name for name, _ in hidden.members] == [
+            f"experts.{i}.{n}" for n in ("0.weight", "0.bias", "2.weight")
+        ]
+    assert graph.verify(model, (torch.randn(30, 6),)).ok
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda chosen: (chosen == 1).all(),
+        lambda chosen: chosen.max() > 1,
+        lambda chosen: (chosen == 1).logical_not_().any(),  # no longer the mask that it was
+    ],
+)
+def test_choices_answer_only_what_every_route_needs(question: Callable[[Tensor], Tensor]) -> None:
+    class Early(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.out = nn.Linear(4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(x) if question(self.gate(x).argmax(-1)) else self.out(2 * x)
+
+    with pytest.warns(match="read from one forward pass"):
+        assert ParameterGraph.trace(Early(), (torch.randn(3, 4),)).rung == "recorded"
 
 
 def test_questions_about_other_values_stay_open() -> None:

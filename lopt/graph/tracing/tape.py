@@ -88,7 +88,7 @@ class Tape:
             number = self._numbers[id(tensor)] = len(self.infos)
             self._alive.append(tensor)
             shape = tuple(int(n) for n in tensor.shape)
-            self.infos.append(TensorInfo(shape, _storage(tensor), tensor.dtype))
+            self.infos.append(TensorInfo(shape, storage_of(tensor), tensor.dtype))
         return Ref(number)
 
     def refs(self, tree: Any) -> Any:
@@ -105,7 +105,7 @@ class Tape:
         targets = [] if torch.Tag.inplace_view in tags else written(func, args, kwargs)
         name, label = _names(func)
         # Dimensions of a uniform tensor are nobody's only as long as nothing but a fill of all of it has written there.
-        self.mutated.update(_storage(t) for t in targets if name + "_" not in FILLS or not _is_whole(t))
+        self.mutated.update(storage_of(t) for t in targets if name + "_" not in FILLS or not _is_whole(t))
         writes = tuple(self.ref(t) for t in targets)
         arguments = (self.refs(args), self.refs(kwargs))
         return Call(name, label, *arguments, None, writes, torch.Tag.pointwise in tags)
@@ -123,7 +123,7 @@ class Tape:
         return tensors
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage()._cdata  # the data pointer of every fake tensor is 0
     except (NotImplementedError, RuntimeError):  # sparse tensors have none
