@@ -167,6 +167,10 @@ MISTAKES = {
         "graph models:Net --input 3,a",
         "expected sizes such as 1,3,32,32, found '3,a'",
     ),
+    "an input of more than anything holds": (
+        f"graph models:Net --input {10**22},4",
+        "expected sizes from 1 to 2147483647",
+    ),
     "inputs that do not fit": ("graph models:Net --input 2,3", "Net"),
     "picture format": ("graph models:build --draw net.txt", ".png, .svg"),
 }

@@ -136,6 +136,6 @@ def _shape(text: str) -> tuple[int, ...]:
         shape = tuple(int(size) for size in text.replace("x", ",").split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected sizes such as 1,3,32,32, found {text!r}") from None
-    if min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"expected sizes of at least 1, found {text!r}")
+    if not all(1 <= size < 2**31 for size in shape):
+        raise argparse.ArgumentTypeError(f"expected sizes from 1 to {2**31 - 1}, found {text!r}")
     return shape

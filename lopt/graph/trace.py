@@ -30,7 +30,7 @@ from lopt.graph.spec import GraphSpec
 from lopt.graph.tracing.assemble import assemble
 from lopt.graph.tracing.choices import EveryChoice
 from lopt.graph.tracing.interpreter import interpret
-from lopt.graph.tracing.isolation import input_tensors, output_tensors, plain_kernels, untouched
+from lopt.graph.tracing.isolation import called, input_tensors, output_tensors, plain_kernels, untouched
 from lopt.graph.tracing.leftovers import clear_frames, forget
 from lopt.graph.tracing.tape import Tape, recording
 from lopt.graph.tracing.values import Knowledge
@@ -297,7 +297,7 @@ def _call(
     for name, tensor in stand_ins.items():
         tape.names[tape.ref(tensor).index] = name
     tape.inputs.update(tape.ref(t).index for t in inputs)
-    output = torch.func.functional_call(model, stand_ins, args, kwargs)
+    output = called(model, stand_ins, args, kwargs)
     tape.outputs = [tape.ref(t).index for t in output_tensors(output)]
 
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from lopt.errors import GraphError
 from lopt.graph.spec import AxisSpec, GraphSpec, Permutation, axis_index
 from lopt.graph.trace import check_inputs
-from lopt.graph.tracing.isolation import input_tensors, output_tensors, plain_kernels, untouched
+from lopt.graph.tracing.isolation import called, input_tensors, output_tensors, plain_kernels, untouched
 from lopt.graph.tracing.world import World
 from lopt.progress import tracked
 
@@ -269,7 +269,7 @@ class _Runner:
             inputs = (self.args, self.kwargs)
             args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
             try:
-                return torch.func.functional_call(self.model, given, args, kwargs)
+                return called(self.model, given, args, kwargs)
             except Exception as error:
                 text = str(error).strip().splitlines()
                 raise GraphError(

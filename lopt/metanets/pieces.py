@@ -191,9 +191,5 @@ def gathered(sums: Sequence[Tensor], pieces: Sequence[Piece], count: int) -> Ten
     """(S, b) sums over each piece's tensors -> (S, B) over the tensors of all pieces."""
     if pieces[0].all:
         return sums[0]
-    owners = torch.tensor([owner for piece in pieces for owner in piece.owners])
-    return (
-        sums[0]
-        .new_zeros(len(sums[0]), count)
-        .index_add(1, owners.to(sums[0].device), torch.cat(list(sums), 1))
-    )
+    owners = torch.tensor([owner for piece in pieces for owner in piece.owners], device=sums[0].device)
+    return sums[0].new_zeros(len(sums[0]), count).index_add(1, owners, torch.cat(list(sums), 1))

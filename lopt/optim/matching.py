@@ -249,7 +249,9 @@ def _match_names(entries: Sequence[Entry], graph: ParameterGraph) -> list[str]:
 
 
 def _by_alias(specs: Iterable[ParameterSpec]) -> dict[str, ParameterSpec]:
-    return {alias: spec for spec in specs for alias in (spec.name, *spec.aliases)}
+    """Specs by all their names: as they are, else without what wrappers inserted when the graph was made."""
+    named = {alias: spec for spec in specs for alias in (spec.name, *spec.aliases)}
+    return {unwrapped(alias): spec for alias, spec in named.items()} | named
 
 
 def _known(name: str, known: Mapping[str, ParameterSpec]) -> ParameterSpec | None:

@@ -23,7 +23,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from lopt.errors import GraphError
 from lopt.graph import ParameterGraph
 from lopt.graph.spec import AxisSpec, TensorSpec
-from lopt.graph.tracing.isolation import untouched
+from lopt.graph.tracing.isolation import called, untouched
 from lopt.graph.tracing.world import World
 
 
@@ -59,7 +59,7 @@ def probe(
             if layer is not None:
                 record.listen(name, module, layer)
         try:
-            torch.func.functional_call(model, tensors, args)
+            called(model, tensors, args, {})
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             reason = str(error).strip().split("\n")[0]
             raise GraphError(

@@ -45,6 +45,13 @@ def test_names_lose_what_wrappers_added(wrapped):
     assert match([[(wrapped, model[0].weight)]], graph_of(model)) == ["0.weight"]
 
 
+def test_a_graph_of_the_wrapped_model_fits_the_model_itself():
+    model = equal_layers()
+    graph = graph_of(nn.ModuleDict({"_orig_mod": model}))
+    entries = list(model.named_parameters())
+    assert match([entries], graph) == [f"_orig_mod.{name}" for name, _ in entries]
+
+
 def test_a_module_that_is_called_module_keeps_its_name():
     model = nn.ModuleDict({"module": nn.Linear(2, 2)})
     assert match([list(model.named_parameters())], graph_of(model)) == ["module.weight", "module.bias"]

@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -71,6 +72,13 @@ def plain_kernels() -> Iterator[None]:
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
             torch.set_autocast_cache_enabled(casts_kept)
+
+
+def called(
+    model: nn.Module, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """What the model gives with these tensors, in a context that takes its changes of context variables along."""
+    return copy_context().run(torch.func.functional_call, model, tensors, args, kwargs)
 
 
 def output_tensors(output: Any) -> list[Tensor]:

@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -238,6 +239,28 @@ def test_modules_that_no_global_names(way: int, monkeypatch: pytest.MonkeyPatch)
     assert ParameterGraph.trace(model, (X, way)).rung == "traced"
     assert module.cache == {}
     model(X, way).sum().backward()
+
+
+class InContext(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if SCALE.get() is None:
+            SCALE.set(torch.ones(2))
+        return self.layer(x) * SCALE.get()
+
+
+SCALE: ContextVar[Any] = ContextVar("SCALE", default=None)
+
+
+def test_context_variables_are_as_they_were() -> None:
+    model, x = InContext(), torch.randn(4, 3)
+    graph = ParameterGraph.trace(model, (x,))
+    assert SCALE.get() is None
+    assert graph.verify(model, (x,)).ok
+    assert SCALE.get() is None
 
 
 def test_a_submodule_that_the_trace_imports_stays(monkeypatch: pytest.MonkeyPatch) -> None:
