@@ -116,10 +116,11 @@ def cost(rule: str, shapes: Shapes, ranks: int) -> Cost:
         return Cost(work, sent, 2 * len(waves) + agreements, state)
     tensors, members = len(shapes.hidden) + len(shapes.others), sum(m for m, *_ in shapes.hidden)
     ring = 2 * (ranks - 1) / ranks * FLOAT
-    small = ring * (9 * tensors + 2 * members + tensors)  # statistics, two lengths, one more length of each
     alone = sum(size >= LARGE for size in shapes.others)
+    # Statistics; then what lengths follow from, of each matrix, of large tensors and of small ones.
+    small = ring * (9 * tensors + 4 * members + 2 * alone + len(shapes.others) - alone)
     gathered = -(-sum(size for size in shapes.others if size < LARGE) // CACHED)
-    return Cost(work, sent + small, 4 * len(waves) + alone + gathered + 1 + agreements, state)
+    return Cost(work, sent + small, 3 * len(waves) + alone + gathered + 1 + agreements, state)
 
 
 def seconds(found: Cost, traffic: float) -> float:

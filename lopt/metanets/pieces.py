@@ -17,7 +17,7 @@ from lopt.graph.made_once import made_once
 from lopt.graph.spec import ParameterSpec
 from lopt.graph.tensor_classes import is_hidden_matrix, matrices_of
 from lopt.metanets.plan import in_rows, plan_of
-from lopt.numerics.segments import segment_expand, segment_sum
+from lopt.numerics.segments import segment_expand
 
 CACHED = 1 << 16
 """Scalars of a piece: a dozen rows of float32 fit the second-level cache, and calls cost less than arithmetic."""
@@ -100,26 +100,6 @@ class Bundle:
     def sizes(self) -> list[int]:
         """Scalars held of each tensor."""
         return self.pieces[0].sizes if len(self.pieces) == 1 else [sum(p.sizes[0] for p in self.pieces)]
-
-    def of(self, values: Tensor) -> Tensor:
-        """(..., B) -> (..., b)."""
-        return self.pieces[0].of(values)
-
-    def squares(self, rows: Sequence[Tensor]) -> Tensor:
-        """(n,) of each piece -> (b,) sum of squares over what is held of each tensor."""
-        pairs = zip(self.pieces, rows, strict=True)
-        sums = [segment_sum((row * row)[None], piece.sizes) for piece, row in pairs]
-        return (sums[0] if len(sums) == 1 else torch.cat(sums).sum(0, keepdim=True))[0]
-
-    def scaled(self, rows: Sequence[Tensor], factors: Tensor) -> list[Tensor]:
-        """(n,) of each piece, times (b,) for each tensor."""
-        if len(rows) == 1:
-            return [rows[0] * segment_expand(factors[None], self.sizes)[0]]
-        return [row.mul_(factors) for row in rows]  # in place: of a large tensor, and nobody else's
-
-    def joined(self, rows: Sequence[Tensor]) -> Sequence[Tensor]:
-        """(n,) of each piece -> (N,) of each tensor."""
-        return rows[0].split(self.sizes) if len(rows) == 1 else [torch.cat(list(rows))]
 
 
 @made_once

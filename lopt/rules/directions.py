@@ -6,20 +6,17 @@ by a learning rate or a sign. Shapes: P scalars, B parameters (tensors), K decay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lopt.graph.tensor_classes import Matrices
-from lopt.metanets.pieces import Bundle
 from lopt.numerics.moments import TINY, Moments
 from lopt.numerics.newton_schulz import orthogonalised
 from lopt.numerics.segments import segment_expand
 from lopt.registry import Registry
-from lopt.rules.shards import OneProcess
 
 EPS = 1e-8
 """Adam's eps."""
@@ -120,72 +117,6 @@ def graft(h: History, momentum: Tensor, like: Tensor, conditioner: Tensor | None
     if conditioner is None:
         return _for_hidden(h, momentum, _at_rms, like)
     return _for_hidden(h, conditioner * momentum, lambda o, a, c: _at_rms(c * o, a), like, conditioner)
-
-
-@dataclass(frozen=True)
-class Parted:
-    """A hidden tensor in pieces of one member each, of which lists hold a row (n,) for each piece."""
-
-    bundle: Bundle
-    read: Matrices
-    likes: list[Tensor] = field(default_factory=list)
-    """() sums of squares of what `graft` takes the rms from."""
-    momenta: list[Tensor] = field(default_factory=list)
-    """What it orthogonalises."""
-    conditioners: list[Tensor] = field(default_factory=list)
-    """c, or nothing."""
-
-    @property
-    def members(self) -> list[int]:
-        """Of the pieces. One without scalars may lie behind the last."""
-        numel, last = max(self.read.rows * self.read.columns, 1), self.read.members - 1
-        return [min((sum(piece.offsets) + piece.start) // numel, last) for piece in self.bundle.pieces]
-
-    def by_member(self, sums: Sequence[Tensor]) -> Tensor:
-        """() for each piece -> (members,) sums."""
-        own: list[list[Tensor]] = [[] for _ in range(self.read.members)]
-        for member, value in zip(self.members, sums, strict=True):
-            own[member].append(value)
-        return torch.stack([torch.stack(values).sum() if values else sums[0].new_zeros(()) for values in own])
-
-
-def graft_in_pieces(wave: Sequence[Parted], held: OneProcess) -> list[list[Tensor]]:
-    """`graft` of tensors that go together: a row for each piece of each. Takes their momenta away.
-
-    In place where it can be, as all but one matrix of a wave are somebody's rows at the same time.
-    """
-    reads = {tensor.bundle.owners[0]: tensor.read for tensor in wave}
-
-    def orthogonal(owner: int, whole: Tensor) -> Tensor:
-        members = [matrix.reshape(-1) for matrix in orthogonalised(_members(whole, reads[owner]))]
-        return members[0] if len(members) == 1 else torch.cat(members)
-
-    for tensor in wave:
-        if tensor.conditioners:
-            torch._foreach_mul_(tensor.momenta, tensor.conditioners)
-    joined = held.of_whole(list(reads), [tensor.momenta for tensor in wave], orthogonal)
-    steps = [
-        list(row.split([sum(piece.sizes) for piece in tensor.bundle.pieces]))
-        for tensor, row in zip(wave, joined, strict=True)
-    ]
-    sums = []
-    for tensor, own in zip(wave, steps, strict=True):
-        if tensor.conditioners:
-            torch._foreach_mul_(own, tensor.conditioners)
-        sums += [tensor.by_member(tensor.likes), tensor.by_member([square(row) for row in own])]
-    totals = iter(held.summed(torch.cat(sums)).split([len(part) for part in sums]))
-    for tensor, own in zip(wave, steps, strict=True):
-        numel = tensor.read.rows * tensor.read.columns
-        like, orthogonal_rms = (torch.sqrt(next(totals) / numel + TINY) for _ in range(2))
-        scale = like / (orthogonal_rms + EPS)
-        for row, member in zip(own, tensor.members, strict=True):
-            row *= scale[member]
-    return steps
-
-
-def square(row: Tensor) -> Tensor:
-    """(n,) -> () sum of squares."""
-    return (row * row).sum()
 
 
 def evening(h: History) -> Tensor:

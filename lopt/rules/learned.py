@@ -29,14 +29,14 @@ from lopt.metanets import METANETS
 from lopt.metanets.pieces import Bundle, Piece, cut, uncut
 from lopt.numerics import moments
 from lopt.numerics.schedules import annealing, decay_share
-from lopt.numerics.segments import LONG, segment_mean
+from lopt.numerics.segments import LONG, segment_expand, segment_mean
 from lopt.rules import ranges
 from lopt.rules.base import BoundRule, Decision, Rule, State, Tensors, working_dtype
 from lopt.rules.config import LearnedRuleConfig
 from lopt.rules.constants import SPEED, Constants, Moved
-from lopt.rules.directions import Parted, graft_in_pieces, square
 from lopt.rules.forms import FORMS
 from lopt.rules.observing import Clock, Decays, Given, View
+from lopt.rules.parted import Parted, finished
 from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
 
 SPARING = 1 << 21
@@ -184,16 +184,21 @@ class LearnedRule(Rule):
             factor = self._factor(view, moved, clock)
             bound = self.config.max_step * view.stats.param.clamp(min=0.1)
             for wave in waves:
-                steps = self._steps(view, words, wave, gate)
-                if decay is not None:
-                    for bundle, rows in zip(wave, steps, strict=True):
-                        for i, piece in enumerate(bundle.pieces):
-                            rows[i] = rows[i] - piece.spread(decay) * view.params(piece)
-                for bundle, rows, rms in zip(wave, steps, view.rms(wave, steps), strict=True):
-                    scale = torch.minimum(bundle.of(factor), bundle.of(bound) / rms)
-                    deltas = bundle.joined(bundle.scaled(rows, scale))
-                    yield self._named(view, bundle, deltas, clock.steps, state, words.memory)
-                del steps, rows, deltas  # before the next wave makes its own
+                drafts = self._drafts(view, words, wave, gate)
+                if drafts:
+                    deltas = [[own] for own in finished(drafts, view, factor, bound, decay)]
+                else:
+                    (piece,) = wave[0].pieces
+                    step = self._step(view, words, piece, gate)
+                    if decay is not None:
+                        step = step - piece.spread(decay) * view.params(piece)
+                    scale = torch.minimum(piece.of(factor), piece.of(bound) / view.rms(piece, step))
+                    deltas = [(step * segment_expand(scale[None], piece.sizes)[0]).split(piece.sizes)]
+                    del step
+                del drafts  # before what follows, and the next wave makes its own
+                for bundle, own in zip(wave, deltas, strict=True):
+                    yield self._named(view, bundle, own, clock.steps, state, words.memory)
+                del deltas, own
 
         return Decision([*view.stats, view.noise, *words.checked], parts)
 
@@ -239,52 +244,33 @@ class LearnedRule(Rule):
 
         return Words(raw_of, heard.checked, False)
 
-    def _steps(
-        self, view: View, words: Words, wave: Sequence[Bundle], gate: Tensor | None
-    ) -> list[list[Tensor]]:
-        """(n,) of each piece, the unbounded step; if the graph is not one piece, the next state is written."""
-        form, hidden, directions = FORMS[self.config.update_form], _hidden(view.graph), self.config.directions
-        log_rate, how = (
-            self._log_rate().to(view.given.dtype),
-            (self.config.update_form, tuple(directions.items())),
-        )
-        steps: list[list[Tensor]] = []
-        lengths: list[list[Tensor]] = []
-        parted: list[Parted] = []
+    def _drafts(self, view: View, words: Words, wave: Sequence[Bundle], gate: Tensor | None) -> list[Parted]:
+        """The steps of a wave's tensors, range by range, their next state written; nothing if it is not in ranges."""
+        form, directions = FORMS[self.config.update_form], self.config.directions
+        log_rate = self._log_rate().to(view.given.dtype)
+        how = self.config.update_form, tuple(directions.items())
+        drafts: list[Parted] = []
         for bundle in wave:
-            is_range = bundle.pieces[0].is_range
-            own = hidden[bundle.owners[0]] if form.orthogonal and is_range else None
+            read = _hidden(view.graph)[bundle.owners[0]] if form.orthogonal else None
             # One piece may be of a tensor with several members, each to be orthogonalised by itself.
-            read = own if own and (bundle.parted or own.members == 1) else None
-            if read is None:
-                steps.append([])
-            else:
-                parted.append(Parted(bundle, read))
-                lengths.append([])
+            if not bundle.pieces[0].is_range or (read and read.members > 1 and not bundle.parted):
+                return []
+            drafts.append(Parted(bundle, read))
             for piece in bundle.pieces:
-                if not is_range or (own and not read):
-                    history = view.history(piece, hidden, words.by_tensor, words.factored)
-                    steps[-1].append(form.step(history, directions, words.raw(piece), log_rate))
-                    if not view.whole:
-                        view.given.keep(piece, view.look(piece), gate)
-                    continue
                 rms = piece.of(view.stats.momentum), piece.of(view.stats.root)
                 args = rms, words.raw(piece), log_rate, gate, how, words.by_tensor, read is not None
                 draft: ranges.Draft = view.on_range(ranges.draft, piece, *args)
-                if draft.momentum is None:
-                    steps[-1].append(draft.length * draft.direction)
-                    continue
-                parted[-1].likes.append(square(draft.direction))
-                parted[-1].momenta.append(draft.momentum)
-                if draft.conditioner is not None:
-                    parted[-1].conditioners.append(draft.conditioner)
-                lengths[-1].append(draft.length)
-        if not parted:
-            return steps
-        del draft, args  # else the last piece's rows live on
-        for row, length in zip(graft_in_pieces(parted, view.held), lengths, strict=True):
-            steps.append([a.mul_(b) for a, b in zip(row, length, strict=True)])
-        return steps
+                drafts[-1].add(draft)
+        return drafts
+
+    def _step(self, view: View, words: Words, piece: Piece, gate: Tensor | None) -> Tensor:
+        """(n,) of a piece of whole tensors; if the graph is not one piece, their next state is written."""
+        history = view.history(piece, _hidden(view.graph), words.by_tensor, words.factored)
+        form, log_rate = FORMS[self.config.update_form], self._log_rate().to(view.given.dtype)
+        step = form.step(history, self.config.directions, words.raw(piece), log_rate)
+        if not view.whole:
+            view.given.keep(piece, view.look(piece), gate)
+        return step
 
     def _named(
         self,

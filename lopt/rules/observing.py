@@ -16,10 +16,10 @@ from torch import Tensor
 from lopt.features import per_scalar
 from lopt.graph import ParameterGraph
 from lopt.graph.tensor_classes import Matrices
-from lopt.metanets.pieces import Bundle, Piece, gathered
+from lopt.metanets.pieces import Piece, gathered
 from lopt.numerics import moments
 from lopt.numerics.fused import SHORTEST, fused
-from lopt.numerics.segments import LONG, means_of, segment_expand, segment_sums
+from lopt.numerics.segments import LONG, means_of, segment_expand, segment_sum, segment_sums
 from lopt.rules import ranges
 from lopt.rules.base import State, Tensors, working_dtype
 from lopt.rules.directions import EPS, History
@@ -175,9 +175,14 @@ class View:
     def on_range(self, function: Callable[..., Any], piece: Piece, *args: Any) -> Any:
         """A function in `ranges` of a piece of one tensor; fused, it sees the history by itself."""
         given = self.given.range(piece, self._weights)
-        if self._fuse and piece.sizes[0] >= SHORTEST:
-            return fused(function)(given, None, *args)
-        return function(given, self.look(piece), *args)
+        return self.run(function, piece, given, None if self._fuses(piece) else self.look(piece), *args)
+
+    def run(self, function: Callable[..., Any], piece: Piece, *args: Any) -> Any:
+        """A function of what belongs to a piece, as a kernel where that is asked for and worth it."""
+        return fused(function)(*args) if self._fuses(piece) else function(*args)
+
+    def _fuses(self, piece: Piece) -> bool:
+        return self._fuse and piece.sizes[0] >= SHORTEST
 
     def look(self, piece: Piece) -> Seen:
         """The scalars of a piece: remembered, but not in larger graphs, where memory is worth more than time."""
@@ -196,12 +201,11 @@ class View:
         seen = self._seen.get(piece.place)
         return self.given.values(piece, self.given.params) if seen is None else seen.params
 
-    def rms(self, wave: Sequence[Bundle], steps: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """(n,) of each piece of each bundle -> (b,) root-mean-squares over the tensors of each bundle."""
-        squares = [bundle.squares(rows) for bundle, rows in zip(wave, steps, strict=True)]
-        sizes = [self.graph.sizes[owner] for bundle in wave for owner in bundle.owners]
-        means = means_of(self.held.summed(torch.cat(squares))[None], sizes)[0]
-        return list(torch.sqrt(means + moments.TINY).split([len(bundle.owners) for bundle in wave]))
+    def rms(self, piece: Piece, step: Tensor) -> Tensor:
+        """(n,) of a piece of whole tensors -> (b,) root-mean-squares over them."""
+        sums = self.held.summed(segment_sum((step * step)[None], piece.sizes)[0])
+        sizes = [self.graph.sizes[owner] for owner in piece.owners]
+        return torch.sqrt(means_of(sums[None], sizes)[0] + moments.TINY)
 
     def features(self, piece: Piece, factored: Tensor | None = None) -> Tensor:
         """(F, n)."""

@@ -91,16 +91,18 @@ def features(given: Range, seen: Seen | None, relations: Tensor) -> Tensor:
 
 
 class Draft(NamedTuple):
-    """A step before hidden matrices are orthogonalised: length * direction, still to be bounded."""
+    """A step before hidden matrices are orthogonalised, still to be decayed and bounded."""
 
-    length: Tensor
-    """(n,) or (1,)"""
-    direction: Tensor
-    """(n,)"""
-    momentum: Tensor | None = None
-    """(n,) of a hidden matrix what is to be orthogonalised instead."""
+    row: Tensor
+    """(n,) the step, or of a hidden matrix what is to be orthogonalised."""
+    squares: Tensor
+    """() the sum of squares of the step; of a hidden matrix of what gives it its rms."""
+    products: Tensor | None = None
+    """() the sum of the step's products with the parameters."""
+    length: Tensor | None = None
+    """(n,) or (1,) of a hidden matrix what its direction will be multiplied by."""
     conditioner: Tensor | None = None
-    """(n,) what its update form multiplies that by, before and after."""
+    """(n,) what its update form multiplies it by, before and after."""
 
 
 def draft(
@@ -125,7 +127,40 @@ def draft(
         [seen.params.shape[0]], [None], by_tensor,
     )  # fmt: skip
     direction, length = form.direction(history, dict(how[1]), raw), form.length(raw, log_rate)
-    conditioner = form.conditioner(history) if hidden and form.conditioner is not None else None
+    if hidden:
+        conditioner = None if form.conditioner is None else form.conditioner(history)
+        momentum = direction / history.inverse
+        row = momentum if conditioner is None else conditioner * momentum
+        drafted = Draft(row, inner(direction, direction), None, length, conditioner)
+    else:
+        row = length * direction
+        drafted = Draft(row, inner(row, row), inner(row, seen.params))
     for old, new in zip((*given.momenta, given.second), (*seen.rows, seen.second), strict=True):
         old.copy_(new if gate is None else torch.where(gate, new, old))
-    return Draft(length, direction, direction / history.inverse if hidden else None, conditioner)
+    return drafted
+
+
+def turned(
+    row: Tensor, conditioner: Tensor | None, length: Tensor, params: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An orthogonalised row o (n,) becomes, in place, length c o, with the conditioner c.
+
+    Gives sums of squares, of c o and of that, and of its products with the parameters (n,).
+    """
+    own = row if conditioner is None else row.mul_(conditioner)
+    before = inner(own, own)
+    own = own.mul_(length)
+    return before, inner(own, own), inner(own, params.to(own.dtype).clamp(-LIMIT, LIMIT))
+
+
+def ended(row: Tensor, params: Tensor | None, scale: Tensor, shrink: Tensor | None) -> tuple[Tensor]:
+    """row <- scale row + shrink params, in place; `scale` and `shrink` are (1,)."""
+    row.mul_(scale)
+    if params is not None and shrink is not None:
+        row.addcmul_(params.to(row.dtype).clamp(-LIMIT, LIMIT), shrink)
+    return (row,)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """(n,) and (n,) -> () sum of products."""
+    return (a * b).sum()

@@ -94,7 +94,9 @@ class Shards(OneProcess):
 
 
 def _taken(rows: Rows) -> Tensor:
-    joined = torch.cat([piece for row in rows for piece in row])
+    pieces = [piece for row in rows for piece in row]
+    joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    del pieces
     for row in rows:
         row.clear()
     return joined
