@@ -96,15 +96,16 @@ def class_of(graph: ParameterGraph, name: str) -> str:
         return "vector"
     if spec.kind in NO_MATRICES:
         return "table"
+    at = stacked_axes(graph, spec)  # members of an ensemble may all be outputs; their hidden neurons are none
     out = {
         group
-        for axis, role in zip(spec.axes, spec.roles, strict=True)
+        for axis, role in zip(spec.axes[at:], spec.roles[at:], strict=True)
         if role == "out"
         for group in _groups(axis)
     }
     if any(graph.groups[group].kind == "output" for group in out):
         return "output"
-    return "kernel" if len(spec.shape) - stacked_axes(graph, spec) > 2 else "matrix"
+    return "kernel" if len(spec.shape) - at > 2 else "matrix"
 
 
 def _is_vector(graph: ParameterGraph, spec: ParameterSpec) -> bool:

@@ -62,6 +62,23 @@ def test_without_a_graph_shapes_and_names_tell(name: str, shape: tuple[int, ...]
     assert class_of(graph, name) == expected
 
 
+class Members(nn.Module):
+    """Four perceptrons that read the same data; each has an output of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.last = nn.Parameter(torch.randn(4, 8, 6)), nn.Parameter(torch.randn(4, 3, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.einsum("bi,eoi->ebo", x, self.hidden).relu()
+        return torch.einsum("ebh,eoh->ebo", h, self.last)
+
+
+def test_hidden_weights_of_members_that_are_all_outputs_are_hidden() -> None:
+    graph = ParameterGraph.trace(Members(), (torch.randn(5, 6),))
+    assert [class_of(graph, name) for name in ("hidden", "last")] == ["matrix", "output"]
+
+
 def test_a_stacked_ensemble_without_a_graph_is_read_by_member_and_told() -> None:
     shapes = {"0.weight": (3, 8, 6), "0.bias": (3, 8), "2.weight": (3, 3, 8), "2.bias": (3, 3)}
     with pytest.warns(GraphWarning, match="all 4 parameters have 3 entries along their first axis"):
