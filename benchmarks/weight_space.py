@@ -15,6 +15,8 @@ In "tickets" they say which twentieth of a fresh perceptron's weights to keep (1
 seen others with the masks that magnitude pruning found: accuracy after training, beside that with no mask (dense), the
 mask found for the very network (imp), and with as many weights of each matrix chosen by chance or by size (random,
 magnitude); @inputs: of the first matrix also as many for each pixel. Metanets see a fifth as many networks there.
+In "cnn-zoo" they tell the test accuracy of small convolutional classifiers of CIFAR-10: Kendall's tau-b and r2 over
+checkpoints of networks never seen; tau_strata of pairs with one step, share of data and third of the rates.
 Every finished run is a line in benchmarks/results/weight_space/log.jsonl, and no run is done twice: stop it whenever
 you like. The data sets of networks are made on the way, or gone on with.
 """
@@ -31,7 +33,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner.log import Log, Record, canonical
-from benchmarks.weight_space_tasks import sines, tickets
+from benchmarks.weight_space_tasks import cnn_zoo, sines, tickets
 from lopt.cli.arguments import positive
 from lopt.comparison.report import write_results
 from lopt.files import user_path
@@ -57,7 +59,7 @@ EDITS = ("no_edit", "own_error", "nfn_np", "dwsnet", "nfn_np*4", "ng_gnn", "ng_t
 READING = (*NAMES, *(f"{name}+64" for name in PROBED))
 EDITING = ("no_edit", "own_error", *METANET_READERS, *(f"{name}*4" for name in METANET_READERS))
 DILATION = "dilation"
-OWN = {"sines": sines, "tickets": tickets}
+OWN = {"sines": sines, "tickets": tickets, "cnn-zoo": cnn_zoo}
 """Tasks with networks and budgets of their own."""
 
 
@@ -89,9 +91,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few networks of digits, few passes")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--tasks", nargs="+", choices=[*IMAGE_SETS, DILATION, *OWN])
-    parser.add_argument("--only", nargs="+", choices=sorted({*READING, *EDITING, *tickets.METHODS}))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=sorted({*READING, *EDITING, *(name for module in OWN.values() for name in module.METHODS)}),
+    )
     parser.add_argument("--seeds", type=positive)
     parser.add_argument("--passes", type=positive, help="networks that each reader sees in training")
+    parser.add_argument("--count", type=positive, help="networks, in tasks with networks of their own")
     parser.add_argument("--data", metavar="DIR", help="folder of the images (default: $LOPT_DATA)")
     parser.add_argument("--networks", metavar="DIR", default="runs/networks", help="(default: %(default)s)")
     args = parser.parse_args(argv)
@@ -140,6 +147,7 @@ def _run_own(task: str, args: argparse.Namespace, seeds: int, log: Log) -> None:
     module = OWN[task]
     budget = {**(module.QUICK if args.quick else module.BUDGET)}
     budget |= {"passes": args.passes} if args.passes else {}
+    budget |= {"networks": args.count} if args.count else {}
     for seed in range(seeds):
         for method in [name for name in args.only or module.METHODS if name in module.METHODS]:
             key = {"task": task, "method": method, "seed": seed, **budget}
@@ -228,6 +236,9 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         for budget, method in dict.fromkeys((_budget(record), record["method"]) for record in own):
             same = [r for r in own if (_budget(r), r["method"]) == (budget, method)]
             figures = {**_figures(same), **dict(zip(BUDGET, budget, strict=True))}
+            if task == "cnn-zoo":
+                statnn = [r for r in own if (_budget(r), r["method"]) == (budget, "statnn")]
+                figures |= cnn_zoo.beside(same, statnn)
             if budget == usual:
                 summary.setdefault(task, {})[method] = figures
             else:
@@ -250,13 +261,13 @@ def _budget(record: Record) -> tuple[Any, ...]:
     return tuple(record[name] for name in BUDGET)
 
 
-FURTHER = ("train_accuracy", "overlap", "seen")
+FURTHER = ("train_accuracy", "overlap", "seen", "r2")
 
 
 def _figures(records: Sequence[Record]) -> dict[str, Any]:
     figure = _figure(records[0]["task"])
     values = [record[figure] for record in records]
-    further = [name for name in records[0] if name in FURTHER or name.startswith(f"{figure}_")]
+    further = [n for n in records[0] if (n in FURTHER and n != figure) or n.startswith(f"{figure}_")]
     return {
         figure: statistics.mean(values),
         "deviation": statistics.stdev(values) if len(values) > 1 else None,
@@ -268,10 +279,15 @@ def _figures(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _figure(task: str) -> str:
-    return {DILATION: "mse_x100", "sines": "r2"}.get(task, "accuracy")
+    return {DILATION: "mse_x100", "sines": "r2", "cnn-zoo": "tau"}.get(task, "accuracy")
 
 
-HEADINGS = {"accuracy": ("test, %", 1), "mse_x100": ("test, MSE x 100", 2), "r2": ("test, R2", 3)}
+HEADINGS = {
+    "accuracy": ("test, %", 1),
+    "mse_x100": ("test, MSE x 100", 2),
+    "r2": ("test, R2", 3),
+    "tau": ("test, tau-b", 3),
+}
 """And decimals."""
 
 

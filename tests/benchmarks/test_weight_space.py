@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from scipy import stats
 
 from benchmarks import weight_space
 from benchmarks.runner.log import Log
+from benchmarks.weight_space_tasks import cnn_zoo
 from lopt.weight_space.perceptrons import Schooling
 from lopt.weight_space.sirens import RECIPES, Recipe
 from lopt.weight_space.tickets import TICKETS
@@ -77,6 +80,39 @@ def test_masks_stand_beside_those_of_chance_and_of_pruning(
     assert found["dense"]["accuracy"] > found["random"]["accuracy"]
     assert found["paths"]["meta_parameters"] == found["paths@inputs"]["meta_parameters"] > 0
     assert found["random"]["overlap"] != found["random@inputs"]["overlap"]
+
+
+def test_tau_is_kendalls_and_the_interval_is_paired() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(6, (40,), generator=generator).float()
+    predicted = (truth + 3 * torch.randn(40, generator=generator)).round()
+    assert cnn_zoo.tau_b(truth, predicted) == pytest.approx(stats.kendalltau(truth, predicted).statistic)
+    halves = torch.arange(40) < 20
+    pairs = (halves[:, None] == halves) & halves
+    assert cnn_zoo.tau_b(truth, predicted, pairs) == pytest.approx(
+        stats.kendalltau(truth[:20], predicted[:20]).statistic
+    )
+    one = {"seed": 0, "truth": truth.tolist(), "network": [n // 2 for n in range(40)]}
+    own = {**one, "method": "gmn", "predicted": truth.tolist()}
+    other = {**one, "method": "statnn", "predicted": predicted.tolist()}
+    found = cnn_zoo.beside([own], [other])["against_statnn"]
+    assert found["difference"] == pytest.approx(1 - cnn_zoo.tau_b(truth, predicted))
+    assert 0 < found["low"] < found["difference"] < found["high"]
+    assert cnn_zoo.beside([{**other, "method": "gmn"}], [other])["against_statnn"]["high"] == 0, "paired"
+    assert cnn_zoo.beside([other], [other]) == {}
+
+
+def test_a_zoo_is_read_and_stands_beside_statnn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
+    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--tasks", "cnn-zoo", "--count", "32"]
+    weight_space.main([*arguments, "--passes", "640", "--only", "statnn", "deepsets"])
+    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["cnn-zoo"]
+    assert found["statnn"]["networks"] == 32
+    assert found["statnn"]["tau"] > 0.2
+    assert "against_statnn" not in found["statnn"]
+    interval = found["deepsets"]["against_statnn"]
+    assert interval["low"] <= interval["difference"] <= interval["high"]
+    assert {"r2", "tau_strata"} <= set(found["deepsets"])
 
 
 @pytest.mark.slow
