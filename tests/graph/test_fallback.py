@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import warnings
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lopt.errors import GraphWarning
+from lopt.errors import GraphError, GraphWarning
 from lopt.graph import ParameterGraph
 from tests.graph.expectations import assert_axes
 
@@ -172,3 +173,43 @@ def test_a_cache_outside_of_the_model_keeps_no_fake_tensor() -> None:
         warnings.simplefilter("error")
         ParameterGraph.trace(model, (X,))
     assert type(model(X)) is Tensor
+
+
+class AsksInside(nn.Module):
+    """Asks about values in a function of its own, which has a variable of the forward pass."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.into, self.out = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.into(x)
+        if self.way == "generator":
+            large = any(bool(h[i].sum() > 1e9) for i in range(2))
+        else:
+            ask = lambda: bool(h.sum() > 1e9)  # noqa: E731 - that is what is tested
+            if self.way == "kept":
+                KEPT.put(ask)
+            large = ask()
+        return self.out(-h if large else h)
+
+
+KEPT: queue.SimpleQueue[object] = queue.SimpleQueue()
+"""Somebody's, where no trace puts back what was there."""
+
+
+@pytest.mark.parametrize("way", ["generator", "lambda"])
+def test_questions_in_a_nested_function_are_answered_by_a_recorded_forward_pass(way: str) -> None:
+    model = AsksInside(way)
+    with pytest.warns(GraphWarning, match="read from one forward pass"):
+        graph = ParameterGraph.trace(model, (X,))
+    assert graph.rung == "recorded"
+    assert graph.verify(model, (X,)).ok
+    assert type(model(X)) is Tensor
+
+
+def test_a_function_that_others_hold_is_not_emptied() -> None:
+    with pytest.raises(GraphError, match="a variable that a function closes over"):
+        ParameterGraph.trace(AsksInside("kept"), (X,))
+    KEPT.get()

@@ -7,7 +7,7 @@ import gc
 import traceback
 import weakref
 from collections import deque
-from types import CellType, FrameType
+from types import CellType, FrameType, FunctionType
 from typing import Any
 
 from torch import Tensor
@@ -76,7 +76,10 @@ def _take_out(fakes: list[Any], named: list[str]) -> list[Any]:
         elif isinstance(holder, functools._lru_cache_wrapper):
             holder.cache_clear()
         elif isinstance(holder, CellType):
-            named.append("a variable that a function closes over")
+            if _of_frames_alone(holder):
+                del holder.cell_contents
+            else:
+                named.append("a variable that a function closes over")
         elif isinstance(holder, tuple | frozenset):
             around.append(holder)
         elif type(holder).__module__.partition(".")[0] not in ("torch", "builtins"):
@@ -85,6 +88,13 @@ def _take_out(fakes: list[Any], named: list[str]) -> list[Any]:
             for key in gone:
                 delattr(holder, key)
     return around
+
+
+def _of_frames_alone(cell: CellType) -> bool:
+    """Whether no function has the variable but those that an error has ended: frames keep theirs, even cleared."""
+    closures = [holder for holder in gc.get_referrers(cell) if isinstance(holder, tuple)]
+    functions = [each for each in gc.get_referrers(*closures) if isinstance(each, FunctionType)]
+    return all(holder is functions or isinstance(holder, FrameType) for holder in gc.get_referrers(*functions))
 
 
 def _owner(space: dict[Any, Any]) -> str | None:
