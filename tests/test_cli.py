@@ -278,6 +278,13 @@ def test_overrides_are_yaml() -> None:
         parse_overrides(["--a", "["])
 
 
+def test_a_program_without_standard_output_works_all_the_same(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["data"]) == 0
+
+
 def test_data_lists_what_is_there_and_what_is_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "data")
     assert code == 0

@@ -137,7 +137,7 @@ def _run(argv: Sequence[str]) -> int:
         args.overrides = rest
     load_extensions(args.imports)
     code = _module(args.command).run(args)
-    sys.stdout.flush()
+    print(end="", flush=True)  # a reader that has gone is met here; no stdout at all is none
     return code
 
 
