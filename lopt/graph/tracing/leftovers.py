@@ -94,7 +94,9 @@ def _of_frames_alone(cell: CellType) -> bool:
     """Whether no function has the variable but those that an error has ended: frames keep theirs, even cleared."""
     closures = [holder for holder in gc.get_referrers(cell) if isinstance(holder, tuple)]
     functions = [each for each in gc.get_referrers(*closures) if isinstance(each, FunctionType)]
-    return all(holder is functions or isinstance(holder, FrameType) for holder in gc.get_referrers(*functions))
+    return all(
+        holder is functions or isinstance(holder, FrameType) for holder in gc.get_referrers(*functions)
+    )
 
 
 def _owner(space: dict[Any, Any]) -> str | None:
