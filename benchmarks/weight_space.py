@@ -180,11 +180,7 @@ def _one(method: str, networks: NetworkSet, protocol: Protocol, seed: int) -> Re
     return {
         "accuracy": _accuracy(predict(reader, test.params), test.columns["label"]),
         "train_accuracy": _accuracy(predict(reader, some.params), some.columns["label"]),
-        "losses": fitted.losses,
-        "validation": fitted.validation,
-        "best": fitted.best,
-        "ms": fitted.ms,
-        "seconds": fitted.seconds,
+        **vars(fitted),
         "meta_parameters": sum(parameter.numel() for parameter in reader.parameters()),
     }
 
@@ -209,11 +205,7 @@ def _edited(method: str, networks: NetworkSet, images: Tensor, protocol: Protoco
     )  # fmt: skip
     return {
         "mse_x100": 100 * mean_loss(editor, test, wanted["test"], loss),
-        "losses": fitted.losses,
-        "validation": fitted.validation,
-        "best": fitted.best,
-        "ms": fitted.ms,
-        "seconds": fitted.seconds,
+        **vars(fitted),
         "meta_parameters": sum(parameter.numel() for parameter in editor.parameters()),
     }
 

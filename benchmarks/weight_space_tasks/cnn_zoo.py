@@ -56,11 +56,7 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
         "predicted": [round(value, 5) for value in predicted.tolist()],
         "truth": [round(value, 5) for value in truth.tolist()],
         "network": test.columns["network"].tolist(),
-        "losses": fitted.losses,
-        "validation": fitted.validation,
-        "best": fitted.best,
-        "ms": fitted.ms,
-        "seconds": fitted.seconds,
+        **vars(fitted),
         "meta_parameters": sum(parameter.numel() for parameter in reader.parameters()),
     }
 

@@ -37,11 +37,7 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
     return {
         "r2": sum(told) / len(told),
         **{f"r2_{name}": value for name, value in zip(SINES, told, strict=True)},
-        "losses": fitted.losses,
-        "validation": fitted.validation,
-        "best": fitted.best,
-        "ms": fitted.ms,
-        "seconds": fitted.seconds,
+        **vars(fitted),
         "meta_parameters": sum(parameter.numel() for parameter in reader.parameters()),
     }
 
