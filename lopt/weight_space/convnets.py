@@ -1,6 +1,6 @@
 """Small convolutional classifiers (Unterthiner et al. 2020, arXiv 2002.11448), many trained side by side.
 
-    layers 1 to 3: x -> relu(3 x 3 convolution of x with stride 2),   last: classes from the means over positions
+    layers 1 to 3: x -> relu or tanh (3 x 3 convolution of x with stride 2),   last: classes from means over positions
 
 Written out with the examples on the last axis: autograd and grouped convolutions take several times as long here.
 Shapes: B networks, M examples, H height and width of the images, K channels.
@@ -32,6 +32,7 @@ class ConvShape(Settings):
     """Height and width of the images."""
     channels: Count = 16
     classes: Count = 10
+    activation: Literal["relu", "tanh"] = "relu"
 
     @property
     def names(self) -> list[tuple[str, str]]:
@@ -57,10 +58,11 @@ class ConvNet(nn.Module):
         pairs = zip(sizes, sizes[1:], strict=False)
         layers: list[nn.Module] = [nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairs]
         self.layers = nn.ModuleList([*layers, nn.Linear(shape.channels, shape.classes)])
+        self.activation = nn.ReLU() if shape.activation == "relu" else nn.Tanh()
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = torch.relu(layer(x))
+            x = self.activation(layer(x))
         y: Tensor = self.layers[-1](x.mean((2, 3)))
         return y
 
@@ -116,9 +118,14 @@ def accuracy(shape: ConvShape, params: Tensors, images: Tensor, labels: Tensor, 
     return torch.stack(right).sum(0) / len(labels)
 
 
-def gradient(shape: ConvShape, params: Tensors, images: Tensor, labels: Tensor) -> Tensors:
-    """Of each network's mean cross-entropy on images (H, H, M) with labels (M)."""
-    layers, columns, said = _forward(shape, params, images)
+def gradient(
+    shape: ConvShape, params: Tensors, images: Tensor, labels: Tensor, kept: Sequence[Tensor] = ()
+) -> Tensors:
+    """Of each network's mean cross-entropy on images (H, H, M) with labels (M).
+
+    kept (B, K, M) for each convolution: what its channels are multiplied by, such as 0 or 1 / (1 - dropout).
+    """
+    layers, columns, said = _forward(shape, params, images, kept)
     count = len(labels)
     error = torch.softmax(said, 1)
     error[:, labels, torch.arange(count)] -= 1
@@ -129,7 +136,7 @@ def gradient(shape: ConvShape, params: Tensors, images: Tensor, labels: Tensor) 
     back = (params[weight].mT @ error)[:, :, None, None] / math.prod(layers[-1].shape[2:4])
     for number in reversed(range(CONVOLUTIONS)):
         weight, bias = shape.names[number]
-        back = (back * (layers[number] > 0)).flatten(2)
+        back = (back * _slope(shape, layers[number], kept[number] if kept else None)).flatten(2)
         gradients[bias] = back.sum(-1)
         if number:
             gradients[weight] = (back @ columns[number].mT).view_as(params[weight])
@@ -139,20 +146,36 @@ def gradient(shape: ConvShape, params: Tensors, images: Tensor, labels: Tensor) 
     return {name: gradients[name] for name in params}
 
 
-def _forward(shape: ConvShape, params: Tensors, images: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def _forward(
+    shape: ConvShape, params: Tensors, images: Tensor, kept: Sequence[Tensor] = ()
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """What the layers put out (B, K, h, h, M), the columns that they read, and logits."""
-    columns = [_columns(images[None, None])[0]]
-    weight, bias = shape.names[0]
-    half, count = shape.size // 2, images.shape[-1]
-    x = (params[weight].flatten(2).flatten(0, 1) @ columns[0]).unflatten(0, params[bias].shape)
-    layers = [x.add_(params[bias][..., None]).relu_().unflatten(2, (half, half, count))]
-    for weight, bias in shape.names[1:-1]:
+    layers: list[Tensor] = []
+    columns: list[Tensor] = []
+    half, count = shape.size, images.shape[-1]
+    for number, (weight, bias) in enumerate(shape.names[:-1]):
         half //= 2
-        columns.append(_columns(layers[-1]))
-        x = torch.baddbmm(params[bias][..., None], params[weight].flatten(2), columns[-1])
-        layers.append(x.relu_().unflatten(2, (half, half, count)))
+        if number:
+            columns.append(_columns(layers[-1]))
+            x = torch.baddbmm(params[bias][..., None], params[weight].flatten(2), columns[-1])
+        else:
+            columns.append(_columns(images[None, None])[0])
+            x = (params[weight].flatten(2).flatten(0, 1) @ columns[0]).unflatten(0, params[bias].shape)
+            x = x.add_(params[bias][..., None])
+        x = (x.relu_() if shape.activation == "relu" else x.tanh_()).unflatten(2, (half, half, count))
+        layers.append(x.mul_(kept[number][:, :, None, None]) if kept else x)
     weight, bias = shape.names[-1]
     return layers, columns, torch.baddbmm(params[bias][..., None], params[weight], layers[-1].mean((2, 3)))
+
+
+def _slope(shape: ConvShape, layer: Tensor, kept: Tensor | None) -> Tensor:
+    """Of what a layer puts out by what its convolution does; zero where a channel was dropped."""
+    if kept is None:
+        return layer > 0 if shape.activation == "relu" else 1 - layer.square()
+    each = kept[:, :, None, None]
+    if shape.activation == "relu":
+        return (layer > 0) * each
+    return each - layer.square() * torch.where(each > 0, 1 / each, 0)
 
 
 def _columns(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -28,15 +29,35 @@ def params(count: int = 6) -> dict[str, torch.Tensor]:
     return {n: (v + 0.1 * torch.randn(v.shape, generator=generator)).double() for n, v in drawn.items()}
 
 
-def test_written_out_networks_and_gradients_are_those_of_torch() -> None:
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_written_out_networks_and_gradients_are_those_of_torch(activation: Literal["relu", "tanh"]) -> None:
+    shape = SHAPE.model_copy(update={"activation": activation})
     images, labels = torch.randn(8, 8, 5, generator=seeded(1)).double(), torch.tensor([0, 2, 1, 1, 0])
-    model, batch = SHAPE.build().double(), images.permute(2, 0, 1)[:, None]
+    model, batch = shape.build().double(), images.permute(2, 0, 1)[:, None]
     said = vmap(lambda one: functional_call(model, one, (batch,)))(params())
-    torch.testing.assert_close(logits(SHAPE, params(), images), said.mT)
+    torch.testing.assert_close(logits(shape, params(), images), said.mT)
     shares = (said.argmax(-1) == labels).float().mean(1)
-    torch.testing.assert_close(accuracy(SHAPE, params(), images, labels, batch=2), shares)
+    torch.testing.assert_close(accuracy(shape, params(), images, labels, batch=2), shares)
     wanted = vmap(grad(lambda one: F.cross_entropy(functional_call(model, one, (batch,)), labels)))(params())
-    torch.testing.assert_close(gradient(SHAPE, params(), images, labels), wanted)
+    torch.testing.assert_close(gradient(shape, params(), images, labels), wanted)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_gradients_with_dropped_channels_are_those_of_torch(activation: Literal["relu", "tanh"]) -> None:
+    shape = SHAPE.model_copy(update={"activation": activation})
+    images, labels = torch.randn(8, 8, 5, generator=seeded(1)).double(), torch.tensor([0, 2, 1, 1, 0])
+    kept = [2.0 * (torch.rand(6, 4, 5, generator=seeded(n)) > 0.5).double() for n in range(3)]
+
+    def loss(one: dict[str, torch.Tensor], *masks: torch.Tensor) -> torch.Tensor:
+        x = images.permute(2, 0, 1)[:, None]
+        for n, mask in enumerate(masks):
+            x = F.conv2d(x, one[f"layers.{n}.weight"], one[f"layers.{n}.bias"], stride=2, padding=1)
+            x = (x.relu() if activation == "relu" else x.tanh()) * mask.mT[:, :, None, None]
+        return F.cross_entropy(F.linear(x.mean((2, 3)), one["layers.3.weight"], one["layers.3.bias"]), labels)
+
+    torch.testing.assert_close(
+        gradient(shape, params(), images, labels, kept), vmap(grad(loss))(params(), *kept)
+    )
 
 
 def test_each_has_the_adam_that_it_would_have_alone_and_a_diverged_one_stays() -> None:
