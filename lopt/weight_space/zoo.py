@@ -1,8 +1,8 @@
 """A zoo of small convolutional classifiers, of which readers are to tell the accuracy (Unterthiner et al. 2020).
 
-Every network has its own rate, decay, dropout (of whole channels) and size of initial weights; those of a cohort see the
-same batches, of a share of the images that is the cohort's own. Checkpoints of a network stand one after another, all in
-one split.
+Every network has its own rate, decay, dropout (of whole channels) and size of initial weights; those of a cohort see
+the same batches, of a share of the images that is the cohort's own. Checkpoints of a network stand one after another,
+all in one split.
 """
 
 from __future__ import annotations
