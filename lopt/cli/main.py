@@ -25,7 +25,7 @@ COMMANDS = {
     "compare": "learning curves of rules and tuned baselines",
     "benchmark": "reproduce a published table",
     "graph": "derive, print and verify the parameter graph of a model",
-    "weights": "networks as data: fit thousands of implicit networks",
+    "weights": "networks as data: make sets of them, predict from weights, edit",
     "push": "share a rule on the Hugging Face Hub",
     "data": "which data sets are there, which are missing and where to get them",
 }

@@ -13,16 +13,23 @@ DESCRIPTION = """Networks as data.
 
   make    fit thousands of implicit networks (SIREN), one to each image of a data set, and audit them;
           or to sines; prune perceptrons, for the masks of their winning tickets; or train small
-          convolutional classifiers (cnn-zoo), with their accuracy at several checkpoints
-
-Stop it whenever you like: the same command goes on, also with a larger --count.
+          convolutional classifiers (cnn-zoo), with their accuracy at several checkpoints.
+          Stop it whenever you like: the same command goes on, also with a larger --count
+  train   a reader that tells a number known of each network of a set, one that was made here or by
+          `lopt.weight_space.network_set.collect` of your own; or, of SIRENs, an editor
+  predict what the weights of a network tell of it, with an interval: no data are needed
+  edit    change the weights of a SIREN so that the image that it shows is edited
 
 examples:
   lopt weights make inr-mnist --count 8000 --data ~/data --out mnist.safetensors
   lopt weights make inr-digits --count 320 --out digits.safetensors
   lopt weights make sines --count 2000 --out sines.safetensors
   lopt weights make tickets --count 256 --data ~/data --out tickets.safetensors
-  lopt weights make cnn-zoo --count 2000 --data ~/data --out zoo.safetensors"""
+  lopt weights make cnn-zoo --count 2000 --data ~/data --out zoo.safetensors
+  lopt weights train zoo.safetensors --tell accuracy --out accuracy.safetensors
+  lopt weights predict mine.safetensors --reader accuracy.safetensors
+  lopt weights train mnist.safetensors --edit dilate --data ~/data --out dilate.safetensors
+  lopt weights edit mine.safetensors --editor dilate.safetensors --out thick.safetensors"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,16 +52,87 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument(
         "--out", metavar="FILE", required=True, help="the safetensors file to write or go on with"
     )
+    train = commands.add_parser("train", help="train a reader or an editor", allow_abbrev=False)
+    train.add_argument("networks", metavar="NETWORKS", help="a set of networks")
+    what = train.add_mutually_exclusive_group()
+    what.add_argument("--tell", metavar="COLUMN", default="accuracy", help="(default: %(default)s)")
+    what.add_argument("--edit", metavar="NAME", help="of the images of SIRENs that lopt made: dilate")
+    train.add_argument(
+        "--reader", metavar="NAME", default="nfn_np", help="a metanet, or statnn... (default: %(default)s)"
+    )
+    train.add_argument("--passes", type=positive, help="networks to see in training (default: 50000)")
+    train.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    train.add_argument("--data", metavar="DIR", help="folder of the images (default: $LOPT_DATA)")
+    train.add_argument("--out", metavar="FILE", required=True, help="the safetensors file to write")
+    tell = commands.add_parser("predict", help="a number that weights tell", allow_abbrev=False)
+    tell.add_argument("networks", metavar="MODEL", nargs="+", help="a safetensors or torch file of tensors")
+    tell.add_argument("--reader", metavar="FILE", required=True, help="what `lopt weights train` wrote")
+    tell.add_argument("--coverage", type=float, default=0.9, help="of the interval (default: %(default)s)")
+    edit = commands.add_parser("edit", help="change what a SIREN shows", allow_abbrev=False)
+    edit.add_argument("network", metavar="MODEL", help="a safetensors or torch file of tensors")
+    edit.add_argument("--editor", metavar="FILE", required=True, help="what `lopt weights train` wrote")
+    edit.add_argument("--out", metavar="FILE", required=True, help="the safetensors file to write")
 
 
 def run(args: argparse.Namespace) -> int:
     from lopt.training.runtime import prepare_cpu
+
+    prepare_cpu()
+    return {"make": _make, "train": _train, "predict": _predict, "edit": _edit}[args.action](args)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from lopt.weight_space.editing import train_editor
+    from lopt.weight_space.fitting import FitOptions
+    from lopt.weight_space.making import images_of
+    from lopt.weight_space.network_set import load
+    from lopt.weight_space.predictor import train_predictor
+
+    networks, out = load(user_path(args.networks)), user_path(args.out)
+    options = FitOptions(seed=args.seed, **({"passes": args.passes} if args.passes else {}))
+    if args.edit is None:
+        predictor = train_predictor(networks, args.tell, args.reader, options=options)
+        predictor.save(out)
+        print(predictor)
+    else:
+        editor = train_editor(networks, images_of(networks, args.data), args.edit, args.reader, options)
+        editor.save(out, args.edit)
+    print(f"trained: {out}")
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from lopt.weight_space.predictor import load_predictor
+
+    predictor = load_predictor(args.reader)
+    target = predictor.description.target
+    for name, found in zip(args.networks, predictor.predict(args.networks, args.coverage), strict=True):
+        print(
+            f"{name}: {target} {found.value:.3f}, {args.coverage:.0%} within {found.low:.3f} to {found.high:.3f}"
+        )
+    return 0
+
+
+def _edit(args: argparse.Namespace) -> int:
+    from safetensors.torch import save
+
+    from lopt.files import write_atomically
+    from lopt.weight_space.editing import load_editor
+
+    out, edited = user_path(args.out), load_editor(user_path(args.editor)).edit(user_path(args.network))
+    for number, state in enumerate(edited):
+        path = out if len(edited) == 1 else out.with_stem(f"{out.stem}-{number}")
+        write_atomically(path, save({name: value.contiguous() for name, value in state.items()}))
+        print(f"edited: {path}")
+    return 0
+
+
+def _make(args: argparse.Namespace) -> int:
     from lopt.weight_space.making import IMAGE_SETS
     from lopt.weight_space.sines import make_sines
     from lopt.weight_space.tickets import TICKETS, make_tickets, said_of_tickets
     from lopt.weight_space.zoo import make_zoo, said_of_zoo
 
-    prepare_cpu()
     out = user_path(args.out)
     if args.name in IMAGE_SETS:
         return _images(args, out)

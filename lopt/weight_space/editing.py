@@ -3,24 +3,30 @@
     editor = Editor(networks, "nfn_np")
     fit(editor, networks, dilated(images).flatten(2), loss=rendered_error(grid(28, 28)))
     edited = editor(test.params)                                     # parameters of the edited networks
+    editor.save(Path("dilate.safetensors"), "dilate")
+    load_editor(Path("dilate.safetensors")).edit(Path("mine.safetensors"))
 
 Shapes: B networks, K copies, C channels, M points.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from lopt.errors import ConfigError
 from lopt.metanets import METANETS
+from lopt.weight_space import trained
 from lopt.weight_space.architecture import architecture
 from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
-from lopt.weight_space.fitting import Loss
-from lopt.weight_space.network_set import NetworkSet, Tensors
+from lopt.weight_space.fitting import FitOptions, Loss, fit
+from lopt.weight_space.network_set import SPLITS, NetworkSet, Tensors, state_of
 from lopt.weight_space.readers import awaken, scales_of
-from lopt.weight_space.sirens import SirenShape, render
+from lopt.weight_space.sirens import SirenShape, grid, render
 from lopt.weight_space.symmetries import canonical
 from lopt.weight_space.systems import METANET_READERS
 
@@ -36,12 +42,14 @@ class Editor(nn.Module):
 
     def __init__(self, networks: NetworkSet, name: str, copies: int = 1) -> None:
         super().__init__()
+        self.name = name
         self.shape = SirenShape(**networks.header["architecture"])
         self.graph = architecture(self.shape).graph
         scales = scales_of(canonical(self.shape, networks.params))
-        self.rms = {parameter: scales[parameter] for parameter in self.graph.parameters}
         options = FeatureOptions(frequencies=4, places=True, w0=self.shape.w0)
-        self.features = WeightFeatures(options, self.rms)
+        self.features = WeightFeatures(options, {name: scales[name] for name in self.graph.parameters})
+        if name not in METANET_READERS:
+            raise ConfigError(f"editor: expected one of {', '.join(METANET_READERS)}, found {name!r}")
         metanet, of = METANET_READERS[name]
         self.metanet = METANETS.make(
             METANETS.options(metanet)(**of(self.graph)),
@@ -50,16 +58,38 @@ class Editor(nn.Module):
             outputs=copies,
         )
         awaken(self.metanet)
-        self.scale = nn.Parameter(torch.full((copies, len(self.rms)), FIRST_SCALE))
+        self.scale = nn.Parameter(torch.full((copies, len(scales)), FIRST_SCALE))
+
+    def edit(self, network: Mapping[str, Tensor] | nn.Module | Path) -> list[Tensors]:
+        """The K edited networks of a model, a state dict or a file, as state dicts.
+
+        Raises `ConfigError` for a network of another architecture.
+        """
+        state = state_of(network)
+        self._described("").check(state, network if isinstance(network, Path) else "network")
+        with torch.no_grad():
+            edited = self({name: value[None] for name, value in state.items()})
+        return [{name: value[0, k] for name, value in edited.items()} for k in range(len(self.scale))]
+
+    def save(self, path: Path, target: str, card: Mapping[str, Any] | None = None) -> None:
+        """Write one safetensors file, atomically. target: what the edit is called."""
+        trained.write(path, self, self._described(target, card), None)
+
+    def _described(self, target: str, card: Mapping[str, Any] | None = None) -> trained.Description:
+        return trained.Description(
+            kind="editor", target=target, reader=self.name, copies=len(self.scale), card=dict(card or {}),
+            shapes={name: spec.shape for name, spec in self.graph.parameters.items()},
+            architecture=self.shape.model_dump(mode="json"),
+        )  # fmt: skip
 
     def forward(self, params: Tensors) -> Tensors:
         """Parameters (B, *shape) of networks -> those of the edited ones, (B, K, *shape)."""
         params = canonical(self.shape, params)
         changes = torch.vmap(self._changes)(params)
         edited = {}
-        for index, (name, rms) in enumerate(self.rms.items()):
-            scale = self.scale[:, index].reshape(-1, *[1] * (params[name].dim() - 1))
-            edited[name] = params[name][:, None] + scale * rms * changes[name]
+        for name, scale in zip(self.graph.parameters, (self.scale * self.features.scales).T, strict=True):
+            each = scale.reshape(-1, *[1] * (params[name].dim() - 1))
+            edited[name] = params[name][:, None] + each * changes[name]
         return edited
 
     def _changes(self, params: Tensors) -> Tensors:
@@ -72,6 +102,42 @@ class Editor(nn.Module):
         count, copies = next(iter(edited.values())).shape[:2]
         flat = {name: value.flatten(0, 1) for name, value in edited.items()}
         return render(self.shape, flat, points).unflatten(0, (count, copies)).mean(1)
+
+
+def load_editor(path: Path) -> Editor:
+    """What `Editor.save` wrote. Raises `RuleFileError` if there is none, or if it is damaged or something else."""
+    tensors, description, _ = trained.read(path, "editor")
+    with torch.random.fork_rng(devices=[]):
+        made = Editor(description.like(None), description.reader, description.copies)
+    return trained.filled(path, made, tensors)
+
+
+def train_editor(
+    networks: NetworkSet,
+    images: Tensor,
+    edit: str,
+    name: str = "nfn_np",
+    options: FitOptions | None = None,
+    copies: int = 1,
+) -> Editor:
+    """Train an editor on networks and the images (N, C, H, W) that they are of, so that they show the edited ones.
+
+    name, copies: of the `Editor`. Raises `ConfigError` for an edit that is not among `EDITS`, or an unknown name.
+    """
+    if edit not in EDITS:
+        raise ConfigError(f"edit: expected one of {', '.join(EDITS)}, found {edit!r}")
+    options, low = options or FitOptions(), networks.header["recipe"]["low"]
+    wanted = EDITS[edit](images).flatten(2)
+    parts = {split: networks.splits == SPLITS.index(split) for split in ("train", "validation")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        editor = Editor(networks.split("train"), name, copies)
+        fit(
+            editor, networks.split("train"), wanted[parts["train"]], options,
+            (networks.split("validation"), wanted[parts["validation"]]),
+            loss=rendered_error(grid(*images.shape[2:]), low), desc=f"{name}: {edit}",
+        )  # fmt: skip
+    return editor
 
 
 def rendered_error(points: Tensor, low: float = -1.0) -> Loss:
@@ -90,3 +156,7 @@ def rendered_error(points: Tensor, low: float = -1.0) -> Loss:
 def dilated(images: Tensor) -> Tensor:
     """Images (N, C, H, W) whose every pixel is the brightest of the nine around it."""
     return nn.functional.max_pool2d(images, 3, stride=1, padding=1)
+
+
+EDITS = {"dilate": dilated}
+"""Of images; networks are edited to show what becomes of theirs."""

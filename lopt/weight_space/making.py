@@ -66,7 +66,9 @@ def pixels(images: ImageSet, splits: Tensor, chosen: Tensor) -> Tensor:
 
 
 def images_of(networks: NetworkSet, root: str | Path | None = None) -> Tensor:
-    """The images (N, C, H, W) that networks of `make` were fitted to, from 0 to 1."""
+    """The images (N, C, H, W) that networks of `make` were fitted to, from 0 to 1. Raises `ConfigError` for others."""
+    if networks.header.get("name") not in IMAGE_SETS:
+        raise ConfigError(f"networks: expected a set of {', '.join(IMAGE_SETS)}, which alone have images")
     images = load_images(IMAGE_SETS[networks.header["name"]], root=root)
     return pixels(images, networks.splits, networks.columns["image"])
 

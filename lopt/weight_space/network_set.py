@@ -100,7 +100,7 @@ def collect(
     """
     if isinstance(networks, Path):
         networks = sorted(path for path in networks.iterdir() if path.suffix in SUFFIXES)
-    states = [_state(network) for network in networks]
+    states = [state_of(network) for network in networks]
     if not states:
         raise DataError("networks: expected one or more, found none")
     shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in states]
@@ -141,7 +141,8 @@ TURNS = (0, 0, 0, 2, 0, 0, 0, 0, 1, 2)
 """Split of each of ten groups of `collect`."""
 
 
-def _state(network: Mapping[str, Tensor] | nn.Module | Path) -> Tensors:
+def state_of(network: Mapping[str, Tensor] | nn.Module | Path) -> Tensors:
+    """The floating-point tensors of a model, a state dict or a file. Raises `DataError` for another file."""
     if isinstance(network, Path):
         try:
             safe = network.suffix == ".safetensors"

@@ -49,12 +49,15 @@ class FlatMlp(Reader):
 
     def __init__(self, networks: NetworkSet, outputs: int, width: int = 32) -> None:
         super().__init__()
-        self.scales = scales_of(networks.params)
+        self.scales: Tensor
+        self.register_buffer("scales", torch.tensor(list(scales_of(networks.params).values())))
         count = sum(value[0].numel() for value in networks.params.values())
         self.layers = Mlp((count, width, width, outputs))
 
     def forward(self, params: Tensors) -> Tensor:
-        return self.layers(torch.cat([p.flatten(1) / self.scales[name] for name, p in params.items()], -1))
+        scales = self.scales.clamp_min(1e-12)  # a tensor may be zero in all of them
+        scaled = [p.flatten(1) / scale for p, scale in zip(params.values(), scales, strict=True)]
+        return self.layers(torch.cat(scaled, -1))
 
 
 class StatNn(Reader):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lopt.weight_space.editing import Editor, dilated, rendered_error
+from lopt.cli import main
+from lopt.errors import ConfigError
+from lopt.weight_space.editing import Editor, dilated, load_editor, rendered_error, train_editor
 from lopt.weight_space.fitting import FitOptions, fit, mean_loss
+from lopt.weight_space.making import make
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.sirens import RECIPES, Recipe, SirenShape, grid, initial, render
 from lopt.weight_space.sirens import fit as fit_sirens
@@ -82,3 +88,32 @@ def test_an_editor_learns_to_change_what_is_shown() -> None:
     unedited = ((render(SHAPE, params, POINTS) + 1) / 2 - wanted).square().mean().item()
     fit(editor, data, wanted, FitOptions(passes=32 * 40, batch=32, lr=1e-2), loss=error)
     assert mean_loss(editor, data, wanted, error) < 0.7 * unedited
+
+
+def test_a_trained_editor_is_one_file_that_edits_any_network_of_its_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "siren300", Recipe(steps=2))
+    siren, editor, model, out = (tmp_path / f"{n}.safetensors" for n in ("sirens", "editor", "model", "out"))
+    made = make("inr-digits", "siren300", 16, siren)
+    command = ["weights", "train", str(siren), "--edit", "dilate", "--passes", "24", "--out", str(editor)]
+    assert main(command) == 0
+    state = {name: value[3].clone() for name, value in made.params.items()}
+    save_file(state, model)
+    assert main(["weights", "edit", str(model), "--editor", str(editor), "--out", str(out)]) == 0
+    assert "edited: " in capsys.readouterr().out
+    loaded = load_editor(editor)
+    (expected,) = loaded.edit(state)
+    assert expected.keys() == load_file(out).keys()
+    for name, value in load_file(out).items():
+        assert torch.equal(value, expected[name])
+    assert any(not torch.equal(expected[name], state[name]) for name in state)
+    copies = Editor(made, "deepsets", copies=2)
+    copies.save(tmp_path / "copies.safetensors", "dilate")
+    again = load_editor(tmp_path / "copies.safetensors")
+    for one, other in zip(copies.edit(state), again.edit(state), strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    with pytest.raises(ConfigError, match=r"found none named layers\.0\.bias"):
+        again.edit({name: value for name, value in state.items() if name != "layers.0.bias"})
+    with pytest.raises(ConfigError, match="edit: expected one of dilate, found 'blur'"):
+        train_editor(made, torch.zeros(16, 1, 8, 8), "blur")

@@ -1,0 +1,177 @@
+"""Numbers told from weights: exact round trips, no order of neurons, honest intervals, clear refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.func import vmap
+
+from lopt import files
+from lopt.cli import main
+from lopt.errors import ConfigError, DataError, RuleFileError
+from lopt.weight_space.architecture import architecture_of
+from lopt.weight_space.convnets import ConvShape, initial
+from lopt.weight_space.fitting import FitOptions
+from lopt.weight_space.network_set import NetworkSet, collect
+from lopt.weight_space.predictor import Predictor, figures, load_predictor, train_predictor
+from lopt.weight_space.trained import FORMAT, VERSION
+from tests.helpers import seeded
+
+SHAPE = ConvShape(size=8, channels=3, classes=2)
+FEW = FitOptions(passes=64, batch=16)
+
+
+def zoo(count: int = 64, noise: float = 0.0) -> NetworkSet:
+    """Networks whose "accuracy" is the logarithm of the size of their weights, and noise."""
+    gains = 0.25 + 3 * torch.rand(count, generator=seeded(0))
+    told = gains.log() + noise * torch.randn(count, generator=seeded(1))
+    splits = (torch.arange(count) % 4).clamp_max(2).to(torch.uint8)
+    header = {"name": "gains", "architecture": SHAPE.model_dump()}
+    return NetworkSet(initial(SHAPE, range(count), gains), {"accuracy": told}, splits, header)
+
+
+def one(networks: NetworkSet, number: int = 0) -> dict[str, Tensor]:
+    return {name: value[number] for name, value in networks.params.items()}
+
+
+@pytest.mark.parametrize("name", ["statnn", "flat_mlp", "nfn_np", "ng_gnn", "probes"])
+def test_a_file_says_what_was_trained_says(name: str, tmp_path: Path) -> None:
+    networks = zoo()
+    before = torch.random.get_rng_state()
+    predictor = train_predictor(networks, reader=name, probes=3 if name == "probes" else 0, options=FEW)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    predictor.save(tmp_path / "reader.safetensors")
+    loaded = load_predictor(tmp_path / "reader.safetensors")
+    assert torch.equal(loaded.values(networks.params), predictor.values(networks.params))
+    assert loaded.predict([one(networks)]) == predictor.predict([one(networks)])
+    assert str(loaded) == str(predictor)
+    assert loaded.description.card["test"]["networks"] == len(networks.split("test"))
+
+
+def test_networks_of_your_own_are_read_by_their_graph_and_from_files(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(30)]
+    networks = collect(models, {"accuracy": [float(n % 7) for n in range(30)]}, example=(torch.zeros(2, 3),))
+    predictor = train_predictor(networks, reader="nfn_np", options=FEW)
+    predictor.save(tmp_path / "reader.safetensors")
+    save_file(models[3].state_dict(), tmp_path / "model.safetensors")
+    loaded = load_predictor(tmp_path / "reader.safetensors")
+    found = loaded.predict([models[3], tmp_path / "model.safetensors"], coverage=0.5)
+    assert found[0] == found[1]
+    assert found[0].low < found[0].value < found[0].high
+
+
+def test_no_order_of_channels_changes_what_is_told() -> None:
+    networks = zoo()
+    predictor = train_predictor(networks, options=FEW).double()
+    graph = architecture_of(networks).graph
+    params = {name: value.double() for name, value in networks.params.items()}
+    permutation = graph.random_permutation(seeded(1))
+    moved = vmap(lambda state: graph.permute(state, permutation))(params)
+    assert not torch.equal(moved["layers.1.weight"], params["layers.1.weight"])
+    assert (predictor.values(moved) - predictor.values(params)).abs().max() < 1e-9
+    half = {**params, "layers.0.weight": params["layers.0.weight"].flip(1)}
+    assert (predictor.values(half) - predictor.values(params)).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.9])
+def test_intervals_hold_as_many_networks_as_they_promise(coverage: float) -> None:
+    networks = zoo(2000, noise=0.3)
+    predictor = train_predictor(networks, reader="statnn", options=FitOptions(passes=6400))
+    test = networks.split("test")
+    found = predictor.predict([one(test, n) for n in range(len(test))], coverage)
+    held = [
+        low <= truth <= high for (_, low, high), truth in zip(found, test.columns["accuracy"], strict=True)
+    ]
+    # 500 held-out and 1,000 test networks: the share has a deviation of .027 at most.
+    assert sum(held) / len(held) == pytest.approx(coverage, abs=0.07)
+    assert figures(predictor, networks)["r2"] > 0.5, "and it tells something"
+    assert figures(predictor, networks)["within_90%"] == pytest.approx(0.9, abs=0.05)
+
+
+def test_an_interval_is_as_wide_as_a_rank_says() -> None:
+    predictor = train_predictor(zoo(), reader="statnn", options=FEW)
+    predictor.errors = torch.tensor([5.0, 1.0, 9.0, 3.0, 7.0, 2.0, 8.0, 4.0, 6.0])
+    assert [predictor.within(share) for share in (0.1, 0.5, 0.85, 0.9)] == [1, 5, 9, 9]
+    with pytest.raises(ConfigError, match=r"at most 0\.900, as 9 held-out networks allow; found 0\.95"):
+        predictor.within(0.95)
+
+
+def refusal(predictor: Predictor, state: dict[str, Tensor]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        predictor.predict([state])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_networks_of_another_architecture_are_refused() -> None:
+    networks = zoo()
+    predictor, state = train_predictor(networks, reader="statnn", options=FEW), one(networks)
+    wide = one(replace(networks, params=initial(ConvShape(channels=4, classes=2), range(1), torch.ones(1))))
+    assert "expected layers.0.weight with the shape (3, 1, 3, 3)" in refusal(predictor, wide)
+    assert "found (4, 1, 3, 3)" in refusal(predictor, wide)
+    missing = {name: value for name, value in state.items() if name != "layers.3.bias"}
+    assert "found none named layers.3.bias" in refusal(predictor, missing)
+    assert "found extra beside them" in refusal(predictor, {**state, "extra": torch.zeros(1)})
+    state["layers.1.bias"] = torch.tensor([0.0, torch.nan, 0.0])
+    assert "expected finite numbers in layers.1.bias" in refusal(predictor, state)
+
+
+def test_a_missing_column_and_split_are_named() -> None:
+    with pytest.raises(DataError, match="psnr: expected a column of the networks, which are accuracy"):
+        train_predictor(zoo(), "psnr")
+    networks = zoo()
+    with pytest.raises(DataError, match="validation"):
+        train_predictor(networks.select(networks.splits != 1))
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "reader.safetensors"
+    with pytest.raises(RuleFileError, match="found no file"):
+        load_predictor(path)
+    train_predictor(zoo(), reader="statnn", options=FEW).save(path)
+    tensors, header = files.read(path, FORMAT, VERSION)
+
+    def rewritten(change: dict[str, object], **others: Tensor) -> None:
+        described = {**header["described"], **change}
+        files.write(path, {**tensors, **others}, FORMAT, {"version": VERSION, "described": described})
+
+    rewritten({"kind": "editor"})
+    with pytest.raises(RuleFileError, match="found one of the kind editor"):
+        load_predictor(path)
+    rewritten({"shapes": {"w": [10**6, 10**6]}})
+    with pytest.raises(ConfigError, match="scalars in a network"):
+        load_predictor(path)
+    rewritten({"reader": 3})
+    with pytest.raises(RuleFileError, match="describes nothing that can be built: reader"):
+        load_predictor(path)
+    rewritten({}, mean=torch.zeros(7))
+    with pytest.raises(RuleFileError, match="its tensors are not those that it describes"):
+        load_predictor(path)
+
+
+def test_the_commands_train_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    networks, reader, model = (tmp_path / f"{name}.safetensors" for name in ("zoo", "reader", "model"))
+    zoo().save(networks)
+    save_file(one(zoo(), 5), model)
+    command = ["weights", "train", str(networks), "--reader", "statnn", "--passes", "64"]
+    command += ["--out", str(reader)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "statnn: accuracy of networks with " in said
+    assert "layers.0.weight (3, 1, 3, 3)" in said
+    assert main(["weights", "predict", str(model), "--reader", str(reader), "--coverage", "0.8"]) == 0
+    value, low, high = load_predictor(reader).predict([model], 0.8)[0]
+    said = capsys.readouterr().out
+    assert f"model.safetensors: accuracy {value:.3f}, 80% within {low:.3f} to {high:.3f}" in said
+    save_file({"w": torch.zeros(3)}, model)
+    assert main(["weights", "predict", str(model), "--reader", str(reader)]) == 2
+    assert "found none named layers.0.bias" in capsys.readouterr().err
+    assert main(["weights", "predict", str(networks), "--reader", str(networks)]) == 2
+    assert "expected a lopt-reader file" in capsys.readouterr().err
+    assert set(load_file(reader)) > {"mean", "std", "errors"}
