@@ -57,6 +57,9 @@ class Metanet(nn.Module, ABC):
         Pure and vmap-able. Raises `GraphError` on a graph that this metanet cannot take.
         """
 
+    side_by_side: bool = False
+    """Whether `forward` also takes several networks at once, (F, networks, P), faster than `torch.vmap` does."""
+
     in_pieces: bool = False
     """Whether it also looks at scalars piece by piece: has `listen`."""
 

@@ -1,4 +1,7 @@
-"""Small layers that act on every scalar, neuron or edge alike, channels first: (channels, anything)."""
+"""Small layers that act on every scalar, neuron or edge alike, channels first: (channels, anything).
+
+With several networks side by side, (channels, networks, columns), each product of matrices is still a single one.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,13 @@ from lopt.numerics.segments import segment_expand
 M = TypeVar("M", bound=nn.Module)
 
 
+def product(weight: Tensor, x: Tensor) -> Tensor:
+    """W x for every column, of all networks at once: (O, I), (I, ..., n) -> (O, ..., n)."""
+    return weight @ x if x.dim() == 2 else (weight @ x.flatten(1)).reshape(len(weight), *x.shape[1:])
+
+
 class Pointwise(nn.Module):
-    """y = W x + b for every column: (inputs, n) -> (outputs, n)."""
+    """y = W x + b for every column: (inputs, ..., n) -> (outputs, ..., n)."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
@@ -24,9 +32,9 @@ class Pointwise(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.weight @ x
+        y = product(self.weight, x)
         # In place, as nobody else has seen y: these tensors are large, and memory is what such a layer waits for.
-        return y if self.bias is None else y.add_(self.bias[:, None])
+        return y if self.bias is None else y.add_(self.bias.reshape(-1, *[1] * (y.dim() - 1)))
 
 
 class PointwiseMlp(nn.Module):
@@ -63,7 +71,8 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         centred = x - x.mean(0, keepdim=True)
         variance = (centred * centred).mean(0, keepdim=True)
-        return centred * torch.rsqrt(variance + 1e-5) * self.scale[:, None] + self.shift[:, None]
+        scale, shift = (v.reshape(-1, *[1] * (x.dim() - 1)) for v in (self.scale, self.shift))
+        return centred * torch.rsqrt(variance + 1e-5) * scale + shift
 
 
 def zeroed(module: M) -> M:

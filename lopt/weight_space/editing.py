@@ -25,7 +25,7 @@ from lopt.weight_space.architecture import architecture
 from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
 from lopt.weight_space.fitting import FitOptions, Loss, fit
 from lopt.weight_space.network_set import SPLITS, NetworkSet, Tensors, state_of
-from lopt.weight_space.readers import awaken, scales_of
+from lopt.weight_space.readers import awaken, hear, scales_of
 from lopt.weight_space.sirens import SirenShape, grid, render
 from lopt.weight_space.symmetries import canonical
 from lopt.weight_space.systems import METANET_READERS
@@ -85,16 +85,12 @@ class Editor(nn.Module):
     def forward(self, params: Tensors) -> Tensors:
         """Parameters (B, *shape) of networks -> those of the edited ones, (B, K, *shape)."""
         params = canonical(self.shape, params)
-        changes = torch.vmap(self._changes)(params)
+        changes = self.graph.unflatten(hear(self.metanet, self.graph, self.features, params).movedim(1, 0))
         edited = {}
         for name, scale in zip(self.graph.parameters, (self.scale * self.features.scales).T, strict=True):
             each = scale.reshape(-1, *[1] * (params[name].dim() - 1))
             edited[name] = params[name][:, None] + each * changes[name]
         return edited
-
-    def _changes(self, params: Tensors) -> Tensors:
-        said, _ = self.metanet(self.graph, *self.features(self.graph, params))
-        return self.graph.unflatten(said)
 
     def rendered(self, params: Tensors, points: Tensor) -> Tensor:
         """(B, C, M): what the edited networks show, the mean over the copies."""

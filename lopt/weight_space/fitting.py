@@ -1,6 +1,6 @@
 """Training a reader on networks, and asking it.
 
-    reader = MetanetReader(model, graph, 10, "ng_gnn", networks=train)
+    reader = make_reader("ng_gnn", train, outputs=10)
     fitted = fit(reader, train, train.columns["label"], validation=networks.split("validation"))
     predict(reader, test.params).argmax(1)
 

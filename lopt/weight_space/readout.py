@@ -76,15 +76,16 @@ class NetworkReadout(nn.Module):
 
 
 def pool_tensors(graph: ParameterGraph, values: Tensor) -> Tensor:
-    """(D, P) -> (3 D, B): for each tensor the mean and rms over scalars, and the rms over neurons of their means.
+    """(D, ..., P) -> (3 D, ..., B): for each tensor mean and rms over scalars, and the rms over neurons of their means.
 
     The neurons are those of the first axis.
     """
     columns = []
     for value in graph.unflatten(values).values():
-        rows = value.reshape(value.shape[0], value.shape[1] if value.dim() > 1 else 1, -1)
-        moments = (rows.mean((1, 2)), _rms(rows, (1, 2)), _rms(rows.mean(2), (1,)))
-        columns.append(torch.cat(moments))
+        lead = values.shape[:-1]
+        rows = value.reshape(*lead, value.shape[len(lead)] if value.dim() > len(lead) else 1, -1)
+        means = rows.mean(-1)
+        columns.append(torch.cat([means.mean(-1), _rms(rows, (-2, -1)), _rms(means, (-1,))]))
     return torch.stack(columns, -1)
 
 

@@ -2,7 +2,8 @@
 
     reader = make_reader("ng_t", networks, outputs=10, probes=64)
 
-With `+64` in tables, a metanet also has 64 learned probes of every neuron.
+With `+64` in tables, a metanet is also told every neuron's answers to 64 generated probes, and stands beside a reader
+of the outputs' answers alone.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.metanets.published.chain import chain_of
 from lopt.metanets.published.wiring import SLOTS
-from lopt.weight_space.architecture import architecture_of
+from lopt.weight_space.architecture import Architecture, architecture_of
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.readers import FlatMlp, MetanetReader, ProbeInputs, ProbeReader, Reader, StatNn
-from lopt.weight_space.sirens import grid
+from lopt.weight_space.sirens import Siren, grid
 
 Options = Callable[[ParameterGraph], dict[str, Any]]
 
@@ -54,18 +55,21 @@ def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, 
     if name == "statnn":
         return StatNn(networks, outputs)
     of = architecture_of(networks)
+    if of.model is None and (probes or name not in METANET_READERS):
+        raise ConfigError(f"reader {name}: expected networks that lopt has the code of, found a graph alone")
     if name in METANET_READERS:
         metanet, options = METANET_READERS[name]
-        learned = ProbeInputs(of.examples(probes)) if probes else None
-        return MetanetReader(
-            of.model, of.graph, networks, outputs, metanet, options(of.graph), inputs=learned
-        )
+        functions = _functions(of, ProbeInputs(of.examples(probes), "generated"), outputs) if probes else None
+        siren = of.model.shape if isinstance(of.model, Siren) else None
+        return MetanetReader(of.graph, networks, outputs, metanet, options(of.graph), functions, siren)
     if name == "pixels":
-        inputs = ProbeInputs(grid(*[size] * of.inputs[0]), "given")
-    else:
-        inputs = ProbeInputs(of.examples(probes or 64), "generated" if name == "probegen" else "learned")
-    if of.model is None:
-        raise ConfigError(f"reader {name}: expected networks that lopt has the code of, found a graph alone")
+        return _functions(of, ProbeInputs(grid(*[size] * of.inputs[0]), "given"), outputs)
+    kind = "generated" if name == "probegen" else "learned"
+    return _functions(of, ProbeInputs(of.examples(probes or 64), kind), outputs)
+
+
+def _functions(of: Architecture, inputs: ProbeInputs, outputs: int) -> ProbeReader:
+    assert of.model is not None, "checked before"
     return ProbeReader(of.model, inputs, of.reads, outputs)
 
 

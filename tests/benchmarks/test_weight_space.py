@@ -44,9 +44,22 @@ def test_runs_are_done_once_and_summed_up_by_task_and_method(
     monkeypatch.setattr(weight_space, "SMALL", small._replace(passes=128))
     weight_space.main(arguments)
     again = json.loads((tmp_path / "weight_space.json").read_text())
-    assert again["summary"] == {"inr-digits": found}, "a run of another budget stands apart"
-    assert [(r["method"], r["passes"]) for r in again["other_budgets"]] == [("statnn", 128)]
-    assert "statnn with 128 passes over 32 networks" in capsys.readouterr().out
+    longer = again["summary"]["inr-digits"]
+    assert longer["statnn"]["passes"] == 128, "of each method its longest training"
+    assert longer["probes"] == found["probes"]
+    assert [(r["method"], r["passes"]) for r in again["other_budgets"]] == [("statnn", 64)]
+    assert "statnn with 64 passes over 32 networks" in capsys.readouterr().out
+
+
+def test_what_reads_functions_alone_is_trained_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, "siren300", Recipe(steps=2))
+    monkeypatch.setattr(weight_space, "SMALL", weight_space.SMALL._replace(passes=64))
+    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
+    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--count", "32"]
+    weight_space.main([*arguments, "--tasks", "inr-digits", "--only", "ng_gnn+64", "statnn"])
+    probed, plain = Log(tmp_path / "weight_space").records()
+    assert (probed["networks"], probed["first"], len(probed["before"]["losses"])) == (32, 640, 8)
+    assert "first" not in plain
 
 
 def test_sines_have_their_own_budget_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Between nodes and edges: broadcasting and reductions, dense along axes or by edge list; both give the same.
 
-Every edge has two ends, its target and its source. Shapes: N nodes, E edges, D channels.
+Every edge has two ends, its target and its source. Shapes: N nodes, E edges, D channels; (D, networks, N) and
+(D, networks, E) if there are several networks side by side.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class Exchange(ABC):
     def spread(self, nodes: Tensor, end: End) -> Tensor:
         """(D, N) -> (D, E): the value of the node at one end of each edge."""
 
+    def sum_of_ends(self, targets: Tensor, sources: Tensor) -> Tensor:
+        """(D, N) twice -> (D, E): the first value of its target and the second of its source, of each edge."""
+        return self.spread(targets, "target") + self.spread(sources, "source")
+
     @abstractmethod
     def total(self, edges: Tensor, end: End) -> Tensor:
         """(D, E) -> (D, N): the sum over the edges that have the node at this end; 0 for none."""
@@ -44,6 +49,10 @@ class Exchange(ABC):
     @abstractmethod
     def largest(self, edges: Tensor, end: End) -> Tensor:
         """(D, E) -> (D, N): the maximum over the edges that have the node at this end; -inf for none."""
+
+    def smallest(self, edges: Tensor, end: End) -> Tensor:
+        """As `largest`, the minimum; inf for none."""
+        return -self.largest(-edges, end)
 
     def degree(self, end: End, like: Tensor) -> Tensor:
         """(N,) edges that have the node at this end."""
@@ -58,11 +67,19 @@ class DenseExchange(Exchange):
     """Views each block as (targets, sources, parallel): broadcasts and reductions along axes, no index."""
 
     def spread(self, nodes: Tensor, end: End) -> Tensor:
-        parts = [nodes.new_zeros(nodes.shape[0], 0)]  # a network of biases alone has no edge to join
+        parts = [nodes.new_zeros(*nodes.shape[:-1], 0)]  # a network of biases alone has no edge to join
         for wire in self.wires:
-            value = nodes[:, nodes_at(wire, end)]
-            value = value[:, :, None, None] if end == "target" else value[:, None, :, None]
-            parts.append(value.expand(-1, *wire.grid).reshape(nodes.shape[0], -1))
+            value = at_end(nodes[..., nodes_at(wire, end)], end)
+            parts.append(value.expand(*nodes.shape[:-1], *wire.grid).flatten(-3))
+        return torch.cat(parts, -1)
+
+    def sum_of_ends(self, targets: Tensor, sources: Tensor) -> Tensor:
+        parts = [targets.new_zeros(*targets.shape[:-1], 0)]
+        for wire in self.wires:
+            both = (
+                at_end(v[..., nodes_at(wire, e)], e) for v, e in zip((targets, sources), ENDS, strict=True)
+            )
+            parts.append(sum(both).expand(*targets.shape[:-1], *wire.grid).flatten(-3))
         return torch.cat(parts, -1)
 
     def total(self, edges: Tensor, end: End) -> Tensor:
@@ -70,6 +87,9 @@ class DenseExchange(Exchange):
 
     def largest(self, edges: Tensor, end: End) -> Tensor:
         return self._reduced(edges, end, torch.amax, torch.maximum, -math.inf)
+
+    def smallest(self, edges: Tensor, end: End) -> Tensor:
+        return self._reduced(edges, end, torch.amin, torch.minimum, math.inf)
 
     def _reduced(
         self,
@@ -79,13 +99,13 @@ class DenseExchange(Exchange):
         join: Callable[[Tensor, Tensor], Tensor],
         empty: float,
     ) -> Tensor:
-        axes = (2, 3) if end == "target" else (1, 3)
+        axes = (-2, -1) if end == "target" else (-3, -1)
         inbox: dict[int, Tensor] = {}
         for wire, part in zip(self.wires, edges.split([wire.size for wire in self.wires], -1), strict=True):
-            value, first = along(part.reshape(-1, *wire.grid), axes), nodes_at(wire, end).start
+            value, first = along(part.unflatten(-1, wire.grid), axes), nodes_at(wire, end).start
             inbox[first] = join(inbox[first], value) if first in inbox else value
-        nothing = edges.new_full((edges.shape[0], self.wiring.nodes), empty)
-        return torch.cat([inbox.get(s.start, nothing[:, s]) for s, _ in self.wiring.node_sets], -1)
+        nothing = edges.new_full((*edges.shape[:-1], self.wiring.nodes), empty)
+        return torch.cat([inbox.get(s.start, nothing[..., s]) for s, _ in self.wiring.node_sets], -1)
 
 
 class IndexedExchange(Exchange):
@@ -96,15 +116,16 @@ class IndexedExchange(Exchange):
         edge_list(self.wiring)
 
     def spread(self, nodes: Tensor, end: End) -> Tensor:
-        return nodes[:, self._index(end, nodes)]
+        return nodes[..., self._index(end, nodes)]
 
     def total(self, edges: Tensor, end: End) -> Tensor:
-        return edges.new_zeros(edges.shape[0], self.wiring.nodes).index_add(1, self._index(end, edges), edges)
+        nothing = edges.new_zeros(*edges.shape[:-1], self.wiring.nodes)
+        return nothing.index_add(-1, self._index(end, edges), edges)
 
     def largest(self, edges: Tensor, end: End) -> Tensor:
-        empty = edges.new_full((edges.shape[0], self.wiring.nodes), -math.inf)
+        empty = edges.new_full((*edges.shape[:-1], self.wiring.nodes), -math.inf)
         index = self._index(end, edges).expand_as(edges)
-        return empty.scatter_reduce(1, index, edges, "amax")
+        return empty.scatter_reduce(-1, index, edges, "amax")
 
     def _index(self, end: End, like: Tensor) -> Tensor:
         return edge_list(self.wiring)[ENDS.index(end)].to(like.device)
@@ -116,6 +137,11 @@ EXCHANGES: dict[Execution, type[Exchange]] = {"dense": DenseExchange, "edges": I
 def exchange_of(wiring: Wiring, execution: Execution) -> Exchange:
     """The exchange of a wiring, dense or by edge list."""
     return EXCHANGES[execution](wiring)
+
+
+def at_end(nodes: Tensor, end: End) -> Tensor:
+    """(..., n) -> (..., n, 1, 1) for targets, (..., 1, n, 1) for sources: to be repeated along a wire's grid."""
+    return nodes[..., :, None, None] if end == "target" else nodes[..., None, :, None]
 
 
 def nodes_at(wire: Wire, end: End) -> slice:

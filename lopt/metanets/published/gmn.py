@@ -35,6 +35,8 @@ class Gmn(Metanet):
     execution: "dense" along axes, or "edges" by gather and scatter, which is slower and gives the same.
     """
 
+    side_by_side = True
+
     def __init__(
         self,
         features: int,
@@ -62,6 +64,8 @@ class Gmn(Metanet):
         edges = self.encode(wiring.edges, wiring.parts(features), context)
         sets = [self.roles[kind][:, None].expand(-1, s.stop - s.start) for s, kind in wiring.node_sets]
         nodes = torch.cat(sets, -1)
+        batch = edges.shape[1:-1]
+        nodes = nodes.reshape(-1, *[1] * len(batch), wiring.nodes).expand(-1, *batch, -1)
         whole = edges.mean(-1, keepdim=True)
         for layer in self.layers:
             nodes, edges, whole = layer(exchange, nodes, edges, whole)
@@ -101,6 +105,4 @@ class EdgeFunction(nn.Module):
 
     def forward(self, exchange: Exchange, nodes: Tensor, edges: Tensor, whole: Tensor) -> Tensor:
         hidden = self.edge(edges) + self.whole(whole)
-        for end in ENDS:
-            hidden = hidden + exchange.spread(self.ends[end](nodes), end)
-        return relu(hidden)
+        return relu(hidden + exchange.sum_of_ends(*(self.ends[end](nodes) for end in ENDS)))

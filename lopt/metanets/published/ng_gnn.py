@@ -39,6 +39,7 @@ SPREAD_FLOOR = 1e-5
 class NeuralGraph(Metanet):
     """What the metanets of Neural Graphs share: neurons and edges encoded, rounds of messages, heads."""
 
+    side_by_side = True
     execution: Execution
     nodes: NodeEncoder
     encode: WireEncoder
@@ -56,7 +57,11 @@ class NeuralGraph(Metanet):
         memory: Tensor | None = None,
         probes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """As in `Metanet`, with probes (M, N) from `lopt.weight_space.probes` for one made with probes=M."""
+        """As in `Metanet`, with probes (M, N) from `lopt.weight_space.probes` for one made with probes=M.
+
+        Several networks side by side are features (F, networks, P), context (C, networks, B) and probes
+        (M, networks, N) -> (R, networks, P): the same as `torch.vmap` gives, with matrix products that need no copies.
+        """
         wiring = wiring_of(graph)
         exchange = exchange_of(wiring, self.execution)
         parts = wiring.parts(features)
@@ -121,10 +126,11 @@ class NodeEncoder(nn.Module):
         attributes = self.attributes(wiring.attributes, parts, context)
         at_nodes: dict[int, list[Tensor]] = {}
         for wire, value in _of_each(wiring.attributes, attributes):
-            at_nodes.setdefault(wire.target.start, []).append(value.reshape(-1, *wire.grid).mean((2, 3)))
-        columns = [attributes.new_zeros(attributes.shape[0], 0)]
+            at_nodes.setdefault(wire.target.start, []).append(value.unflatten(-1, wire.grid).mean((-2, -1)))
+        columns = [attributes[..., :0]]
         for nodes, kind in wiring.node_sets:
-            role = self.roles[kind][:, None].expand(-1, nodes.stop - nodes.start)
+            role = self.roles[kind].reshape(-1, *[1] * (attributes.dim() - 1))
+            role = role.expand(*attributes.shape[:-1], nodes.stop - nodes.start)
             known = at_nodes.get(nodes.start)
             columns.append(role if known is None else role + torch.stack(known).mean(0))
         encoded = torch.cat(columns, -1)
@@ -145,10 +151,10 @@ class NeuralGraphHeads(nn.Module):
     def forward(self, wiring: Wiring, nodes: Tensor, edges: Tensor, attributes: Tensor) -> Tensor:
         raw = self.edge_out(wiring.edges, relu(self.edge(edges)))
         at_nodes = self.node(nodes)
-        known = [attributes.new_zeros(attributes.shape[0], 0)]
+        known = [attributes[..., :0]]
         for wire, value in _of_each(wiring.attributes, self.attribute(attributes)):
-            node = at_nodes[:, wire.target][:, :, None, None]
-            known.append((value.reshape(-1, *wire.grid) + node).flatten(1))
+            node = at_nodes[..., wire.target][..., :, None, None]
+            known.append((value.unflatten(-1, wire.grid) + node).flatten(-3))
         raw.update(self.node_out(wiring.attributes, relu(torch.cat(known, -1))))
         return wiring.join(raw)
 
@@ -168,9 +174,7 @@ class NgGnnLayer(nn.Module):
     def forward(self, exchange: Exchange, nodes: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
         received = [aggregate(exchange, self.messages[end](exchange, nodes, edges, end), end) for end in ENDS]
         nodes = nodes + relu(self.norm(self.update(torch.cat([nodes, *received]))))
-        hidden = self.edge(edges)
-        for end in ENDS:
-            hidden = hidden + exchange.spread(self.ends[end](nodes), end)
+        hidden = self.edge(edges) + exchange.sum_of_ends(*(self.ends[end](nodes) for end in ENDS))
         return nodes, edges + self.edge_out(relu(hidden))
 
 
@@ -184,7 +188,7 @@ class FilmMessage(nn.Module):
 
     def forward(self, exchange: Exchange, nodes: Tensor, edges: Tensor, end: End) -> Tensor:
         scale, shift = self.modulate(edges).chunk(2)
-        content = sum(exchange.spread(self.ends[side](nodes), side) for side in ENDS)
+        content = exchange.sum_of_ends(*(self.ends[side](nodes) for side in ENDS))
         return scale * content + shift
 
 
@@ -196,7 +200,7 @@ def aggregate(exchange: Exchange, messages: Tensor, end: End) -> Tensor:
     degree = exchange.degree(end, messages)
     mean = exchange.mean(messages, end)
     variance = exchange.mean(messages * messages, end) - mean * mean
-    extremes = [-exchange.largest(-messages, end), exchange.largest(messages, end)]
+    extremes = [exchange.smallest(messages, end), exchange.largest(messages, end)]
     low, high = (torch.where(degree > 0, value, torch.zeros_like(value)) for value in extremes)
     # Rounding takes the variance of equal messages below zero; at zero the root has no derivative, hence the floor.
     statistics = torch.cat([mean, low, high, torch.sqrt(relu(variance) + SPREAD_FLOOR)])

@@ -78,9 +78,7 @@ class NgTLayer(nn.Module):
     def forward(self, exchange: Exchange, nodes: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
         nodes = self.node_norms[0](nodes + self.attention(exchange, nodes, edges))
         nodes = self.node_norms[1](nodes + self.node_out(gelu(self.node_in(nodes))))
-        hidden = self.edge_in[0](edges)
-        for end in ENDS:
-            hidden = hidden + exchange.spread(self.ends[end](nodes), end)
+        hidden = self.edge_in[0](edges) + exchange.sum_of_ends(*(self.ends[end](nodes) for end in ENDS))
         edges = self.edge_norms[0](edges + self.edge_out[0](gelu(hidden)))
         return nodes, self.edge_norms[1](edges + self.edge_out[1](gelu(self.edge_in[1](edges))))
 
@@ -125,4 +123,4 @@ class EdgeAttention(nn.Module):
         return (self._per_head(above[0] + above[1]) * share[:, None]).flatten(0, 1)
 
     def _per_head(self, x: Tensor) -> Tensor:
-        return x.reshape(self.heads, x.shape[0] // self.heads, x.shape[-1])
+        return x.unflatten(0, (self.heads, -1))

@@ -26,6 +26,7 @@ from lopt.graph import Block, ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.pyg_styles import NODE_KINDS, Place, neuron_places
 from lopt.graph.spec import PARAMETER_KINDS, Segment
+from lopt.metanets.layers import product
 from lopt.metanets.plan import Plan, plan_of
 
 SLOTS = 9
@@ -62,27 +63,23 @@ class Wire:
         return math.prod(self.grid)
 
     def fold(self, scalars: Tensor) -> Tensor:
-        """(F, scalars of the block) -> (F, slots, size)."""
-        features = scalars.shape[0]
-        x = scalars.reshape(features, *self.block.shape).permute(0, *(1 + axis for axis in self.order))
-        x = x.reshape(features, -1, self.taps)
+        """(F, ..., scalars of the block) -> (F, slots, ..., size)."""
+        lead, count = scalars.shape[:-1], scalars.dim() - 1
+        x = scalars.reshape(*lead, *self.block.shape)
+        x = x.permute(*range(count), *(count + axis for axis in self.order)).reshape(*lead, -1, self.taps)
         chunks = -(-self.taps // self.slots)
         x = pad(x, (0, chunks * self.slots - self.taps)) if chunks * self.slots > self.taps else x
-        return (
-            x.reshape(features, -1, chunks, self.slots).permute(0, 3, 1, 2).reshape(features, self.slots, -1)
-        )
+        return x.reshape(*lead, -1, chunks, self.slots).movedim(-1, 1).flatten(-2)
 
     def unfold(self, folded: Tensor) -> Tensor:
-        """(R, slots, size) -> (R, scalars of the block); the inverse of `fold`."""
-        outputs = folded.shape[0]
+        """(R, slots, ..., size) -> (R, ..., scalars of the block); the inverse of `fold`."""
+        x = folded.movedim(1, -1)
+        lead, count = x.shape[:-2], x.dim() - 2
         chunks = -(-self.taps // self.slots)
-        x = folded.reshape(outputs, self.slots, -1, chunks).permute(0, 2, 3, 1)
-        x = x.reshape(outputs, -1, chunks * self.slots)[
-            ..., : self.taps
-        ]  # without the padding of the last edge
-        x = x.reshape(outputs, *(self.block.shape[axis] for axis in self.order))
-        back = [1 + self.order.index(axis) for axis in range(len(self.order))]
-        return x.permute(0, *back).reshape(outputs, -1)
+        x = x.reshape(*lead, -1, chunks * self.slots)[..., : self.taps]  # no padding of the last edge
+        x = x.reshape(*lead, *(self.block.shape[axis] for axis in self.order))
+        back = [count + self.order.index(axis) for axis in range(len(self.order))]
+        return x.permute(*range(count), *back).reshape(*lead, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +106,14 @@ class Wiring:
         return self.node_sets[-1][0].stop if self.node_sets else 0
 
     def parts(self, flat: Tensor) -> Sequence[Tensor]:
-        """(F, P) in the order of `graph.flatten` -> (F, scalars of its block) of each wire."""
-        scalars = flat if self.plan.order is None else flat[:, self.plan.order.to(flat.device)]
+        """(F, ..., P) in the order of `graph.flatten` -> (F, ..., scalars of its block) of each wire."""
+        scalars = flat if self.plan.order is None else flat[..., self.plan.order.to(flat.device)]
         return scalars.split(self.plan.sizes, -1)
 
     def join(self, parts: Mapping[int, Tensor]) -> Tensor:
         """The inverse of `parts`, from the wires' numbers and values in any order."""
         scalars = torch.cat([parts[wire.number] for wire in self.wires], -1)
-        return scalars if self.plan.inverse is None else scalars[:, self.plan.inverse.to(scalars.device)]
+        return scalars if self.plan.inverse is None else scalars[..., self.plan.inverse.to(scalars.device)]
 
 
 @made_once
@@ -198,8 +195,9 @@ class _NodeSets:
 
 
 class WireEncoder(nn.Module):
-    """Folded features, and what is known of the tensor, to hidden channels: (F, P), (C, B) -> (D, edges).
+    """Folded features, and what is known of the tensor, to hidden channels.
 
+    (F, ..., P), (C, ..., B) -> (D, ..., edges):
     x = sum over slots s of W_s f_s + W_c c + kind, the same for all wires.
     """
 
@@ -210,19 +208,21 @@ class WireEncoder(nn.Module):
         self.kinds = nn.Parameter(0.1 * torch.randn(len(PARAMETER_KINDS), width))
 
     def forward(self, wires: Iterable[Wire], parts: Sequence[Tensor], context: Tensor) -> Tensor:
-        known = self.context(context.T)
-        columns = [known.new_zeros(self.weight.shape[0], 0)]
+        known = self.context(context.movedim(0, -1))
+        columns = [known.new_zeros(known.shape[-1], *known.shape[:-2], 0)]
         for wire in wires:
             folded = wire.fold(parts[wire.number])
             weight = self.weight[:, :, : wire.slots].reshape(self.weight.shape[0], -1)
-            columns.append(
-                weight @ folded.flatten(0, 1) + (known[wire.owner] + self.kinds[wire.kind])[:, None]
-            )
+            constant = (known[..., wire.owner, :] + self.kinds[wire.kind]).movedim(-1, 0)
+            columns.append(product(weight, folded.flatten(0, 1)) + constant[..., None])
         return torch.cat(columns, -1)
 
 
 class WireHead(nn.Module):
-    """Hidden channels of edges to raw outputs of their scalars, zero at first: (D, edges) -> (R, block) by number."""
+    """Hidden channels of edges to raw outputs of their scalars, zero at first.
+
+    (D, ..., edges) -> (R, ..., block) by number.
+    """
 
     def __init__(self, width: int, outputs: int, slots: int = SLOTS) -> None:
         super().__init__()
@@ -234,26 +234,26 @@ class WireHead(nn.Module):
         raw = {}
         for wire, x in zip(wires, hidden.split([wire.size for wire in wires], -1), strict=True):
             weight = self.weight[:, : wire.slots].reshape(-1, width)
-            bias = self.bias[:, : wire.slots].reshape(-1, 1)
-            raw[wire.number] = wire.unfold((weight @ x + bias).reshape(outputs, wire.slots, -1))
+            bias = self.bias[:, : wire.slots].reshape(-1, *[1] * (x.dim() - 1))
+            raw[wire.number] = wire.unfold((product(weight, x) + bias).unflatten(0, (outputs, wire.slots)))
         return raw
 
 
 def probes_of_nodes(wiring: Wiring, probes: Tensor) -> Tensor:
-    """(M, N) -> (M, nodes of the wiring): a neuron of several groups (head x head size) has the sum of theirs."""
-    columns = [probes.new_zeros(probes.shape[0], 0)]
+    """(M, ..., N) -> (M, ..., nodes of the wiring): a neuron of several groups (head x head size) has their sum."""
+    columns = [probes.new_zeros(*probes.shape[:-1], 0)]
     for groups in wiring.node_groups:
-        value = probes.new_zeros(probes.shape[0], 1)
+        value = probes.new_zeros(*probes.shape[:-1], 1)
         for group in groups:
-            own = probes[:, wiring.plan.neurons_of(group)]
-            value = (value[:, :, None] + own[:, None, :]).flatten(1)
+            own = probes[..., wiring.plan.neurons_of(group)]
+            value = (value[..., :, None] + own[..., None, :]).flatten(-2)
         columns.append(value)
     return torch.cat(columns, -1)
 
 
 def check_probes(wiring: Wiring, wanted: int, probes: Tensor | None) -> None:
     """Raise a `GraphError` unless a metanet that reads `wanted` probe features was given them."""
-    found = None if probes is None else tuple(probes.shape)
+    found = None if probes is None else (probes.shape[0], probes.shape[-1])
     expected = (wanted, wiring.plan.neurons) if wanted else None
     if found != expected:
         raise GraphError(

@@ -92,9 +92,11 @@ def test_dense_exchange_equals_gather_and_scatter(name: str) -> None:
     for end in ENDS:
         assert torch.equal(dense.spread(nodes, end), indexed.spread(nodes, end))
         assert torch.equal(dense.largest(edges, end), indexed.largest(edges, end))
+        assert torch.equal(dense.smallest(edges, end), indexed.smallest(edges, end))
         torch.testing.assert_close(dense.mean(edges, end), indexed.mean(edges, end), rtol=0, atol=1e-12)
         counted = torch.bincount(edge_list(wiring)[ENDS.index(end)], minlength=wiring.nodes)
         assert torch.equal(dense.degree(end, edges), counted.double())
+    assert torch.equal(dense.sum_of_ends(nodes, -nodes.flip(1)), indexed.sum_of_ends(nodes, -nodes.flip(1)))
 
 
 OPTIONS = {
