@@ -58,7 +58,8 @@ def test_what_reads_functions_alone_is_trained_first(tmp_path: Path, monkeypatch
     arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--count", "32"]
     weight_space.main([*arguments, "--tasks", "inr-digits", "--only", "ng_gnn+64", "statnn"])
     probed, plain = Log(tmp_path / "weight_space").records()
-    assert (probed["networks"], probed["first"], len(probed["before"]["losses"])) == (32, 640, 8)
+    assert (probed["networks"], probed["first"]) == (32, 640)
+    assert len(probed["before"]["losses"]) > len(probed["losses"]) > 0
     assert "first" not in plain
 
 
