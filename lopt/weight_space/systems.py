@@ -59,17 +59,18 @@ def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, 
         raise ConfigError(f"reader {name}: expected networks that lopt has the code of, found a graph alone")
     if name in METANET_READERS:
         metanet, options = METANET_READERS[name]
-        functions = _functions(of, ProbeInputs(of.examples(probes), "generated"), outputs) if probes else None
+        functions = _functions(of, "probegen", probes, outputs) if probes else None
         siren = of.model.shape if isinstance(of.model, Siren) else None
         return MetanetReader(of.graph, networks, outputs, metanet, options(of.graph), functions, siren)
-    if name == "pixels":
-        return _functions(of, ProbeInputs(grid(*[size] * of.inputs[0]), "given"), outputs)
-    kind = "generated" if name == "probegen" else "learned"
-    return _functions(of, ProbeInputs(of.examples(probes or 64), kind), outputs)
+    return _functions(of, name, probes, outputs, size)
 
 
-def _functions(of: Architecture, inputs: ProbeInputs, outputs: int) -> ProbeReader:
+def _functions(of: Architecture, name: str, probes: int, outputs: int, size: int = 0) -> ProbeReader:
     assert of.model is not None, "checked before"
+    if name == "pixels":
+        inputs = ProbeInputs(grid(*[size] * of.inputs[0]), "given")
+    else:
+        inputs = ProbeInputs(of.examples(probes or 64), "generated" if name == "probegen" else "learned")
     return ProbeReader(of.model, inputs, of.reads, outputs)
 
 

@@ -76,10 +76,9 @@ class DenseExchange(Exchange):
     def sum_of_ends(self, targets: Tensor, sources: Tensor) -> Tensor:
         parts = [targets.new_zeros(*targets.shape[:-1], 0)]
         for wire in self.wires:
-            both = (
-                at_end(v[..., nodes_at(wire, e)], e) for v, e in zip((targets, sources), ENDS, strict=True)
-            )
-            parts.append(sum(both).expand(*targets.shape[:-1], *wire.grid).flatten(-3))
+            target = at_end(targets[..., nodes_at(wire, "target")], "target")
+            source = at_end(sources[..., nodes_at(wire, "source")], "source")
+            parts.append((target + source).expand(*targets.shape[:-1], *wire.grid).flatten(-3))
         return torch.cat(parts, -1)
 
     def total(self, edges: Tensor, end: End) -> Tensor:
