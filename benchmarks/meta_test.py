@@ -2,6 +2,7 @@
 
     python -m benchmarks meta_test lopt-small [--steps 300] [--seeds 5] [--tuning-seeds 2] [--rates 5]
     python -m benchmarks meta_test lopt-small --quick       a few minutes, on tasks for training: does it run?
+    python -m benchmarks meta_test RULE RULE --fresh --baselines --out DIR     rules beside what they began as, alone
     python -m benchmarks meta_test --report                 from the rows alone
 
 A LOOK IS TAKEN ONCE FOR EACH RULE THAT IS SHIPPED, and written down in benchmarks/LOG.md ("Looks at the meta-test
@@ -26,7 +27,9 @@ from typing import Any
 import torch
 
 import lopt
-from benchmarks.runner.kinds import STRETCH, Row, score, summarise, table
+from benchmarks.runner.kinds import FRESH, STRETCH, Row, score, summarise, table
+from benchmarks.shares import with_share
+from lopt.cli.compare import labels
 from lopt.comparison.figures import as_json
 from lopt.comparison.tuning import Trial, beyond, find_baseline, grid
 from lopt.errors import ConfigError
@@ -77,6 +80,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "rules", metavar="RULE", nargs="*", help="run folders, rule files or rules shipped with lopt"
     )
+    parser.add_argument(
+        "--fresh", action="store_true", help="the first rule as it was before meta-training, too"
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rates", type=int, default=5, help="learning rates of each baseline")
     parser.add_argument("--seeds", type=int, default=5, help="test networks of each")
@@ -102,7 +108,9 @@ def run(options: argparse.Namespace, path: Path) -> None:
     }
     tuning = range(1, options.tuning_seeds + 1)
     test = range(FIRST_TEST_SEED, FIRST_TEST_SEED + options.seeds)
-    rules = {name: lopt.load_rule(name) for name in options.rules}
+    rules = {name: lopt.load_rule(path) for name, path in labels(options.rules).items()}
+    if options.fresh:
+        rules[FRESH] = with_share(lopt.load_rule(options.rules[0]), 0.0)
     done = {(row["kind"], row["optimizer"]) for row in read(path) if row["budget"] == budget}
     path.parent.mkdir(parents=True, exist_ok=True)
     for kind in QUICK if options.quick else options.kinds:

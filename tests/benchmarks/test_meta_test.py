@@ -60,6 +60,23 @@ def test_ratios_steps_and_what_is_never_reached() -> None:
     assert "| adamw, 0.2 for all | 0.71 | 0.71 |" in table(summarise(ROWS))  # sqrt(.5 / 2 * 4 / 2)
 
 
+def test_rules_are_shown_beside_what_they_began_as() -> None:
+    """Network by network, without any baseline; a kind on which one diverged is named."""
+
+    def run(optimizer: str, kind: str, losses: list[float | None]) -> dict[str, Any]:
+        settings = [{**setting(1.0, None, 1.0), "final": losses, "test": losses[::-1]}]
+        return {**row(kind, optimizer, settings), "rule": True}
+
+    rows = [run("fresh", kind, [1.0, 4.0]) for kind in "abc"]
+    rows += [run("mine", "a", [0.5, 1.0]), run("mine", "b", [1.0, 8.0]), run("mine", "c", [1.0, None])]
+    found = summarise(rows)["beside_fresh"]["mine"]["final"]
+    expected = {"a": -math.log(8) / 2, "b": math.log(2) / 2}
+    assert found["by_kind"] == pytest.approx(expected)
+    assert found["mean"] == pytest.approx(-math.log(2) / 2)
+    assert (found["better"], found["diverged"]) == (1, ["c"])
+    assert "| mine | -0.347 ± 1.359 | -0.347 ± 1.359 | 1, 1 |" in table(summarise(rows))
+
+
 def test_what_diverges_has_no_ratio_but_is_counted() -> None:
     good, bad = setting(1.0, None, 1.0), {**setting(1.0, None, 1.0), "final": [None], "test": [None]}
     found = compared({"a": good, "b": bad, "c": good}, {"a": good, "b": good, "c": bad}, 30)
@@ -91,11 +108,13 @@ def test_rows_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         sys,
         "argv",
         ["meta_test", "lopt-small", "--quick", "--rates", "2", "--seeds", "1", "--tuning-seeds", "1",
-         "--baselines", "adamw", "torch.optim.NAdam", "--out", str(tmp_path)],
+         "--fresh", "--baselines", "adamw", "torch.optim.NAdam", "--out", str(tmp_path)],
     )  # fmt: skip
     meta_test.main()
     rows = (tmp_path / "meta_test.jsonl").read_text()
-    assert rows.count("\n") == 3
-    assert "| best tuned |" in capsys.readouterr().out
+    assert rows.count("\n") == 4
+    out = capsys.readouterr().out
+    assert "| best tuned |" in out
+    assert "less the fresh rule's" in out
     meta_test.main()
     assert (tmp_path / "meta_test.jsonl").read_text() == rows
