@@ -55,7 +55,7 @@ RESULTS = Path(__file__).parent / "results"
 QUICK = Path("runs/benchmarks/quick")
 METHODS = (
     "pixels", "probes", "probegen", "flat_mlp", "statnn", "ng_gnn+64", "ng_t+64", "nfn_np", "ng_gnn", "dwsnet",
-    "nfn_hnp", "deepsets", "gmn", "ng_t",
+    "nfn_hnp", "deepsets", "gmn", "ng_t", "scale_gmn",
 )  # fmt: skip
 """In the order in which they are run: one seed of all before the next."""
 EDITS = ("no_edit", "own_error", "nfn_np", "dwsnet", "nfn_np*4", "ng_gnn", "ng_t")

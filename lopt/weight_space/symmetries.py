@@ -19,27 +19,38 @@ from lopt.weight_space.sirens import SirenShape, Tensors
 
 def canonical(shape: SirenShape, params: Tensors) -> Tensors:
     """The same B functions, with w0 b of every hidden neuron within [0, pi / 2]. Exact up to rounding."""
+    params = unwound(shape, params)
+    return _turned(
+        shape, params, {bias: torch.where(params[bias] < 0, -1.0, 1.0) for _, bias in shape.names[:-1]}
+    )
+
+
+def unwound(shape: SirenShape, params: Tensors) -> Tensors:
+    """The same B functions, with w0 b of every hidden neuron within [-pi / 2, pi / 2]. Exact up to rounding.
+
+    It turns with the neurons: of a network with negated ones it makes the same with these negated.
+    """
     params = dict(params)
-    for layer, (weight, bias) in enumerate(shape.names[:-1]):
+    for layer, (_, bias) in enumerate(shape.names[:-1]):
         behind = shape.names[layer + 1][0]
         phase = shape.w0 * params[bias]
         turns = torch.round(phase / math.pi)
-        rest = phase - math.pi * turns
-        odd = 1 - 2 * torch.remainder(turns, 2)
-        sign = torch.where(rest < 0, -1.0, 1.0)
-        params[weight] = params[weight] * sign[..., None]
-        params[bias] = rest * sign / shape.w0
-        params[behind] = params[behind] * (odd * sign)[..., None, :]
+        params[bias] = (phase - math.pi * turns) / shape.w0
+        params[behind] = params[behind] * (1 - 2 * torch.remainder(turns, 2))[..., None, :]
     return params
 
 
 def flipped(shape: SirenShape, params: Tensors, generator: torch.Generator | None = None) -> Tensors:
     """The same B functions, with the signs of half of the hidden neurons negated."""
+    coins = {b: torch.randint(2, params[b].shape, generator=generator) for _, b in shape.names[:-1]}
+    return _turned(shape, params, {bias: (2 * coin - 1).to(params[bias]) for bias, coin in coins.items()})
+
+
+def _turned(shape: SirenShape, params: Tensors, signs: Tensors) -> Tensors:
+    """With the signs (B, n) of each hidden layer's bias."""
     params = dict(params)
     for layer, (weight, bias) in enumerate(shape.names[:-1]):
-        behind = shape.names[layer + 1][0]
-        coin = torch.randint(2, params[bias].shape, generator=generator)
-        sign = (2 * coin - 1).to(params[bias])
+        behind, sign = shape.names[layer + 1][0], signs[bias]
         params[weight], params[bias] = params[weight] * sign[..., None], params[bias] * sign
         params[behind] = params[behind] * sign[..., None, :]
     return params

@@ -18,6 +18,7 @@ from lopt.metanets.published.wiring import SLOTS
 from lopt.weight_space.architecture import Architecture, architecture_of
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.readers import FlatMlp, MetanetReader, ProbeInputs, ProbeReader, Reader, StatNn
+from lopt.weight_space.scale_gmn import ScaleGmn
 from lopt.weight_space.sirens import Siren, grid
 
 Options = Callable[[ParameterGraph], dict[str, Any]]
@@ -36,7 +37,10 @@ METANET_READERS: dict[str, tuple[str, Options]] = {
 PROBED = ("ng_gnn", "ng_t")
 """Metanets that can read probes."""
 
-NAMES = (*METANET_READERS, "flat_mlp", "statnn", "probes", "probegen", "pixels")
+FUNCTIONS = ("probes", "probegen", "pixels")
+"""Readers of functions alone."""
+
+NAMES = (*METANET_READERS, "scale_gmn", "flat_mlp", "statnn", *FUNCTIONS)
 
 
 def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, size: int = 28) -> Reader:
@@ -55,12 +59,14 @@ def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, 
     if name == "statnn":
         return StatNn(networks, outputs)
     of = architecture_of(networks)
-    if of.model is None and (probes or name not in METANET_READERS):
+    if of.model is None and (probes or name in FUNCTIONS):
         raise ConfigError(f"reader {name}: expected networks that lopt has the code of, found a graph alone")
+    siren = of.model.shape if isinstance(of.model, Siren) else None
+    if name == "scale_gmn":
+        return ScaleGmn(of.graph, networks, outputs, siren)
     if name in METANET_READERS:
         metanet, options = METANET_READERS[name]
         functions = _functions(of, "probegen", probes, outputs) if probes else None
-        siren = of.model.shape if isinstance(of.model, Siren) else None
         return MetanetReader(of.graph, networks, outputs, metanet, options(of.graph), functions, siren)
     return _functions(of, name, probes, outputs, size)
 
