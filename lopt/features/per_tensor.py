@@ -31,7 +31,8 @@ def time_features(steps: Tensor, horizon: Tensor) -> Tensor:
     fraction = known * (steps / horizon.clamp(min=1)).clamp(max=1)
     # The tiny offset keeps the derivative of the root finite at the horizon's end.
     left = torch.sqrt(1 - fraction + 1e-6)
-    return torch.stack([*(torch.tanh(steps / k) for k in TIME_SCALES), known, fraction, known * (1 - left)])
+    waves = torch.tanh(steps / steps.new_tensor(TIME_SCALES)[:, None])
+    return torch.cat([waves, torch.stack([known, fraction, known * (1 - left)])])
 
 
 def noise_features(ratios: Tensor, param_rms: Tensor, grad_rms: Tensor, agreement: Tensor) -> Tensor:

@@ -124,6 +124,15 @@ def classes(graph: ParameterGraph) -> list[str]:
     return [class_of(graph, name) for name in graph.parameters]
 
 
+@made_once
+def hidden_matrices(graph: ParameterGraph) -> list[Matrices | None]:
+    """How each parameter that feeds hidden neurons is read as matrices; None for all others."""
+    return [
+        matrices_of(graph, name) if of_class in HIDDEN else None
+        for of_class, name in zip(classes(graph), graph.parameters, strict=True)
+    ]
+
+
 def scales_of(graph: ParameterGraph, scales: Mapping[str, float], widest: float) -> list[float]:
     """The factor for each parameter: that of its class, 1 for one not named, and for hidden ones that of their width.
 
@@ -132,9 +141,8 @@ def scales_of(graph: ParameterGraph, scales: Mapping[str, float], widest: float)
     see by a given amount must be (Yang, Simon & Bernstein 2023, arXiv 2310.17813); 0: no such limit.
     """
     return [
-        scales.get(of_class, 1.0)
-        * (_width_factor(matrices_of(graph, name), widest) if of_class in HIDDEN else 1.0)
-        for of_class, name in zip(classes(graph), graph.parameters, strict=True)
+        scales.get(of_class, 1.0) * (_width_factor(hidden, widest) if hidden else 1.0)
+        for of_class, hidden in zip(classes(graph), hidden_matrices(graph), strict=True)
     ]
 
 

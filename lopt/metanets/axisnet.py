@@ -23,7 +23,7 @@ from torch.nn.functional import relu
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.spec import PARAMETER_KINDS
-from lopt.metanets.base import Heard, Layers, Metanet, Size, SizeOrZero
+from lopt.metanets.base import SPARING, Heard, Layers, Metanet, Size, SizeOrZero
 from lopt.metanets.cutouts import Cutout, Strip, cutout
 from lopt.metanets.paths import Paths
 from lopt.metanets.pieces import Piece
@@ -102,29 +102,37 @@ class AxisNet(Metanet):
         context: Tensor,
         summed: Callable[[Tensor], Tensor],
     ) -> Heard:
-        """Every layer goes through all pieces, and makes what came before it anew: nothing is kept but sums."""
-        layout = layout_of(graph)
+        """Every layer goes through all pieces: from what they were before it, or, in large networks, made anew."""
+        layout, keeps = layout_of(graph), graph.numel < SPARING
         cutouts = cutouts_of(graph, pieces)
         neurons, contexts = None, self._contexts(layout, context)
         before: list[tuple[ScalarUpdate, Terms]] = []
+        kept: dict[tuple[int, int], list[Tensor]] = {}
 
-        def scalars_of(piece: Piece, seen: Tensor) -> list[Tensor]:
-            scalars = cutouts[piece.place].split(seen)
-            for update, terms in before:
-                scalars = update.of(cutouts[piece.place], scalars, terms, hidden=True)
+        def scalars_of(piece: Piece) -> list[Tensor]:
+            """After the last of the layers before."""
+            own, scalars, rounds = cutouts[piece.place], kept.pop(piece.place, None), before[-1:]
+            if scalars is None:
+                scalars, rounds = own.split(features(piece)), before
+            for update, terms in rounds:
+                scalars = update.of(own, scalars, terms, hidden=True)
             return scalars
 
         for layer in self._rounds():
             before.append((layer.update, layer.update.terms(neurons, contexts)))
             sums = Sums(graph, layout, len(layer.update.scalar), context)
             for piece in pieces:
-                sums.add(cutouts[piece.place], scalars_of(piece, features(piece)))
+                scalars = scalars_of(piece)
+                sums.add(cutouts[piece.place], scalars)
+                if keeps:
+                    kept[piece.place] = scalars
             neurons, contexts = layer.answer(neurons, contexts, *sums.means(summed))
         last = self.head.terms(neurons, contexts)
 
-        def raw(piece: Piece, seen: Tensor) -> Tensor:
+        def raw(piece: Piece) -> Tensor:
             own = cutouts[piece.place]
-            return own.join(self.head.of(own, scalars_of(piece, seen), last), seen.shape[1])
+            scalars = kept.pop(piece.place, None) or scalars_of(piece)
+            return own.join(self.head.of(own, scalars, last), sum(piece.sizes))
 
         return Heard([last.shared, *last.neurons.values(), self.head.scalar], raw)
 
@@ -218,7 +226,7 @@ def _strip_terms(strip: Strip, own: Tensor, terms: Terms) -> Tensor:
     rows = _side_terms(matrix.rows, terms.neurons, strip.start, strip.stop)
     rows = shared if rows is None else rows + shared
     columns = _side_terms(matrix.columns, terms.neurons, 0, matrix.shape[1])
-    result = own.reshape(own.shape[0], count, matrix.shape[1]) + rows[:, :, None]
+    result = own.reshape(own.shape[0], count, matrix.shape[1]).add_(rows[:, :, None])
     return (result if columns is None else result.add_(columns[:, None, :])).reshape(own.shape)
 
 

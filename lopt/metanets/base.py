@@ -21,14 +21,18 @@ Size = Annotated[int, Field(ge=1, le=4096)]
 SizeOrZero = Annotated[int, Field(ge=0, le=4096)]
 Layers = Annotated[int, Field(ge=1, le=64)]
 
+SPARING = 1 << 21
+"""Scalars from which memory is worth more than time to a metanet that sees them: below, a vector for each of them takes
+70 MB, and all of its work at once 300."""
+
 
 class Heard(NamedTuple):
     """What a metanet has to say after all pieces have been heard."""
 
     checked: list[Tensor]
     """What has to be finite for raw outputs to be."""
-    raw: Callable[[Piece, Tensor], Tensor]
-    """Raw outputs (R, n) of a piece with its features (F, n)."""
+    raw: Callable[[Piece], Tensor]
+    """Raw outputs (R, n) of a piece, each to be asked for once."""
 
 
 class Metanet(nn.Module, ABC):

@@ -17,15 +17,14 @@ from lopt.features import per_scalar, per_tensor
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.tensor_classes import (
-    Matrices,
     classes,
-    is_hidden_matrix,
-    matrices_of,
+    hidden_matrices,
     relative_rates,
     scales_of,
     usual_rms,
 )
 from lopt.metanets import METANETS
+from lopt.metanets.base import SPARING
 from lopt.metanets.pieces import Bundle, Piece, cut, uncut
 from lopt.numerics import moments
 from lopt.numerics.schedules import annealing, decay_share
@@ -38,10 +37,6 @@ from lopt.rules.forms import FORMS
 from lopt.rules.observing import Clock, Decays, Given, View
 from lopt.rules.parted import Parted, finished
 from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
-
-SPARING = 1 << 21
-"""Scalars from which a metanet that sees them gets them in pieces, each of them several times: below, they take about
-300 MB at once, and once is faster."""
 
 
 class Words(NamedTuple):
@@ -86,7 +81,7 @@ class LearnedRule(Rule):
         # Now, because `torch.compile` can use what is derived from a graph, but not trace how.
         _ = graph.shapes, graph.sizes, graph.numel
         _static(graph)
-        _hidden(graph)
+        hidden_matrices(graph)
         classes(graph)
         usual_rms(graph)
         uncut(graph)
@@ -132,9 +127,10 @@ class LearnedRule(Rule):
     ) -> Decision:
         if shards is not None:
             return self._decision(graph, grads, state, params, shards.waves, shards)
+        # All at once where that is faster: a metanet then looks at every scalar once. Kernels are of pieces.
+        at_once = self.metanet.sees_scalars and graph.numel < SPARING and not self.fused
         # Compiled, every piece would be code of its own.
-        roomy = self.metanet.sees_scalars and graph.numel < SPARING and not self.fused
-        if torch.compiler.is_compiling() or roomy or not self._comes_in_pieces:
+        if torch.compiler.is_compiling() or at_once or not self._comes_in_pieces:
             return super().decide(graph, grads, state, params)
         return self._decision(graph, grads, state, params, [[bundle] for bundle in cut(graph)])
 
@@ -240,7 +236,7 @@ class LearnedRule(Rule):
         heard = self.metanet.listen(graph, view.pieces, features_of, context, view.held.summed)
 
         def raw_of(piece: Piece) -> Tensor:
-            return heard.raw(piece, features_of(piece)).to(dtype).contiguous()
+            return heard.raw(piece).to(dtype).contiguous()
 
         return Words(raw_of, heard.checked, False)
 
@@ -251,7 +247,7 @@ class LearnedRule(Rule):
         how = self.config.update_form, tuple(directions.items())
         drafts: list[Parted] = []
         for bundle in wave:
-            read = _hidden(view.graph)[bundle.owners[0]] if form.orthogonal else None
+            read = hidden_matrices(view.graph)[bundle.owners[0]] if form.orthogonal else None
             # One piece may be of a tensor with several members, each to be orthogonalised by itself.
             if not bundle.pieces[0].is_range or (read and read.members > 1 and not bundle.parted):
                 return []
@@ -265,7 +261,7 @@ class LearnedRule(Rule):
 
     def _step(self, view: View, words: Words, piece: Piece, gate: Tensor | None) -> Tensor:
         """(n,) of a piece of whole tensors; if the graph is not one piece, their next state is written."""
-        history = view.history(piece, _hidden(view.graph), words.by_tensor, words.factored)
+        history = view.history(piece, hidden_matrices(view.graph), words.by_tensor, words.factored)
         form, log_rate = FORMS[self.config.update_form], self._log_rate().to(view.given.dtype)
         step = form.step(history, self.config.directions, words.raw(piece), log_rate)
         if not view.whole:
@@ -377,8 +373,3 @@ class LearnedRule(Rule):
 @made_once
 def _static(graph: ParameterGraph) -> Tensor:
     return per_tensor.static_features(graph, torch.empty(0, dtype=torch.float64))
-
-
-@made_once
-def _hidden(graph: ParameterGraph) -> list[Matrices | None]:
-    return [matrices_of(graph, n) if is_hidden_matrix(graph, n) else None for n in graph.parameters]

@@ -151,6 +151,7 @@ class View:
         self.graph, self.given, self.pieces, self.held = graph, given, pieces, held
         self._decays, self._fuse = decays, fuse
         self._seen: dict[tuple[int, int], Seen] = {}
+        self._ranges: dict[tuple[int, int], Range] = {}
         if not self.whole:
             self._weights = decays.of_tensors(len(graph.sizes))
         sums = [self._sums(piece, with_noise) for piece in pieces]
@@ -174,8 +175,15 @@ class View:
 
     def on_range(self, function: Callable[..., Any], piece: Piece, *args: Any) -> Any:
         """A function in `ranges` of a piece of one tensor; fused, it sees the history by itself."""
-        given = self.given.range(piece, self._weights)
-        return self.run(function, piece, given, None if self._fuses(piece) else self.look(piece), *args)
+        return self.run(
+            function, piece, self._range(piece), None if self._fuses(piece) else self.look(piece), *args
+        )
+
+    def _range(self, piece: Piece) -> Range:
+        """What is given of a piece of one tensor: views, made once."""
+        if piece.place not in self._ranges:
+            self._ranges[piece.place] = self.given.range(piece, self._weights)
+        return self._ranges[piece.place]
 
     def run(self, function: Callable[..., Any], piece: Piece, *args: Any) -> Any:
         """A function of what belongs to a piece, as a kernel where that is asked for and worth it."""
@@ -189,7 +197,7 @@ class View:
         if piece.place in self._seen:
             return self._seen[piece.place]
         if piece.is_range:
-            seen = ranges.after(self.given.range(piece, self._weights))
+            seen = ranges.after(self._range(piece))
         else:
             seen = self.given.after(piece, self._decays)
         if self.whole or self.graph.numel < LONG:

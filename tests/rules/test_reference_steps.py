@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lopt.metanets import axisnet
 from lopt.metanets.pieces import cut
 from lopt.rules import learned, observing
 from tests.rules import reference_steps as reference
@@ -28,9 +29,11 @@ def test_steps_are_those_of_the_file(rule, network):
 
 @pytest.mark.parametrize("rule", reference.SHIPPED)
 @pytest.mark.parametrize("network", ["ensemble", "attention", "encoder"])
-def test_steps_in_small_pieces_are_the_same(rule, network, monkeypatch):
-    """As in networks of millions: tensors in many pieces, each looked at anew in every pass."""
+@pytest.mark.parametrize("sparing", [0, learned.SPARING])
+def test_steps_in_small_pieces_are_the_same(rule, network, sparing, monkeypatch):
+    """As in networks of millions: tensors in many pieces, each looked at anew in every pass, or its values kept."""
     monkeypatch.setattr(learned, "cut", lambda graph: cut(graph, 48, 16))
     monkeypatch.setattr(learned, "SPARING", 0)
+    monkeypatch.setattr(axisnet, "SPARING", sparing)
     monkeypatch.setattr(observing, "LONG", 0)
     test_steps_are_those_of_the_file(rule, network)
