@@ -143,7 +143,7 @@ class MetanetReader(Reader):
         y = head([pool_b of what the metanet says of each tensor b]) + functions(params)
 
     functions: a reader of functions alone, whose M inputs the metanet is told every neuron's answers to. Beside it a
-    metanet learns no later than it does, and it can be trained first, at a fiftieth of the price.
+    metanet learns no later than it does, and it can be trained first, at a thirtieth of the price.
     Without the norm in front of a head no metanet here came near to fitting its training set. SIRENs are read in
     their canonical form, with the phases of their neurons; of other networks the head is also told what `StatNn` is,
     where scales matter.
