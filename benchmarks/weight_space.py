@@ -10,15 +10,15 @@ and shifted: an exact change of the first layer); AdamW at one rate for all; the
 validation networks are tested once. Of metanets with probes (+64) the part that reads functions alone is trained
 first, by itself, on ten times as many, which takes it less time than the rest then does. In the task "dilation"
 metanets change the weights of the same networks until the image that they show is the dilated original (3 x 3),
-without views, 16 in a batch where others have 64; *4 is the mean of four edited networks, no_edit the error of
-networks as they are, own_error that to their own images. In "sines" readers tell amplitude, frequency and phase of the
-sines that small networks show: r2 is the share of variance that they tell, the mean of the three. In "tickets" they
-say which twentieth of a fresh perceptron's weights to keep (196-128-64-10, MNIST at 14 x 14), having seen others with
-the masks that magnitude pruning found: accuracy after training, beside that with no mask (dense), the mask found for
-the very network (imp), and with as many weights of each matrix chosen by chance or by size (random, magnitude);
-@inputs: of the first matrix also as many for each pixel. Metanets see a fifth as many networks there. In "cnn-zoo"
-they tell the test accuracy of small convolutional classifiers of CIFAR-10: Kendall's tau-b and r2 over checkpoints of
-networks never seen; tau_strata of pairs with one step, share of data and third of the rates.
+without views, 16 in a batch at rate 8e-3 where others have 64 at 2e-3; *4 is the mean of four edited networks, no_edit
+the error of networks as they are, own_error that to their own images. In "sines" readers tell amplitude, frequency and
+phase of the sines that small networks show: r2 is the share of variance that they tell, the mean of the three. In
+"tickets" they say which twentieth of a fresh perceptron's weights to keep (196-128-64-10, MNIST at 14 x 14), having
+seen others with the masks that magnitude pruning found: accuracy after training, beside that with no mask (dense), the
+mask found for the very network (imp), and with as many weights of each matrix chosen by chance or by size (random,
+magnitude); @inputs: of the first matrix also as many for each pixel. Metanets see a fifth as many networks there. In
+"cnn-zoo" they tell the test accuracy of small convolutional classifiers of CIFAR-10: Kendall's tau-b and r2 over
+checkpoints of networks never seen; tau_strata of pairs with one step, share of data and third of the rates.
 Every finished run is a line in benchmarks/results/weight_space/log.jsonl, and no run is done twice: stop it whenever
 you like. The data sets of networks are made on the way, or gone on with.
 """
@@ -64,8 +64,8 @@ EDITING = ("no_edit", "own_error", *METANET_READERS, *(f"{name}*4" for name in M
 DILATION = "dilation"
 FIRST = 10
 """Passes that the part of a metanet which reads functions alone has to itself, for each of the whole's."""
-EDIT_BATCH = 16
-"""Networks of one step in `DILATION`: of as many passes more steps teach editors more."""
+EDIT_BATCH, EDIT_RATE = 16, 8e-3
+"""Of editors. In as many passes more and longer steps teach them more: scales of edits grow tenfold, from .01."""
 OWN = {"sines": sines, "tickets": tickets, "cnn-zoo": cnn_zoo}
 """Tasks with networks and budgets of their own."""
 
@@ -157,7 +157,7 @@ def _run(
 def _further(task: str, method: str, protocol: Protocol) -> Record:
     """What is not alike for all methods."""
     if task == DILATION:
-        return {} if method in ("no_edit", "own_error") else {"batch": EDIT_BATCH}
+        return {} if method in ("no_edit", "own_error") else {"batch": EDIT_BATCH, "rate": EDIT_RATE}
     return {"first": FIRST * protocol.passes} if "+" in method else {}
 
 
@@ -223,7 +223,7 @@ def _edited(method: str, networks: NetworkSet, images: Tensor, protocol: Protoco
         return {"mse_x100": 100 * error, "ms": 0.0, "seconds": 0.0, "meta_parameters": 0}
     name, _, copies = method.partition("*")
     editor, loss = Editor(train, name, int(copies or 1)), rendered_error(points, low)
-    options = FitOptions(passes=protocol.passes, batch=EDIT_BATCH, lr=protocol.rate, seed=seed)
+    options = FitOptions(passes=protocol.passes, batch=EDIT_BATCH, lr=EDIT_RATE, seed=seed)
     fitted = fit(
         editor, train, wanted["train"], options, (validation, wanted["validation"]), loss=loss,
         desc=f"{method} {seed}",
