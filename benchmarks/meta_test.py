@@ -2,7 +2,7 @@
 
     python -m benchmarks meta_test lopt-small [--steps 300] [--seeds 5] [--tuning-seeds 2] [--rates 5]
     python -m benchmarks meta_test lopt-small --quick       a few minutes, on tasks for training: does it run?
-    python -m benchmarks meta_test RULE RULE --fresh --baselines --out DIR     rules beside what they began as, alone
+    python -m benchmarks meta_test RULE RULE --fresh --baselines --out DIR     beside what they began as, alone
     python -m benchmarks meta_test --report                 from the rows alone
 
 A LOOK IS TAKEN ONCE FOR EACH RULE THAT IS SHIPPED, and written down in benchmarks/LOG.md ("Looks at the meta-test

@@ -12,7 +12,7 @@ import torch
 from lopt import config as configs
 from lopt.errors import ConfigError
 from lopt.inner.task import Task
-from lopt.rules import LearnedRule
+from lopt.rules import LearnedRule, load_rule
 from lopt.runs.provenance import provenance
 from lopt.training.ranks import Ranks
 from lopt.training.run_config import RunConfig, TaskConfig
@@ -20,10 +20,14 @@ from lopt.training.trainer import Trainer, Weighted
 from meta_tasks import make_family, make_task, named_task
 
 
-def build(config: RunConfig, out: Path, source: str, ranks: Ranks | None = None) -> Trainer:
-    """The trainer that a config describes; `source` names the config in errors."""
+def build(
+    config: RunConfig, out: Path, source: str, ranks: Ranks | None = None, begins: bool = True
+) -> Trainer:
+    """The trainer that a config describes; `source` names the config in errors, and one that goes on with a
+    checkpoint, `begins` False, needs no rule to start from."""
     device = _device(config, source)
-    rule = fresh_rule(config, source).to(device)
+    first = first_rule if begins else fresh_rule
+    rule = first(config, source).to(device)
     families = []
     for index, entry in enumerate(config.tasks):
         with _named(f"{source}: tasks.{index}"):
@@ -37,8 +41,23 @@ def build(config: RunConfig, out: Path, source: str, ranks: Ranks | None = None)
     return Trainer(rule, families, validation, config.meta, out, config.seed, account, ranks)
 
 
-def fresh_rule(config: RunConfig, source: str) -> LearnedRule:
+def first_rule(config: RunConfig, source: str) -> LearnedRule:
     """The rule that a run starts from."""
+    if config.start is None:
+        return fresh_rule(config, source)
+    with _named(f"{source}: start"):
+        rule, wanted = load_rule(config.start), configs.to_mapping(config.rule)
+        found = rule.describe()
+        if differing := [key for key, value in wanted.items() if found.get(key) != value]:
+            key = differing[0]
+            raise ConfigError(
+                f"expected a rule as the section `rule` describes it, {key}: {wanted[key]}, found {found.get(key)}"
+            )
+    return rule
+
+
+def fresh_rule(config: RunConfig, source: str) -> LearnedRule:
+    """The rule of a config before any meta-training."""
     with _named(f"{source}: rule"):
         torch.manual_seed(config.seed)
         return LearnedRule(config.rule)
@@ -46,7 +65,7 @@ def fresh_rule(config: RunConfig, source: str) -> LearnedRule:
 
 def portable(config: RunConfig) -> RunConfig:
     """Without where things lie on this machine, which is nobody's business who gets the rule."""
-    return config.but(data=None, out=None)
+    return config.but(data=None, out=None, start=config.start and Path(config.start).name)
 
 
 def _device(config: RunConfig, source: str) -> torch.device:

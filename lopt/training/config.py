@@ -56,7 +56,8 @@ class MetaConfig(Settings):
     ema: Decay = 0.9
     """Decay of the average of the meta-parameters that is validated and kept; 0 keeps the last ones."""
     validate_every: Count = 50
-    """Outer steps between validations; each may choose the rule that is kept."""
+    """Outer steps between validations; each may choose the rule that is kept: by the mean log relative loss of whole
+    runs, or of their last twenty steps if `outer_loss` is "final"."""
     validation_steps: Count = 300
     """Inner steps of a validation run."""
     validation_networks: Annotated[int, Field(ge=1, le=10_000)] = 4

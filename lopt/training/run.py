@@ -108,7 +108,8 @@ def train(
     source = "config" if isinstance(origin, Mapping) else str(origin)
     folder = user_path(checked.out or f"runs/{checked.name}")
     with connected() as ranks:
-        trainer = build(checked, folder, source, ranks)
+        begins = not (resume and (folder / CHECKPOINT).exists())
+        trainer = build(checked, folder, source, ranks, begins)
         with held(folder) if ranks.leads else nullcontext():
             _prepare(trainer, checked, resume)
             prepare_cpu()

@@ -64,6 +64,9 @@ class RunConfig(Settings):
     """What chooses the checkpoint that is kept: specs, or names of `meta_tasks.TASKS`."""
     rule: LearnedRuleConfig = Field(default_factory=LearnedRuleConfig)
     """The fresh rule."""
+    start: str | None = None
+    """A rule to begin with in place of the fresh one, of the same section `rule`: one that ships, by its name, a file
+    or a run folder. A run that goes on does not ask for it any more."""
     meta: MetaConfig = Field(default_factory=MetaConfig)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Literal["cpu", "cuda"] = "cpu"

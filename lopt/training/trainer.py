@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from lopt.errors import LoptError, LostProcessError, RunFolderError
+from lopt.inner.evaluation import FINAL_STEPS
 from lopt.inner.task import Task
 from lopt.progress import progress
 from lopt.rules import LearnedRule, save_rule
@@ -149,14 +150,19 @@ class Trainer:
         turns.fill(row, estimate, restarts, family, gauges, time.perf_counter() - start)
 
     def _validate(self, log: RunLog | None) -> None:
-        """Score the averaged meta-parameters; keep them if they are the best so far, or if nothing can tell."""
+        """Score the averaged meta-parameters; keep them if they are the best so far, or if nothing can tell.
+
+        Runs are judged by their end where the outer loss is the final one, else by the mean over them.
+        """
         rule = copy.deepcopy(self.rule)
         rule.load_state_dict({**self.rule.state_dict(), **self.optimizer.average})
         curves = torch.zeros(len(self.validation), self.config.validation_steps, dtype=torch.float64)
         for index, task in enumerate(self.validation):
             if self.ranks.owns(index):
                 curves[index] = validation_curve(rule, task, self.config)
-        scores = self.ranks.sum(curves).log().mean(1)
+        logs = self.ranks.sum(curves).log()
+        # What is not lowered should not choose: the mean may rise while the end of a run falls.
+        scores = (logs[:, -FINAL_STEPS:] if self.config.outer_loss == "final" else logs).mean(1)
         score = scores.mean().item() if len(scores) else 0.0
         better = not self.validation or self.best is None or score < self.best
         self.best = score if better else self.best

@@ -152,3 +152,37 @@ def test_every_count_at_one(count: str, estimator: str) -> None:
 def test_zero_where_it_is_allowed() -> None:
     zeros = {"meta.warmup": 0, "meta.ema": 0, "meta.known_horizon": 0, "seed": 0}
     assert train(TINY, zeros).finished
+
+
+def test_a_run_begins_with_a_rule_and_goes_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first validation is that of the given rule; once begun, its file may be gone."""
+    first = train(TINY, {"out": "first", "meta.learning_rate": 0.1})
+    lopt.save_rule(first.rule, "given.safetensors")
+    config = {**TINY, "start": "given.safetensors"}
+    whole = train(config, {"out": "whole"})
+    ((_, fresh),) = first.validation.items()
+    ((_, scores),) = whole.validation.items()
+    assert scores[0][1] == pytest.approx(fresh[-1][1])
+    assert scores[0][1] != pytest.approx(fresh[0][1], abs=1e-6)
+    train(config, {"out": "parts"}, hours=0.0)
+    Path("given.safetensors").unlink()
+    parts = train(config, {"out": "parts"}, resume=True)
+    assert (parts.finished, bits(parts.rule)) == (True, bits(whole.rule))
+
+
+def test_a_rule_of_another_kind_is_no_start() -> None:
+    lopt.save_rule(train(TINY, {"out": "first", "rule.rate": 0.02}).rule, "given.safetensors")
+    with pytest.raises(
+        ConfigError, match=r"start: expected a rule as the section `rule` .*rate: 0.005, found 0.02"
+    ):
+        train(TINY, {"out": "second", "start": "given.safetensors"})
+
+
+def test_what_is_lowered_chooses() -> None:
+    """A run that lowers final losses is validated by the last steps alone."""
+    scores = {}
+    for kind in ("mean", "final"):
+        steps = {"meta.validation_steps": 30, "meta.steps": 1, "meta.outer_loss": kind}
+        run = train(TINY, {"out": kind, **steps})
+        scores[kind] = run.history.series("validation")[0][1]
+    assert scores["final"] < scores["mean"]
