@@ -46,10 +46,10 @@ from lopt.weight_space.editing import Editor, dilated, rendered_error
 from lopt.weight_space.fitting import FitOptions, Fitted, fit, mean_loss, predict
 from lopt.weight_space.making import IMAGE_SETS, images_of, make
 from lopt.weight_space.network_set import SPLITS, NetworkSet, Tensors
-from lopt.weight_space.readers import MetanetReader, Reader
+from lopt.weight_space.readers import PROBED, MetanetReader, Reader
 from lopt.weight_space.sirens import SirenShape, grid, render
 from lopt.weight_space.symmetries import Views
-from lopt.weight_space.systems import METANET_READERS, NAMES, PROBED, make_reader
+from lopt.weight_space.systems import METANET_READERS, NAMES, make_reader
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = Path("runs/benchmarks/quick")

@@ -22,11 +22,13 @@ from lopt.weight_space.systems import make_reader
 from lopt.weight_space.zoo import ZOOS, make_zoo
 
 METHODS = (
-    "statnn", "flat_mlp", "probes", "probegen", "nfn_np", "nfn_hnp", "deepsets", "gmn", "ng_gnn", "ng_t"
+    "statnn", "nfn_np+64", "flat_mlp", "probes", "probegen", "nfn_np", "nfn_hnp", "ng_gnn", "ng_t", "ng_gnn+64", "gmn",
+    "deepsets", "nfn_hnp+64", "ng_t+64",
 )  # fmt: skip
 """Not dwsnet, which has no place for kernel taps."""
-BUDGET = {"recipe": "cnn-zoo", "networks": 1024, "passes": 12_000, "rate": 2e-3}
+BUDGET = {"recipe": "cnn-zoo", "networks": 640, "passes": 8_000, "rate": 2e-3}
 QUICK = {"recipe": "cnn-zoo-digits", "networks": 64, "passes": 480, "rate": 2e-3}
+DECAY = 0.05
 DRAWS = 1000
 
 
@@ -42,8 +44,9 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
     def wanted(part: NetworkSet) -> Tensor:
         return (part.columns["accuracy"] - known.mean()) / known.std()
 
-    reader = make_reader(method, train, 1)
-    options = FitOptions(passes=budget["passes"], lr=budget["rate"], seed=seed)
+    kind, _, probes = method.partition("+")
+    reader = make_reader(kind, train, 1, int(probes or 0))
+    options = FitOptions(passes=budget["passes"], lr=budget["rate"], weight_decay=DECAY, seed=seed)
     fitted = fit(
         reader, train, wanted(train), options, (validation, wanted(validation)), desc=f"{method} {seed}"
     )

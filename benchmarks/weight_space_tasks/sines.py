@@ -12,9 +12,9 @@ import torch
 from benchmarks.runner.log import Record
 from lopt.weight_space.fitting import FitOptions, fit, predict
 from lopt.weight_space.network_set import NetworkSet
-from lopt.weight_space.readers import Reader
+from lopt.weight_space.readers import PROBED, Reader
 from lopt.weight_space.sines import SINES, make_sines, wanted
-from lopt.weight_space.systems import NAMES, PROBED, make_reader
+from lopt.weight_space.systems import NAMES, make_reader
 
 METHODS = (*NAMES, *(f"{name}+64" for name in PROBED))
 BUDGET = {"recipe": "siren300", "networks": 2000, "passes": 16_000, "rate": 2e-3}

@@ -42,10 +42,16 @@ class Architecture(NamedTuple):
     """Shape of one example for the model."""
 
     def examples(self, count: int) -> Tensor:
-        """(count, *inputs), evenly from -1 to 1. Raises `ConfigError` if there is no model to show them to."""
+        """(count, *inputs): points evenly from -1 to 1, or smooth images, as noise is nothing that networks know.
+
+        Raises `ConfigError` if there is no model to show them to.
+        """
         if self.model is None:
             raise ConfigError("probes: expected networks that lopt has the code of, found a graph alone")
-        return 2 * torch.rand(count, *self.inputs) - 1
+        if len(self.inputs) == 1:
+            return 2 * torch.rand(count, *self.inputs) - 1
+        coarse = torch.randn(count, self.inputs[0], 4, 4)
+        return nn.functional.interpolate(coarse, self.inputs[1:], mode="bicubic")
 
     @property
     def reads(self) -> int:

@@ -123,7 +123,7 @@ def train_predictor(
         raise DataError(f"{column}: expected a column of the networks, which are {there}")
     train, held_out = networks.split("train"), networks.split("validation")
     known = train.columns[column].float()
-    options = options or FitOptions()
+    options = options or FitOptions(weight_decay=0.05)
     description = Description(
         kind="predictor", target=column, reader=reader, probes=probes, shapes=shapes_of(networks),
         architecture=dict(networks.header.get("architecture", {})),

@@ -20,10 +20,16 @@ from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
 from lopt.weight_space.network_set import NetworkSet, Tensors
 from lopt.weight_space.probes import probe
 from lopt.weight_space.readout import STATISTICS, pool_tensors
-from lopt.weight_space.sirens import SirenShape
+from lopt.weight_space.sirens import Siren, SirenShape
 from lopt.weight_space.symmetries import canonical
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+PROBED = ("ng_gnn", "ng_t")
+"""Metanets that can read probes."""
+FINE = 30.0
+"""One over the size from which on statistics are told by their logarithm."""
+DROPOUT = 0.2
+"""In heads that read classifiers, of which there are few, for numbers that chance is in."""
 
 
 class Reader(nn.Module, ABC):
@@ -90,17 +96,19 @@ class ProbeInputs(nn.Module):
         self.count, self.shape = len(points), points.shape
         self.layers: nn.Module = nn.Identity()
         self.codes: Tensor
+        # A rate that moves weights hardly moves a whole image.
+        self.stretch = 8.0 if kind == "learned" and points.dim() > 2 else 1.0
         if kind == "given":
             self.register_buffer("codes", points)
         elif kind == "learned":
-            self.codes = nn.Parameter(points.clone())
+            self.codes = nn.Parameter(points / self.stretch)
         else:
             self.codes = nn.Parameter(torch.randn(self.count, self.CODE))
             inputs = points[0].numel()
             self.layers = nn.Sequential(nn.Linear(self.CODE, self.CODE), nn.Linear(self.CODE, inputs))
 
     def forward(self) -> Tensor:
-        found: Tensor = self.layers(self.codes)
+        found: Tensor = self.stretch * self.layers(self.codes)
         return found.view(self.shape)
 
 
@@ -110,24 +118,30 @@ class Head(nn.Sequential):
     What is normed moves with what is below: averages over a few batches, or they lag in short trainings.
     """
 
-    def __init__(self, *sizes: int) -> None:
-        super().__init__(nn.BatchNorm1d(sizes[0], momentum=0.3), Mlp(sizes))
+    def __init__(self, *sizes: int, dropout: float = 0.0) -> None:
+        super().__init__(nn.BatchNorm1d(sizes[0], momentum=0.3), Mlp(sizes, dropout))
 
 
 class ProbeReader(Reader):
-    """A head on what networks put out for M inputs: functions alone, no weight is read."""
+    """A head on what networks put out for M inputs: functions alone, no weight is read.
 
-    def __init__(
-        self, model: nn.Module, inputs: ProbeInputs, reads: int, outputs: int, width: int = 256
-    ) -> None:
+    Of classifiers it is told the shares of the classes, and logits by a logarithm, as scales differ by powers of ten.
+    """
+
+    def __init__(self, model: nn.Module, inputs: ProbeInputs, reads: int, outputs: int) -> None:
         super().__init__()
         self.model = [model]  # in a list: its parameters are not the reader's
-        self.inputs = inputs
-        self.layers = Head(inputs.count * reads, width, width, outputs)
+        self.inputs, self.classifies = inputs, not isinstance(model, Siren)
+        if self.classifies:
+            self.layers = Head(2 * inputs.count * reads, 64, 64, outputs, dropout=DROPOUT)
+        else:
+            self.layers = Head(inputs.count * reads, 256, 256, outputs)
 
     def forward(self, params: Tensors) -> Tensor:
         points, (model,) = self.inputs(), self.model
         said = torch.vmap(lambda one: functional_call(model, one, (points,)))(params)
+        if self.classifies:
+            said = torch.cat([said.softmax(-1), torch.asinh(said)], -1)
         found: Tensor = self.layers(said.flatten(1))
         return found
 
@@ -142,11 +156,11 @@ class MetanetReader(Reader):
 
         y = head([pool_b of what the metanet says of each tensor b]) + functions(params)
 
-    functions: a reader of functions alone, whose M inputs the metanet is told every neuron's answers to. Beside it a
-    metanet learns no later than it does, and it can be trained first, at a thirtieth of the price.
+    functions: a reader of functions alone, whose M inputs a metanet in `PROBED` is told every neuron's answers to.
+    Beside it a metanet learns no later than it does, and it can be trained first, at a thirtieth of the price.
     Without the norm in front of a head no metanet here came near to fitting its training set. SIRENs are read in
     their canonical form, with the phases of their neurons; of other networks the head is also told what `StatNn` is,
-    where scales matter.
+    where scales matter, all by a logarithm.
     """
 
     def __init__(
@@ -170,22 +184,30 @@ class MetanetReader(Reader):
             frequencies=4, places=True, w0=self.siren.w0 if self.siren else 0.0
         )
         self.features = WeightFeatures(features, {name: scales[name] for name in graph.parameters})
-        options = {**(options or {}), **({} if functions is None else {"probes": functions.inputs.count})}
+        self.hears = functions is not None and metanet in PROBED
+        options = {
+            **(options or {}),
+            **({"probes": functions.inputs.count} if functions and self.hears else {}),
+        }
         self.metanet = METANETS.make(
             METANETS.options(metanet)(**options), features=features.count, context=CONTEXT, outputs=channels
         )
         awaken(self.metanet)
         pooled = STATISTICS * channels * len(graph.parameters)
-        pooled += 0 if self.siren else statistics(networks.select(torch.arange(1)).params).shape[1]
-        self.head = Head(pooled, width, outputs)
+        if self.siren:
+            self.head = Head(pooled, width, outputs)
+        else:
+            pooled += statistics(networks.select(torch.arange(1)).params).shape[1]
+            self.head = Head(pooled, width, width, outputs, dropout=DROPOUT)
 
     def forward(self, params: Tensors) -> Tensor:
         read = self._canonical(params)
-        probes = None if self.functions is None else self.functions.of_neurons(self.graph, read)
+        probes = self.functions.of_neurons(self.graph, read) if self.functions and self.hears else None
         said = hear(self.metanet, self.graph, self.features, read, probes)
-        pooled = [pool_tensors(self.graph, said).movedim(1, 0).flatten(1)]
-        pooled += [] if self.siren else [statistics(params)]
-        found: Tensor = self.head(torch.cat(pooled, 1))
+        pooled = pool_tensors(self.graph, said).movedim(1, 0).flatten(1)
+        if self.siren is None:
+            pooled = torch.asinh(torch.cat([pooled, FINE * statistics(params)], 1))
+        found: Tensor = self.head(pooled)
         return found if self.functions is None else found + self.functions(params)
 
     def _canonical(self, params: Tensors) -> Tensors:

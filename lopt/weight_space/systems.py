@@ -2,8 +2,8 @@
 
     reader = make_reader("ng_t", networks, outputs=10, probes=64)
 
-With `+64` in tables, a metanet is also told every neuron's answers to 64 generated probes, and stands beside a reader
-of the outputs' answers alone.
+With `+64` in tables, a metanet stands beside a reader of the outputs' answers to 64 probes, generated points or learned
+images; one in `PROBED` is also told every neuron's.
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ METANET_READERS: dict[str, tuple[str, Options]] = {
 }
 """The metanet, and its options for networks with a graph."""
 
-PROBED = ("ng_gnn", "ng_t")
-"""Metanets that can read probes."""
-
 FUNCTIONS = ("probes", "probegen", "pixels")
 """Readers of functions alone."""
 
@@ -52,8 +49,8 @@ def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, 
     """
     if name not in NAMES:
         raise ConfigError(f"there is no reader {name!r}; there are {', '.join(NAMES)}")
-    if probes and name not in (*PROBED, "probes", "probegen"):
-        raise ConfigError(f"reader {name}: expected no probes, found {probes}; {', '.join(PROBED)} read them")
+    if probes and name not in (*METANET_READERS, "probes", "probegen"):
+        raise ConfigError(f"reader {name}: expected no probes, found {probes}; metanets read them")
     if name == "flat_mlp":
         return FlatMlp(networks, outputs)
     if name == "statnn":
@@ -66,7 +63,7 @@ def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, 
         return ScaleGmn(of.graph, networks, outputs, siren)
     if name in METANET_READERS:
         metanet, options = METANET_READERS[name]
-        functions = _functions(of, "probegen", probes, outputs) if probes else None
+        functions = _functions(of, "probegen" if siren else "probes", probes, outputs) if probes else None
         return MetanetReader(of.graph, networks, outputs, metanet, options(of.graph), functions, siren)
     return _functions(of, name, probes, outputs, size)
 

@@ -12,9 +12,10 @@ from lopt.errors import ConfigError
 from lopt.weight_space.architecture import architecture
 from lopt.weight_space.fitting import FitOptions, fit, mean_loss, predict
 from lopt.weight_space.network_set import NetworkSet
+from lopt.weight_space.readers import PROBED
 from lopt.weight_space.sirens import RECIPES, SirenShape, initial
 from lopt.weight_space.symmetries import flipped
-from lopt.weight_space.systems import METANET_READERS, NAMES, PROBED, make_reader
+from lopt.weight_space.systems import METANET_READERS, NAMES, make_reader
 from tests.helpers import seeded
 
 SHAPE = SirenShape(sizes=(2, 5, 5, 1))
@@ -132,7 +133,7 @@ def test_mistakes_are_named() -> None:
     data = networks()
     with pytest.raises(ConfigError, match=f"no reader 'x'; there are {NAMES[0]}"):
         make_reader("x", data, 2)
-    with pytest.raises(ConfigError, match="reader gmn: expected no probes, found 4"):
-        make_reader("gmn", data, 2, probes=4)
+    with pytest.raises(ConfigError, match="reader statnn: expected no probes, found 4"):
+        make_reader("statnn", data, 2, probes=4)
     with pytest.raises(ConfigError, match="a target for each network, found 2 for 6"):
         fit(reader("statnn", 0), data, torch.zeros(2))

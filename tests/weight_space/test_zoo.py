@@ -114,7 +114,8 @@ def test_a_zoo_goes_on_after_a_kill_and_no_split_cuts_a_network(tmp_path: Path) 
     assert last.min() < 0.15, "and some do not"
 
 
-READERS = ("nfn_np", "nfn_hnp", "ng_gnn", "ng_t", "gmn", "deepsets", "statnn", "probes", "probegen")
+METANETS = ("nfn_np", "nfn_np+3", "nfn_hnp", "ng_gnn", "ng_gnn+3", "ng_t", "gmn", "deepsets", "deepsets+3")
+READERS = (*METANETS, "statnn", "probes+3", "probegen+3")
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -122,7 +123,8 @@ def test_no_order_of_channels_changes_a_prediction(name: str) -> None:
     """And half of a permutation, which makes another network, does (but for those that read tensors as sets)."""
     networks = NetworkSet(params(), {}, torch.zeros(6), {"architecture": SHAPE.model_dump()})
     torch.manual_seed(0)
-    reader = make_reader(name, networks, 1, 3 if name in ("ng_gnn", "probes", "probegen") else 0).double()
+    kind, _, probes = name.partition("+")
+    reader = make_reader(kind, networks, 1, int(probes or 0)).double()
     reader(networks.params)
     graph = architecture_of(networks).graph
     permutation = graph.random_permutation(seeded(1))
