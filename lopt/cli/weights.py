@@ -60,7 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--reader", metavar="NAME", default="nfn_np", help="a metanet, or statnn... (default: %(default)s)"
     )
-    train.add_argument("--passes", type=positive, help="networks to see in training (default: 50000)")
+    train.add_argument(
+        "--probes", type=positive, help="inputs whose answers it reads, too, of lopt's networks"
+    )
+    train.add_argument(
+        "--passes", type=positive, help="networks to see in training (default: 12000, of editors 50000)"
+    )
     train.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     train.add_argument("--data", metavar="DIR", help="folder of the images (default: $LOPT_DATA)")
     train.add_argument("--out", metavar="FILE", required=True, help="the safetensors file to write")
@@ -86,16 +91,17 @@ def _train(args: argparse.Namespace) -> int:
     from lopt.weight_space.fitting import FitOptions
     from lopt.weight_space.making import images_of
     from lopt.weight_space.network_set import load
-    from lopt.weight_space.predictor import train_predictor
+    from lopt.weight_space.predictor import OPTIONS, train_predictor
 
     networks, out = load(user_path(args.networks)), user_path(args.out)
-    options = FitOptions(seed=args.seed, **({"passes": args.passes} if args.passes else {}))
+    chosen = {"seed": args.seed, **({"passes": args.passes} if args.passes else {})}
     if args.edit is None:
-        predictor = train_predictor(networks, args.tell, args.reader, options=options)
+        predictor = train_predictor(networks, args.tell, args.reader, args.probes or 0, OPTIONS.but(**chosen))
         predictor.save(out)
         print(predictor)
     else:
-        editor = train_editor(networks, images_of(networks, args.data), args.edit, args.reader, options)
+        images, options = images_of(networks, args.data), FitOptions(**chosen)
+        editor = train_editor(networks, images, args.edit, args.reader, options)
         editor.save(out, args.edit)
     print(f"trained: {out}")
     return 0

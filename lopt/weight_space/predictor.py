@@ -33,6 +33,8 @@ from lopt.weight_space.readers import Reader
 from lopt.weight_space.systems import make_reader
 from lopt.weight_space.trained import Description, filled, read, shapes_of, write
 
+OPTIONS = FitOptions(passes=12_000, weight_decay=0.05)
+"""Of a training."""
 COVERAGE = 0.9
 SUFFIX = ".safetensors"
 
@@ -123,7 +125,7 @@ def train_predictor(
         raise DataError(f"{column}: expected a column of the networks, which are {there}")
     train, held_out = networks.split("train"), networks.split("validation")
     known = train.columns[column].float()
-    options = options or FitOptions(weight_decay=0.05)
+    options = options or OPTIONS
     description = Description(
         kind="predictor", target=column, reader=reader, probes=probes, shapes=shapes_of(networks),
         architecture=dict(networks.header.get("architecture", {})),
