@@ -71,7 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--out", metavar="FILE", required=True, help="the safetensors file to write")
     tell = commands.add_parser("predict", help="a number that weights tell", allow_abbrev=False)
     tell.add_argument("networks", metavar="MODEL", nargs="+", help="a safetensors or torch file of tensors")
-    tell.add_argument("--reader", metavar="FILE", required=True, help="what `lopt weights train` wrote")
+    tell.add_argument(
+        "--reader", metavar="FILE", default="cnn-zoo",
+        help="what `lopt weights train` wrote, or one that ships with lopt (default: %(default)s)",
+    )  # fmt: skip
     tell.add_argument("--coverage", type=float, default=0.9, help="of the interval (default: %(default)s)")
     edit = commands.add_parser("edit", help="change what a SIREN shows", allow_abbrev=False)
     edit.add_argument("network", metavar="MODEL", help="a safetensors or torch file of tensors")

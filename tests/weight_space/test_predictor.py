@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn import functional as F
 
 from lopt import files
 from lopt.cli import main
 from lopt.errors import ConfigError, DataError, RuleFileError
 from lopt.weight_space.architecture import architecture_of
-from lopt.weight_space.convnets import ConvShape, initial
+from lopt.weight_space.convnets import Adam, ConvShape, gradient, initial
 from lopt.weight_space.fitting import FitOptions
 from lopt.weight_space.network_set import NetworkSet, collect
-from lopt.weight_space.predictor import Predictor, figures, load_predictor, train_predictor
+from lopt.weight_space.predictor import (
+    Predictor,
+    figures,
+    load_predictor,
+    shipped_predictors,
+    train_predictor,
+)
 from lopt.weight_space.trained import FORMAT, VERSION
+from meta_tasks.data.images import load_images
 from tests.helpers import seeded
 
 SHAPE = ConvShape(size=8, channels=3, classes=2)
@@ -175,3 +184,31 @@ def test_the_commands_train_and_predict(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["weights", "predict", str(networks), "--reader", str(networks)]) == 2
     assert "expected a lopt-reader file" in capsys.readouterr().err
     assert set(load_file(reader)) > {"mean", "std", "errors"}
+
+
+@pytest.mark.parametrize("name", shipped_predictors())
+def test_those_that_ship_are_small_and_have_a_card(name: str) -> None:
+    files = [
+        resources.files("lopt.weight_space.pretrained").joinpath(f"{name}{end}")
+        for end in (".safetensors", ".md")
+    ]
+    assert len(files[0].read_bytes()) < 1_000_000
+    assert files[1].read_text().startswith(f"# {name}\n")
+    assert load_predictor(name).description.card["test"]["r2"] > 0.9
+
+
+def test_the_shipped_reader_tells_networks_that_learned_from_those_that_did_not() -> None:
+    """Networks of the zoo's own kind, fresh and after 120 steps on digits: not its data, but they are told apart."""
+    shape, generator = ConvShape(), seeded(0)
+    params = initial(shape, range(8), torch.ones(8))
+    fresh = load_predictor("cnn-zoo").values(params)
+    digits = load_images("digits")
+    images = F.interpolate(digits.images["train"].float(), 16)[:, 0].permute(1, 2, 0)
+    images, labels = (images - images.mean()) / images.std(), digits.labels["train"].long()
+    optimizer = Adam(params, torch.full((8,), 5e-3), torch.zeros(8))
+    for _ in range(120):
+        chosen = torch.randint(len(labels), (32,), generator=generator)
+        optimizer.update(gradient(shape, params, images[..., chosen], labels[chosen]))
+    learned = load_predictor("cnn-zoo").values(params)
+    assert (learned > fresh).all()
+    assert learned.mean() > fresh.mean() + 0.05
