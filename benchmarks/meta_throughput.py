@@ -1,11 +1,16 @@
 """Inner steps per second of meta-training (networks x steps), and the memory it takes, on one thread.
 
     python -m benchmarks meta_throughput [--quick]
+    python -m benchmarks meta_throughput --mixture configs/short_lives.yaml --data DIR [--pairs 16 64] [--kinds 0 3]
 
 The setting is that of a published measurement of google/learned_optimization: a small per-parameter MLP (32 wide, 2
 layers) trains MLPs 64-32-10 on batches of 128, 16 at a time, in truncations of 20. Every row runs in a process of its
 own, so that its peak memory is its own; the figure is the median over the repeats. Both runs of an antithetic pair are
 counted as one. Writes benchmarks/results/meta_throughput.json.
+
+With `--mixture`, whole lives of 100 steps of one task of each family of a config, with its rule and estimator: eager,
+compiled with guards (`torch.compile`), and as meta-training compiles them; processor seconds of the first life hold
+tracing and compiling, those of the compiler's processes too, from an empty cache and, "again", from a full one.
 """
 
 from __future__ import annotations
@@ -13,9 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -29,12 +38,17 @@ from torch.nn.functional import cross_entropy
 
 import lopt
 from lopt.comparison.report import write_results
+from lopt.config import load
+from lopt.inner import compiled
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
+from lopt.training.build import fresh_rule
 from lopt.training.cohort import Cohort, Horizons
 from lopt.training.estimators import ES, PES, Estimator, TruncatedBackprop
 from lopt.training.gauges import peak_memory
+from lopt.training.run_config import RunConfig
 from lopt.training.runtime import prepare_cpu
+from meta_tasks import make_family
 from meta_tasks.module_task import ModuleTask
 from meta_tasks.networks import mlp
 
@@ -42,6 +56,7 @@ MODES = ("vmapped", "looped", "compiled")
 """All networks at once, one after the other, or all at once with compiled inner steps."""
 OUT = Path(__file__).parent / "results" / "meta_throughput.json"
 TRUNCATION, BATCH = 20, 128
+LIFE, LIVES = 100, 2
 RULES: dict[str, dict[str, Any]] = {
     "mlp": {"width": 32, "layers": 2},
     "axisnet": {"width": 8, "neuron_width": 16, "layers": 2},
@@ -85,10 +100,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="the small network only")
+    parser.add_argument("--mixture", metavar="FILE", help="whole lives of the families of a config instead")
+    parser.add_argument("--data", metavar="DIR")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--kinds", type=int, nargs="+", help="which of its families, from 0 (default: all)")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
-        print(json.dumps(measure(**json.loads(args.row))))
+        row = json.loads(args.row)
+        print(json.dumps((measure_lives if "config" in row else measure)(**row)))
+        return
+    record: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
+    if args.mixture:
+        kinds = args.kinds or range(len(load(RunConfig, args.mixture).tasks))
+        lives = mixture(args.mixture, args.data, kinds, args.pairs)
+        found = {"config": args.mixture, "life": LIFE, "rows": lives, "provenance": provenance()}
+        write_results({**record, "mixture": found}, OUT)
         return
     tasks = ["64-32-10"] if args.quick else list(TASKS)
     rows: list[dict[str, Any]] = []
@@ -99,7 +126,7 @@ def main() -> None:
             rows.append(run_row({**options, "repeats": 1 if looped else 3}))
             print(json.dumps(rows[-1]), flush=True)
             results = {"rows": rows, "reference": REFERENCE, "truncation": TRUNCATION, "threads_of_a_row": 1}
-            write_results({**results, "provenance": provenance()}, OUT)
+            write_results({**record, **results, "provenance": provenance()}, OUT)
     print(table(rows))
 
 
@@ -110,10 +137,10 @@ def wanted(task: str, estimator: str, mode: str) -> bool:
     return (mode == "vmapped" and TASKS[task] > 1) or estimator in ("backprop", "pes")
 
 
-def run_row(row: dict[str, Any]) -> dict[str, Any]:
+def run_row(row: dict[str, Any], **environment: str) -> dict[str, Any]:
     """Measure in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.meta_throughput", "--row", json.dumps(row)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return record
@@ -157,6 +184,58 @@ def measure(task: str, rule: str, estimator: str, mode: str, repeats: int) -> di
         "memory_above_start_mib": round(peak_memory() - before),
         "reference": REFERENCE[task].get(estimator) if rule == "mlp" else None,
     }
+
+
+def mixture(config: str, data: str | None, kinds: Iterable[int], pairs: list[int]) -> list[dict[str, Any]]:
+    """Rows of families of a config."""
+    rows = []
+    for kind, count in product(kinds, pairs):
+        with tempfile.TemporaryDirectory() as cache:
+            for mode in ("eager", "guarded", "compiled", "again"):
+                row = {"config": config, "data": data, "kind": kind, "pairs": count, "mode": mode}
+                # One after the other, the compiler's processes are this one's children.
+                where = os.path.join(cache, "guarded" if mode == "guarded" else "compiled")
+                own = {"TORCHINDUCTOR_CACHE_DIR": where, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+                rows.append(run_row(row, **own))
+                print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def measure_lives(config: str, data: str | None, kind: int, pairs: int, mode: str) -> dict[str, Any]:
+    """The median over lives, after a first one, by the processor's time."""
+    torch.set_num_threads(1)
+    prepare_cpu()
+    warnings.filterwarnings("error", message="inner steps run uncompiled")
+    compiled.TRACED = mode != "guarded"
+    described = load(RunConfig, config)
+    rule, entry = fresh_rule(described, config), described.tasks[kind]
+    family = make_family(entry.family, entry.options, data)
+    task = family.build(family.sample_spec(Generator().manual_seed(kind)))
+    estimator = replace(described.meta.make_estimator(), compiled=mode != "eager")
+    generator, horizons = Generator().manual_seed(0), Horizons(LIFE, LIFE, TRUNCATION, 1.0, shared=True)
+    cohort = Cohort.start(task, {}, rule.on(task.graph), pairs, horizons, generator)
+    busy = []
+    for _ in range(1 + LIVES):
+        before = spent()
+        estimate = estimator(rule, cohort, generator)
+        assert not estimate.skipped
+        busy.append(spent() - before)
+    return {
+        "kind": entry.family,
+        "task": task.name,
+        "parameters": task.graph.numel,
+        "pairs": pairs,
+        "mode": mode,
+        "first_life_cpu_seconds": round(busy[0], 1),
+        "pair_steps_per_cpu_second": round(pairs * LIFE / median(busy[1:]), 1),
+        "peak_memory_mib": round(peak_memory()),
+    }
+
+
+def spent() -> float:
+    """Processor seconds of this process and of those that it has waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def table(rows: list[dict[str, Any]]) -> str:

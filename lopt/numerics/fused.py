@@ -8,7 +8,7 @@ devices, of which tensors are single scalars, and of arguments that are no tenso
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -62,10 +62,6 @@ def _compiled(
     function: Callable[..., Any], args: tuple[Any, ...], leaves: list[Any]
 ) -> Callable[[list[Any]], Any]:
     """The function, of the leaves of its arguments."""
-    # Imported here, as they bring the whole compiler.
-    from torch._inductor import standalone_compile
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     result: Any = None
 
@@ -77,8 +73,7 @@ def _compiled(
 
     # Of copies: what is written in tracing must not be what is given.
     examples = [leaves[i].clone() for i in tensors]
-    graph = make_fx(flat, tracing_mode="symbolic")(*examples)
-    kernel: Any = standalone_compile(graph, examples, dynamic_shapes="from_graph")
+    kernel = kernel_of(flat, examples, any_sizes=True)
     if isinstance(result, Tensor):
         return lambda leaves: kernel(*[leaves[i] for i in tensors])[0]
     make = getattr(type(result), "_make", tuple)
@@ -90,3 +85,20 @@ def _compiled(
         return make([next(values) if there else None for there in present])
 
     return run
+
+
+def kernel_of(
+    function: Callable[..., list[Tensor]], examples: list[Tensor], any_sizes: bool
+) -> Callable[..., Sequence[Tensor]]:
+    """A function of tensors alone as compiled code, for any sizes, or for those and the strides of the examples.
+
+    What it takes from elsewhere is taken as it is now, and nothing is guarded.
+    """
+    # Imported here, as they bring the whole compiler.
+    from torch._inductor import standalone_compile
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = make_fx(function, tracing_mode="symbolic" if any_sizes else "real")(*examples)
+    shapes = "from_graph" if any_sizes else "from_example_inputs"
+    kernel: Any = standalone_compile(graph, examples, dynamic_shapes=shapes)
+    return kernel

@@ -41,8 +41,9 @@ class MetaConfig(Settings):
     """Of the meta-gradient: the name of one of `lopt.training.estimators.ESTIMATORS`, or a section with it and options
     of its own, {name: pes, sigma: 0.02}."""
     compile: bool = False
-    """Compile inner steps: two to three times as fast, after half a minute for each architecture that cohorts come to.
-    It pays with few `architectures`, where `cohort_turns` is in the hundreds, or on a GPU."""
+    """Compile inner steps: two to three times as fast, after half a minute for each architecture that cohorts come to,
+    or by evolution strategies a few seconds for one that an earlier run has compiled on the same machine. It pays with
+    few `architectures`, where `cohort_turns` is in the hundreds, or on a GPU."""
     outer_loss: Literal["mean", "log", "final", "best"] = "mean"
     """What to lower: mean relative loss over the truncation, its logarithm, the last one or the best one alone."""
     outer_data: Literal["train", "validation"] = "train"

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import lopt
 from lopt.errors import ConfigError
 from lopt.inner import compiled
+from lopt.inner.step import Networks
 from lopt.training.cohort import Cohort, Horizons
 from lopt.training.config import MetaConfig
-from lopt.training.estimators import ES, PES, Estimator, Mixture, TruncatedBackprop
+from lopt.training.estimators import ES, PES, Estimator, Mixture, TruncatedBackprop, WholeLives
 from tests.helpers import TinyTask, flat_state, relative_error, seeded, small_rule
 
 COUNT, STEPS = 3, 3
@@ -25,13 +27,21 @@ ESTIMATORS: dict[str, Estimator] = {
     "probes": TruncatedBackprop(STEPS, outer_data="validation"),
     "es": ES(STEPS),
     "pes": PES(STEPS),
+    "lives": WholeLives(STEPS),
     "mixture": Mixture(STEPS),
 }
 
 
-def uncompiled(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-    """In the place of `torch.compile`, which takes long: what is done around it remains."""
-    return function
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the compilers, which take long: what is done around them remains."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(compiled, "kernel_of", lambda function, examples, any_sizes: function)
+
+
+def traced(function: Callable[..., Any], examples: list[torch.Tensor], any_sizes: bool) -> Any:
+    """In the place of `kernel_of`: the operations that it would compile."""
+    return make_fx(function)(*examples)
 
 
 def start(task: Any = None) -> Cohort:
@@ -60,26 +70,66 @@ def assert_same(estimator: Estimator, cohort: Cohort) -> None:
 
 
 @pytest.mark.parametrize("name", list(ESTIMATORS))
-def test_all_around_compilation_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", uncompiled)
+def test_all_around_compilation_changes_nothing(name: str, uncompiled: None) -> None:
     assert_same(ESTIMATORS[name], start())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["second order", "first order", "pes"])
+@pytest.mark.parametrize("name", ["second order", "first order", "pes", "lives"])
 def test_compiled_is_the_same(name: str) -> None:
     assert_same(ESTIMATORS[name], start())
 
 
-def test_nothing_in_a_shipped_rule_hinders_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("estimator", [TruncatedBackprop(1, compiled=True), ES(1, compiled=True)])
+def test_nothing_in_a_shipped_rule_hinders_compilation(
+    estimator: Estimator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traced only, which is quick: the compiler's own work is for the slow tests."""
+    monkeypatch.setattr(compiled, "kernel_of", traced)
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="eager", **options))
     rule, task = lopt.load_rule("lopt-small"), TinyTask()
     cohort = Cohort.start(task, {}, rule.on(task.graph), 2, Horizons(4, 40, 1), seeded(0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ES(1, compiled=True)(rule, cohort, seeded(1))
+        estimator(rule, cohort, seeded(1))
+
+
+@pytest.mark.parametrize("name", ["pes", "lives"])
+def test_what_was_traced_once_is_right_for_other_meta_parameters_and_states(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor that the code took for a constant would be what it was at the first step."""
+    monkeypatch.setattr(compiled, "kernel_of", traced)
+    assert_same(ESTIMATORS[name], start())
+
+
+def test_compiled_once_for_each_number_of_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def counted(function: Callable[..., Any], examples: list[torch.Tensor], any_sizes: bool) -> Any:
+        made.append(len(examples[0]))
+        return function
+
+    monkeypatch.setattr(compiled, "kernel_of", counted)
+    rule, task = small_rule(), TinyTask(dtype=torch.float64)
+    for count in (2, 3, 2):
+        cohort = Cohort.start(task, {}, rule.on(task.graph), count, Horizons(4, 40, STEPS), seeded(0))
+        ES(STEPS, compiled=True)(rule, cohort, seeded(1))
+    assert made == [4, 6]  # both of each pair
+
+
+def test_the_order_of_names_is_not_taken_to_be_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint may have another: steps taken and steps planned would then change places."""
+    monkeypatch.setattr(compiled, "kernel_of", traced)
+    rule, cohort = small_rule(), start()
+    params, state = cohort.networks
+    turned = Networks(params, {name: dict(reversed(list(own.items()))) for name, own in state.items()})
+    for networks in (cohort.networks, turned):
+        found, plain = (
+            ES(1, compiled=each)(rule, replace(cohort, networks=networks), seeded(1)) for each in (True, False)
+        )
+        torch.testing.assert_close(found.networks.params, plain.networks.params, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -99,32 +149,32 @@ def test_many_architectures_are_compiled_each_once(monkeypatch: pytest.MonkeyPat
         for width in range(2, 12):
             cohort = start(TinyTask(width, dtype=torch.float64))
             for seed in (1, 2):
-                ES(STEPS, compiled=True)(rule, cohort, seeded(seed))
+                TruncatedBackprop(STEPS, compiled=True)(rule, cohort, seeded(seed))
     assert len(calls) == 10
 
 
-def test_without_a_compiler_steps_run_as_they_are_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-        def fails(*args: Any) -> Any:
-            raise RuntimeError("no C++ compiler\nand a long story")
+@pytest.mark.parametrize("name", ["second order", "es"])
+def test_without_a_compiler_steps_run_as_they_are_with_one_warning(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any, **_: Any) -> Any:
+        raise RuntimeError("no C++ compiler\nand a long story")
 
-        return fails
-
-    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: fails)
+    monkeypatch.setattr(compiled, "kernel_of", fails)
     rule, cohort = small_rule(), start()
-    estimator = TruncatedBackprop(STEPS, compiled=True)
+    estimator = replace(ESTIMATORS[name], compiled=True)
     with pytest.warns(
         UserWarning, match=r"^inner steps run uncompiled: RuntimeError: no C\+\+ compiler$"
     ) as found:
         estimates = [estimator(rule, cohort, seeded(1)) for _ in range(2)]
     assert len(found) == 1
-    plain = TruncatedBackprop(STEPS)(rule, cohort, seeded(1))
+    plain = ESTIMATORS[name](rule, cohort, seeded(1))
     for estimate in estimates:
         assert relative_error(estimate.gradient, plain.gradient) < 1e-10
 
 
-def test_compiled_code_lives_as_long_as_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", uncompiled)
+def test_compiled_code_lives_as_long_as_the_graph(uncompiled: None) -> None:
     cohort, rule = start(), small_rule()
     for _ in range(2):
         TruncatedBackprop(STEPS, compiled=True)(rule, cohort, seeded(1))
