@@ -127,7 +127,8 @@ def test_the_order_of_names_is_not_taken_to_be_the_first_ones(monkeypatch: pytes
     turned = Networks(params, {name: dict(reversed(list(own.items()))) for name, own in state.items()})
     for networks in (cohort.networks, turned):
         found, plain = (
-            ES(1, compiled=each)(rule, replace(cohort, networks=networks), seeded(1)) for each in (True, False)
+            ES(1, compiled=each)(rule, replace(cohort, networks=networks), seeded(1))
+            for each in (True, False)
         )
         torch.testing.assert_close(found.networks.params, plain.networks.params, rtol=1e-10, atol=1e-12)
 
