@@ -78,6 +78,8 @@ class _Compiled:
 class _Kernel:
     """A function of the leaves of one tree, for their shapes."""
 
+    result: TreeSpec
+
     def __init__(self, function: Callable[..., Any], leaves: list[Tensor], structure: TreeSpec) -> None:
         def flat(*given: Tensor) -> list[Tensor]:
             values, self.result = tree_flatten(function(*tree_unflatten(given, structure)))
@@ -85,8 +87,9 @@ class _Kernel:
 
         self.run: Callable[..., Sequence[Tensor]] = kernel_of(flat, _contiguous(leaves), any_sizes=False)
 
-    def __call__(self, leaves: list[Tensor]) -> Any:
-        return tree_unflatten(self.run(*_contiguous(leaves)), self.result)
+    def __call__(self, leaves: list[Tensor]) -> tuple[Tensor, Networks]:
+        result: tuple[Tensor, Networks] = tree_unflatten(self.run(*_contiguous(leaves)), self.result)
+        return result
 
 
 def _contiguous(leaves: list[Tensor]) -> list[Tensor]:
@@ -96,7 +99,7 @@ def _contiguous(leaves: list[Tensor]) -> list[Tensor]:
 class _Guarded:
     """What derivatives can go through."""
 
-    def __init__(self, function: FunctionType) -> None:
+    def __init__(self, function: Any) -> None:
         # With code of its own: torch counts and keeps compilations by code, and gives up after a few.
         fresh = FunctionType(function.__code__.replace(), function.__globals__, closure=function.__closure__)
         self.function: Callable[..., Any] = torch.compile(fresh, fullgraph=True, dynamic=False)
