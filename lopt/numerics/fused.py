@@ -88,7 +88,7 @@ def _compiled(
 
 
 def kernel_of(
-    function: Callable[..., list[Tensor]], examples: list[Tensor], any_sizes: bool
+    function: Callable[..., list[Tensor]], examples: list[Any], any_sizes: bool
 ) -> Callable[..., Sequence[Tensor]]:
     """A function of tensors alone as compiled code, for any sizes, or for those and the strides of the examples.
 
@@ -99,6 +99,6 @@ def kernel_of(
     from torch.fx.experimental.proxy_tensor import make_fx
 
     graph = make_fx(function, tracing_mode="symbolic" if any_sizes else "real")(*examples)
-    shapes = "from_graph" if any_sizes else "from_example_inputs"
+    shapes: Any = "from_graph" if any_sizes else "from_example_inputs"
     kernel: Any = standalone_compile(graph, examples, dynamic_shapes=shapes)
     return kernel
