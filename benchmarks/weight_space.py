@@ -42,7 +42,7 @@ from lopt.files import user_path
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
 from lopt.training.runtime import prepare_cpu
-from lopt.weight_space.editing import Editor, dilated, rendered_error
+from lopt.weight_space.editing import EDITING, Editor, dilated, rendered_error
 from lopt.weight_space.fitting import FitOptions, Fitted, fit, mean_loss, predict
 from lopt.weight_space.making import IMAGE_SETS, images_of, make
 from lopt.weight_space.network_set import SPLITS, NetworkSet, Tensors
@@ -64,8 +64,6 @@ EDITING = ("no_edit", "own_error", *METANET_READERS, *(f"{name}*4" for name in M
 DILATION = "dilation"
 FIRST = 10
 """Passes that the part of a metanet which reads functions alone has to itself, for each of the whole's."""
-EDIT_BATCH, EDIT_RATE = 16, 8e-3
-"""Of editors. In as many passes more and longer steps teach them more: scales of edits grow tenfold, from .01."""
 OWN = {"sines": sines, "tickets": tickets, "cnn-zoo": cnn_zoo}
 """Tasks with networks and budgets of their own."""
 
@@ -157,7 +155,7 @@ def _run(
 def _further(task: str, method: str, protocol: Protocol) -> Record:
     """What is not alike for all methods."""
     if task == DILATION:
-        return {} if method in ("no_edit", "own_error") else {"batch": EDIT_BATCH, "rate": EDIT_RATE}
+        return {} if method in ("no_edit", "own_error") else {"batch": EDITING.batch, "rate": EDITING.lr}
     return {"first": FIRST * protocol.passes} if "+" in method else {}
 
 
@@ -223,10 +221,9 @@ def _edited(method: str, networks: NetworkSet, images: Tensor, protocol: Protoco
         return {"mse_x100": 100 * error, "ms": 0.0, "seconds": 0.0, "meta_parameters": 0}
     name, _, copies = method.partition("*")
     editor, loss = Editor(train, name, int(copies or 1)), rendered_error(points, low)
-    options = FitOptions(passes=protocol.passes, batch=EDIT_BATCH, lr=EDIT_RATE, seed=seed)
     fitted = fit(
-        editor, train, wanted["train"], options, (validation, wanted["validation"]), loss=loss,
-        desc=f"{method} {seed}",
+        editor, train, wanted["train"], EDITING.but(passes=protocol.passes, seed=seed),
+        (validation, wanted["validation"]), loss=loss, desc=f"{method} {seed}",
     )  # fmt: skip
     return {
         "mse_x100": 100 * mean_loss(editor, test, wanted["test"], loss),

@@ -90,8 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from lopt.weight_space.editing import train_editor
-    from lopt.weight_space.fitting import FitOptions
+    from lopt.weight_space.editing import EDITING, train_editor
     from lopt.weight_space.making import images_of
     from lopt.weight_space.network_set import load
     from lopt.weight_space.predictor import OPTIONS, train_predictor
@@ -103,7 +102,7 @@ def _train(args: argparse.Namespace) -> int:
         predictor.save(out)
         print(predictor)
     else:
-        images, options = images_of(networks, args.data), FitOptions(**chosen)
+        images, options = images_of(networks, args.data), EDITING.but(**chosen)
         editor = train_editor(networks, images, args.edit, args.reader, options)
         editor.save(out, args.edit)
     print(f"trained: {out}")

@@ -1,7 +1,7 @@
 """Editing networks: a metanet changes the weights of a SIREN so that its image changes as wanted.
 
     editor = Editor(networks, "nfn_np")
-    fit(editor, networks, dilated(images).flatten(2), loss=rendered_error(grid(28, 28)))
+    fit(editor, networks, dilated(images).flatten(2), EDITING, loss=rendered_error(grid(28, 28)))
     edited = editor(test.params)                                     # parameters of the edited networks
     editor.save(Path("dilate.safetensors"), "dilate")
     load_editor(Path("dilate.safetensors")).edit(Path("mine.safetensors"))
@@ -31,6 +31,8 @@ from lopt.weight_space.symmetries import canonical
 from lopt.weight_space.systems import METANET_READERS
 
 FIRST_SCALE = 0.01
+EDITING = FitOptions(batch=16, lr=8e-3)
+"""Of a training: in as many passes more and longer steps teach an editor more, whose scales must grow tenfold."""
 
 
 class Editor(nn.Module):
@@ -122,7 +124,7 @@ def train_editor(
     """
     if edit not in EDITS:
         raise ConfigError(f"edit: expected one of {', '.join(EDITS)}, found {edit!r}")
-    options, low = options or FitOptions(), networks.header["recipe"]["low"]
+    options, low = options or EDITING, networks.header["recipe"]["low"]
     wanted = EDITS[edit](images).flatten(2)
     parts = {split: networks.splits == SPLITS.index(split) for split in ("train", "validation")}
     with torch.random.fork_rng(devices=[]):
