@@ -60,7 +60,7 @@ METHODS = (
 """In the order in which they are run: one seed of all before the next."""
 EDITS = ("no_edit", "own_error", "nfn_np", "dwsnet", "nfn_np*4", "ng_gnn", "ng_t")
 READING = (*NAMES, *(f"{name}+64" for name in PROBED))
-EDITING = ("no_edit", "own_error", *METANET_READERS, *(f"{name}*4" for name in METANET_READERS))
+EDITORS = ("no_edit", "own_error", *METANET_READERS, *(f"{name}*4" for name in METANET_READERS))
 DILATION = "dilation"
 FIRST = 10
 """Passes that the part of a metanet which reads functions alone has to itself, for each of the whole's."""
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=sorted({*READING, *EDITING, *(name for module in OWN.values() for name in module.METHODS)}),
+        choices=sorted({*READING, *EDITORS, *(name for module in OWN.values() for name in module.METHODS)}),
     )
     parser.add_argument("--seeds", type=positive)
     parser.add_argument("--passes", type=positive, help="networks that each reader sees in training")
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if task in OWN:
                 _run_own(task, args, protocol.seeds, log)
                 continue
-            known, usual = (EDITING, EDITS) if task == DILATION else (READING, METHODS)
+            known, usual = (EDITORS, EDITS) if task == DILATION else (READING, METHODS)
             methods = [name for name in args.only or usual if name in known]
             _run(task, protocol, user_path(args.networks), args.data, methods, log)
     found = summarise(log.records())
