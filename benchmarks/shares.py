@@ -17,12 +17,13 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import Generator
 
+from benchmarks.runner.kinds import mean_with_interval
 from lopt.comparison.report import write_results
 from lopt.config import load
 from lopt.inner.evaluation import train_networks
@@ -102,8 +103,8 @@ def table(rows: Sequence[dict[str, Any]], shares: Sequence[float]) -> str:
         cells, worse = [], []
         for name in FIGURES:
             differences = [difference(row, rows, name) for row in rows if row["share"] == share]
-            error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
-            cells.append(f"{mean(differences):+.3f} ± {1.96 * error:.3f}")
+            average, interval = mean_with_interval(differences)
+            cells.append(f"{average:+.3f} ± {interval:.3f}")
             worse.append(str(sum(value > 0.005 for value in differences)))
         lines.append([f"{share:g}", *cells, ", ".join(worse)])
     return aligned(header, lines)

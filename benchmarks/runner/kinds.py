@@ -123,16 +123,21 @@ def gains(
             for kind, (own, other) in pairs.items()
             if None not in (*own, *other)
         }
-        values = list(by_kind.values())
-        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        average, interval = mean_with_interval(list(by_kind.values()))
         found[key] = {
-            "mean": sum(values) / len(values) if values else math.nan,
-            "interval": 1.96 * error,
-            "better": sum(value < 0 for value in values),
+            "mean": average,
+            "interval": interval,
+            "better": sum(value < 0 for value in by_kind.values()),
             "diverged": [kind for kind in pairs if kind not in by_kind],
             "by_kind": by_kind,
         }
     return found
+
+
+def mean_with_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half of its 95 % interval."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return sum(values) / len(values) if values else math.nan, 1.96 * error
 
 
 def _ratio(own: float, other: float) -> float:

@@ -102,6 +102,10 @@ def _train(args: argparse.Namespace) -> int:
         predictor.save(out)
         print(predictor)
     else:
+        if args.probes:
+            raise ConfigError(
+                f"--probes: expected none beside --edit, found {args.probes}: editors read weights alone"
+            )
         images, options = images_of(networks, args.data), EDITING.but(**chosen)
         editor = train_editor(networks, images, args.edit, args.reader, options)
         editor.save(out, args.edit)
@@ -116,7 +120,7 @@ def _predict(args: argparse.Namespace) -> int:
     target = predictor.description.target
     for name, found in zip(args.networks, predictor.predict(args.networks, args.coverage), strict=True):
         print(
-            f"{name}: {target} {found.value:.3f}, {args.coverage:.0%} within {found.low:.3f} to {found.high:.3f}"
+            f"{name}: {target} {found.value:.3f}, {100 * args.coverage:g}% within {found.low:.3f} to {found.high:.3f}"
         )
     return 0
 
@@ -127,7 +131,7 @@ def _edit(args: argparse.Namespace) -> int:
     from lopt.files import write_atomically
     from lopt.weight_space.editing import load_editor
 
-    out, edited = user_path(args.out), load_editor(user_path(args.editor)).edit(user_path(args.network))
+    out, edited = user_path(args.out), load_editor(args.editor).edit(args.network)
     for number, state in enumerate(edited):
         path = out if len(edited) == 1 else out.with_stem(f"{out.stem}-{number}")
         write_atomically(path, save({name: value.contiguous() for name, value in state.items()}))

@@ -4,13 +4,14 @@
     fit(editor, networks, dilated(images).flatten(2), EDITING, loss=rendered_error(grid(28, 28)))
     edited = editor(test.params)                                     # parameters of the edited networks
     editor.save(Path("dilate.safetensors"), "dilate")
-    load_editor(Path("dilate.safetensors")).edit(Path("mine.safetensors"))
+    load_editor("dilate.safetensors").edit("mine.safetensors")
 
 Shapes: B networks, K copies, C channels, M points.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from lopt.errors import ConfigError
+from lopt.files import user_path
 from lopt.metanets import METANETS
 from lopt.weight_space import trained
 from lopt.weight_space.architecture import architecture
 from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
 from lopt.weight_space.fitting import FitOptions, Loss, fit
-from lopt.weight_space.network_set import SPLITS, NetworkSet, Tensors, state_of
+from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors
 from lopt.weight_space.readers import awaken, hear, scales_of
 from lopt.weight_space.sirens import SirenShape, grid, render
 from lopt.weight_space.symmetries import canonical
@@ -62,13 +64,12 @@ class Editor(nn.Module):
         awaken(self.metanet)
         self.scale = nn.Parameter(torch.full((copies, len(scales)), FIRST_SCALE))
 
-    def edit(self, network: Mapping[str, Tensor] | nn.Module | Path) -> list[Tensors]:
+    def edit(self, network: Network) -> list[Tensors]:
         """The K edited networks of a model, a state dict or a file, as state dicts.
 
         Raises `ConfigError` for a network of another architecture.
         """
-        state = state_of(network)
-        self._described("").check(state, network if isinstance(network, Path) else "network")
+        state = self._described("").state_of(network)
         with torch.no_grad():
             edited = self({name: value[None] for name, value in state.items()})
         return [{name: value[0, k] for name, value in edited.items()} for k in range(len(self.scale))]
@@ -102,12 +103,13 @@ class Editor(nn.Module):
         return render(self.shape, flat, points).unflatten(0, (count, copies)).mean(1)
 
 
-def load_editor(path: Path) -> Editor:
+def load_editor(path: str | os.PathLike[str]) -> Editor:
     """What `Editor.save` wrote. Raises `RuleFileError` if there is none, or if it is damaged or something else."""
-    tensors, description, _ = trained.read(path, "editor")
+    found = user_path(path)
+    tensors, description, _ = trained.read(found, "editor")
     with torch.random.fork_rng(devices=[]):
         made = Editor(description.like(None), description.reader, description.copies)
-    return trained.filled(path, made, tensors)
+    return trained.filled(found, made, tensors)
 
 
 def train_editor(

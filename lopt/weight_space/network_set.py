@@ -6,11 +6,12 @@ networks.split("train").columns["label"]
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -81,8 +82,12 @@ class NetworkSet:
         return {} if self.graph is None else {GRAPH: GRAPHS.dump_python(self.graph, mode="json")}
 
 
+Network: TypeAlias = "Mapping[str, Tensor] | nn.Module | str | os.PathLike[str]"
+"""A state dict, a model, or a file of either."""
+
+
 def collect(
-    networks: Path | Sequence[Mapping[str, Tensor] | nn.Module | Path],
+    networks: Path | Sequence[Network],
     columns: Mapping[str, Sequence[float]] | None = None,
     groups: Sequence[object] | None = None,
     factory: Callable[[], nn.Module] | None = None,
@@ -141,9 +146,10 @@ TURNS = (0, 0, 0, 2, 0, 0, 0, 0, 1, 2)
 """Split of each of ten groups of `collect`."""
 
 
-def state_of(network: Mapping[str, Tensor] | nn.Module | Path) -> Tensors:
+def state_of(network: Network) -> Tensors:
     """The floating-point tensors of a model, a state dict or a file. Raises `DataError` for another file."""
-    if isinstance(network, Path):
+    if isinstance(network, str | os.PathLike):
+        network = files.user_path(network)
         try:
             safe = network.suffix == ".safetensors"
             network = (

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from lopt.errors import ConfigError, DataError
 from lopt.files import user_path
 from lopt.graph import ParameterGraph
 from lopt.weight_space.fitting import FitOptions, fit, predict
-from lopt.weight_space.network_set import NetworkSet, Tensors, state_of
+from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors
 from lopt.weight_space.readers import Reader
 from lopt.weight_space.systems import make_reader
 from lopt.weight_space.trained import Description, filled, read, shapes_of, write
@@ -71,8 +71,7 @@ class Predictor(nn.Module):
 
         Raises `ConfigError` for a share that so few held-out networks say nothing of.
         """
-        count = len(self.errors)
-        rank = math.ceil((count + 1) * coverage)
+        count, rank = len(self.errors), self._rank(coverage)
         if not 0 < coverage < 1 or rank > count:
             raise ConfigError(
                 f"coverage: expected a number above 0 and at most {count / (count + 1):.3f}, as {count} held-out "
@@ -80,17 +79,15 @@ class Predictor(nn.Module):
             )
         return self.errors.sort().values[rank - 1].item()
 
-    def predict(
-        self, networks: Sequence[Mapping[str, Tensor] | nn.Module | str | Path], coverage: float = COVERAGE
-    ) -> list[Prediction]:
+    def _rank(self, coverage: float) -> int:
+        return math.ceil((len(self.errors) + 1) * coverage)
+
+    def predict(self, networks: Sequence[Network], coverage: float = COVERAGE) -> list[Prediction]:
         """Of each model, state dict or file. Raises `ConfigError` for a network of another architecture."""
         if not networks:
             return []
-        states, within = [], self.within(coverage)
-        for number, network in enumerate(networks):
-            network = user_path(network) if isinstance(network, str) else network
-            states.append(state_of(network))
-            self.description.check(states[-1], network if isinstance(network, Path) else f"network {number}")
+        within = self.within(coverage)
+        states = [self.description.state_of(network, number) for number, network in enumerate(networks)]
         stacked = {name: torch.stack([state[name] for state in states]) for name in self.description.shapes}
         return [Prediction(v, v - within, v + within) for v in self.values(stacked).tolist()]
 
@@ -150,7 +147,7 @@ def train_predictor(
 
 def figures(predictor: Predictor, networks: NetworkSet) -> dict[str, Any]:
     """What it is worth on the test networks of a set: mean error, R2, and how many lie in their interval."""
-    if not (networks.splits == 2).any():
+    if not (networks.splits == SPLITS.index("test")).any():
         return {}
     test = networks.split("test")
     truth = test.columns[predictor.description.target].float()
@@ -160,7 +157,7 @@ def figures(predictor: Predictor, networks: NetworkSet) -> dict[str, Any]:
         "mean_error": errors.mean().item(),
         "r2": 1 - (errors.square().mean() / truth.var(correction=0)).item(),
     }
-    if math.ceil((len(predictor.errors) + 1) * COVERAGE) <= len(predictor.errors):
+    if predictor._rank(COVERAGE) <= len(predictor.errors):
         found[f"within_{COVERAGE:.0%}"] = (errors <= predictor.within()).float().mean().item()
     return {name: round(value, 4) for name, value in found.items()}
 

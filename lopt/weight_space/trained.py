@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,7 +16,7 @@ from lopt.config import Settings, Several
 from lopt.errors import ConfigError, RuleFileError
 from lopt.graph import ParameterGraph
 from lopt.runs.provenance import provenance
-from lopt.weight_space.network_set import GRAPH, GRAPHS, NetworkSet, Tensors
+from lopt.weight_space.network_set import GRAPH, GRAPHS, Network, NetworkSet, Tensors, state_of
 
 FORMAT, VERSION = "lopt-reader", 1
 LARGEST = 100_000_000
@@ -49,8 +50,10 @@ class Description(Settings):
         header = {"architecture": self.architecture}
         return NetworkSet(params, {}, torch.zeros(2, dtype=torch.uint8), header, graph)
 
-    def check(self, state: Tensors, name: object) -> None:
-        """Raises `ConfigError`, in one line, if a network is none of those that are read."""
+    def state_of(self, network: Network, number: int = 0) -> Tensors:
+        """The tensors of a network. Raises `ConfigError`, in one line, if it is none of those that are read."""
+        state = state_of(network)
+        name = network if isinstance(network, str | os.PathLike) else f"network {number}"
         for parameter, shape in self.shapes.items():
             if parameter not in state:
                 raise ConfigError(
@@ -71,6 +74,7 @@ class Description(Settings):
                     f"{name}: expected the tensors {', '.join(self.shapes)}, which this {self.kind} is for; "
                     f"found {parameter} beside them"
                 )
+        return state
 
 
 def shapes_of(networks: NetworkSet) -> dict[str, tuple[int, ...]]:

@@ -97,6 +97,8 @@ def test_a_trained_editor_is_one_file_that_edits_any_network_of_its_kind(
     siren, editor, model, out = (tmp_path / f"{n}.safetensors" for n in ("sirens", "editor", "model", "out"))
     made = make("inr-digits", "siren300", 16, siren)
     command = ["weights", "train", str(siren), "--edit", "dilate", "--passes", "24", "--out", str(editor)]
+    assert main([*command, "--probes", "4"]) == 2
+    assert "--probes: expected none beside --edit" in capsys.readouterr().err
     assert main(command) == 0
     state = {name: value[3].clone() for name, value in made.params.items()}
     save_file(state, model)
@@ -107,6 +109,8 @@ def test_a_trained_editor_is_one_file_that_edits_any_network_of_its_kind(
     assert expected.keys() == load_file(out).keys()
     for name, value in load_file(out).items():
         assert torch.equal(value, expected[name])
+    (named,) = load_editor(str(editor)).edit(str(model))
+    assert all(torch.equal(value, expected[name]) for name, value in named.items())
     assert any(not torch.equal(expected[name], state[name]) for name in state)
     copies = Editor(made, "deepsets", copies=2)
     copies.save(tmp_path / "copies.safetensors", "dilate")

@@ -178,6 +178,8 @@ def test_the_commands_train_and_predict(tmp_path: Path, capsys: pytest.CaptureFi
     value, low, high = load_predictor(reader).predict([model], 0.8)[0]
     said = capsys.readouterr().out
     assert f"model.safetensors: accuracy {value:.3f}, 80% within {low:.3f} to {high:.3f}" in said
+    assert main(["weights", "predict", str(model), "--reader", str(reader), "--coverage", "0.795"]) == 0
+    assert ", 79.5% within " in capsys.readouterr().out
     save_file({"w": torch.zeros(3)}, model)
     assert main(["weights", "predict", str(model), "--reader", str(reader)]) == 2
     assert "found none named layers.0.bias" in capsys.readouterr().err
