@@ -18,7 +18,8 @@ seen others with the masks that magnitude pruning found: accuracy after training
 mask found for the very network (imp), and with as many weights of each matrix chosen by chance or by size (random,
 magnitude); @inputs: of the first matrix also as many for each pixel. Metanets see a fifth as many networks there. In
 "cnn-zoo" they tell the test accuracy of small convolutional classifiers of CIFAR-10: Kendall's tau-b and r2 over
-checkpoints of networks never seen; tau_strata of pairs with one step, share of data and third of the rates.
+checkpoints of networks never seen; tau_strata of pairs with one step, share of data and third of the rates. In
+"cnn-zoo-fresh" the same readers are tested on networks made after all was chosen.
 Every finished run is a line in benchmarks/results/weight_space/log.jsonl, and no run is done twice: stop it whenever
 you like. The data sets of networks are made on the way, or gone on with.
 """
@@ -35,7 +36,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner.log import Log, Record, canonical
-from benchmarks.weight_space_tasks import cnn_zoo, sines, tickets
+from benchmarks.weight_space_tasks import cnn_zoo, cnn_zoo_fresh, sines, tickets
 from lopt.cli.arguments import positive
 from lopt.comparison.report import write_results
 from lopt.files import user_path
@@ -64,7 +65,7 @@ EDITORS = ("no_edit", "own_error", *METANET_READERS, *(f"{name}*4" for name in M
 DILATION = "dilation"
 FIRST = 10
 """Passes that the part of a metanet which reads functions alone has to itself, for each of the whole's."""
-OWN = {"sines": sines, "tickets": tickets, "cnn-zoo": cnn_zoo}
+OWN = {"sines": sines, "tickets": tickets, "cnn-zoo": cnn_zoo, "cnn-zoo-fresh": cnn_zoo_fresh}
 """Tasks with networks and budgets of their own."""
 
 
@@ -250,7 +251,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         for budget, method in dict.fromkeys((_budget(record), record["method"]) for record in own):
             same = [r for r in own if (_budget(r), r["method"]) == (budget, method)]
             figures = {**_figures(same), **dict(zip(BUDGET, budget, strict=True))}
-            if task == "cnn-zoo":
+            if _figure(task) == "tau":
                 statnn = [r for r in own if (_budget(r), r["method"]) == (budget, "statnn")]
                 figures |= cnn_zoo.beside(same, statnn)
             if budget == longest[method]:
@@ -293,7 +294,9 @@ def _figures(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _figure(task: str) -> str:
-    return {DILATION: "mse_x100", "sines": "r2", "cnn-zoo": "tau"}.get(task, "accuracy")
+    if task.startswith("cnn-zoo"):
+        return "tau"
+    return {DILATION: "mse_x100", "sines": "r2"}.get(task, "accuracy")
 
 
 HEADINGS = {

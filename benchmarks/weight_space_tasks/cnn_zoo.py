@@ -4,6 +4,8 @@ tau is Kendall's tau-b of predicted and true accuracies over all checkpoints of 
 pairs of checkpoints with the same step, share of the images and third of the rates, which scales of weights tell least
 of; r2 the share of variance told. against_statnn: the difference of tau, and its interval over test networks drawn
 with replacement, each with all of its checkpoints.
+
+fresh: so many networks behind those of the budget are the test, whatever their split.
 """
 
 from __future__ import annotations
@@ -34,11 +36,15 @@ DRAWS = 1000
 
 def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) -> Record:
     """Train and test one reader with one seed."""
-    name = budget["recipe"]
-    networks = make_zoo(name, budget["networks"], folder / f"{name}.safetensors", data)
-    networks = networks.select(torch.arange(budget["networks"] * len(ZOOS[name].checkpoints)))
+    name, count = budget["recipe"], budget["networks"]
+    made = count + budget.get("fresh", 0)
+    networks = make_zoo(name, made, folder / f"{name}.safetensors", data)
+    rows = torch.arange(made * len(ZOOS[name].checkpoints)).split(count * len(ZOOS[name].checkpoints))
     torch.manual_seed(seed)
-    train, validation, test = (networks.split(split) for split in ("train", "validation", "test"))
+    train, validation, test = (
+        networks.select(rows[0]).split(split) for split in ("train", "validation", "test")
+    )
+    test = networks.select(rows[1]) if "fresh" in budget else test
     known = train.columns["accuracy"]
 
     def wanted(part: NetworkSet) -> Tensor:

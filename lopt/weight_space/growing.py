@@ -42,7 +42,9 @@ def grown(
         while networks is None or len(networks) < count:
             start = 0 if networks is None else len(networks)
             turn = made(range(start, min(start + between_saves, count)))
-            turn = NetworkSet(turn.params, turn.columns, turn.splits, {**header, "provenance": provenance()})
+            # In the order in which a file has them: readers that join tensors are drawn by it.
+            params = dict(sorted(turn.params.items()))
+            turn = NetworkSet(params, turn.columns, turn.splits, {**header, "provenance": provenance()})
             networks = turn if networks is None else networks.joined(turn)
             networks.save(out)
             shown.update(len(turn))

@@ -129,6 +129,21 @@ def test_a_zoo_is_read_and_stands_beside_statnn(tmp_path: Path, monkeypatch: pyt
     assert {"r2", "tau_strata"} <= set(found["deepsets"])
 
 
+def test_fresh_networks_are_tested_on_by_the_same_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
+    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--count", "32", "--passes", "128"]
+    weight_space.main([*arguments, "--only", "statnn", "--tasks", "cnn-zoo-fresh", "cnn-zoo"])
+    fresh, plain = Log(tmp_path / "weight_space").records()
+    assert fresh["losses"] == plain["losses"]
+    assert fresh["validation"] == plain["validation"]
+    assert sorted(set(fresh["network"])) == list(range(32, 48)), "none of those that were there before"
+    assert set(plain["network"]) <= set(range(32))
+    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]
+    assert found["cnn-zoo-fresh"]["statnn"]["tau"] == fresh["tau"]
+
+
 @pytest.mark.slow
 def test_editors_stand_beside_no_edit_and_the_networks_own_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -88,6 +88,7 @@ def test_each_has_the_adam_that_it_would_have_alone_and_a_diverged_one_stays() -
 
 def equal(left: NetworkSet, right: NetworkSet) -> bool:
     pairs = [(left.params, right.params), (left.columns, right.columns)]
+    assert list(left.params) == list(right.params), "readers are drawn by the order of tensors"
     return torch.equal(left.splits, right.splits) and all(
         torch.equal(value, b[name]) for a, b in pairs for name, value in a.items()
     )
