@@ -24,10 +24,10 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lopt.graph.tracing.tape import written
+from lopt.graph.tracing.tape import mutates, written
 
 LIMIT = 50_000
-"""At most so many things are looked at, the nearest first."""
+"""At most so many things are looked at beside the network's own modules, the nearest first."""
 
 LONG = 10_000
 """Longer containers are put back as a whole; what they hold is not looked at."""
@@ -52,7 +52,13 @@ class World:
         self._queue: deque[Any] = deque([model, *inputs])
         self._mentioned: set[str] = {"forward"}
         self._waiting: dict[str, list[Any]] = {}
-        while self._queue and len(self._seen) < LIMIT:
+        for module in model.modules():  # they come late on the way through the code of a library
+            self._look(vars(module))
+            for value in vars(module).values():
+                if isinstance(value, dict | list | set | deque):
+                    self._look(value)
+        limit = len(self._seen) + LIMIT
+        while self._queue and len(self._seen) < limit:
             self._look(self._queue.popleft())
 
     def restore(self) -> None:
@@ -379,6 +385,8 @@ def _content(cell: CellType) -> Any:
 class _Guard(TorchDispatchMode):
     """Copies tensors that are about to be written to, if they are among the given ones."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, tensors: dict[int, Tensor]) -> None:
         super().__init__()
         self.tensors = tensors
@@ -386,7 +394,7 @@ class _Guard(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
+        if mutates(func):
             for tensor in written(func, args, kwargs):
                 for storage in _place(tensor)[:1]:
                     if storage in self.tensors and storage not in self.saved:

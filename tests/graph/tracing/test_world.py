@@ -283,3 +283,33 @@ def test_a_trace_keeps_nothing_alive() -> None:
     del model, cache
     gc.collect()
     assert alive[1]() is None
+
+
+class Deep(nn.Module):
+    """Installs hooks on all modules in the first call, as `transformers` does, and remembers that at the top."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.net: nn.Module = nn.Linear(3, 3)
+        for _ in range(depth):
+            self.net = nn.Sequential(self.net)
+        self.hooked = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.hooked:
+            for module in self.modules():
+                module.register_forward_hook(lambda *_: None)
+            self.hooked = True
+        return self.net(x)
+
+
+def test_the_networks_own_modules_are_put_back_whatever_else_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The code of a large library is wider than what is looked at; deep modules lie behind it."""
+    monkeypatch.setattr("lopt.graph.tracing.world.LIMIT", 30)
+    model = Deep(12)
+    graph = ParameterGraph.trace(model, (X,))
+    graph.verify(model, (X,))
+    assert not model.hooked
+    assert not any(module._forward_hooks for module in model.modules())
