@@ -286,7 +286,10 @@ def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], r
         torch.no_grad(),
         recording(tape, refuse, not record),
     ):
-        _call(model, tape, stand_ins, args, kwargs, input_tensors((args, kwargs)))
+        if record:
+            _call(model, tape, stand_ins, args, kwargs, input_tensors((args, kwargs)))
+        else:
+            called(model, stand_ins, args, kwargs)
     tape.release()
     return tape
 

@@ -21,6 +21,7 @@ from lopt.errors import GraphError
 from lopt.graph.spec import AxisSpec, GraphSpec, Permutation, axis_index
 from lopt.graph.trace import check_inputs
 from lopt.graph.tracing.isolation import called, input_tensors, output_tensors, plain_kernels, untouched
+from lopt.graph.tracing.tape import mutates
 from lopt.graph.tracing.world import World
 from lopt.progress import tracked
 
@@ -88,6 +89,7 @@ class VerificationReport:
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)  # tensors made in it count no writes
 def verify(
     graph: GraphSpec,
     model: nn.Module,
@@ -300,13 +302,15 @@ def _wide(tensor: Tensor) -> Tensor:
 class _Widening(TorchDispatchMode):
     """Computes in float64 where the model asks for less (norms in float32, half-precision constants)."""
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if kwargs.get("dtype") in WIDE:
             kwargs = {**kwargs, "dtype": WIDE[kwargs["dtype"]]}
-        if not func._schema.is_mutable and _any_narrow(args):
+        if not mutates(func) and _any_narrow(args):
             args, kwargs = tree_map(lambda x: _wide(x) if _narrow(x) else x, (args, kwargs))
-        if func.name() == "aten::_grouped_mm" and args[0].dim() == 2 and args[1].dim() == 3:
+        if str(func) == "aten._grouped_mm.default" and args[0].dim() == 2 and args[1].dim() == 3:
             return _grouped_mm(*args, **kwargs)
         return func(*args, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import queue
 import warnings
 from collections.abc import Iterator
@@ -213,3 +214,40 @@ def test_a_function_that_others_hold_is_not_emptied() -> None:
     with pytest.raises(GraphError, match="a variable that a function closes over"):
         ParameterGraph.trace(AsksInside("kept"), (X,))
     KEPT.get()
+
+
+def test_inputs_of_several_lengths_stay_untied() -> None:
+    """A jagged tensor has no shape of numbers: nothing can be recorded, though the network takes it well."""
+    batch = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)], layout=torch.jagged)
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    with pytest.warns(GraphWarning, match="stay untied"):
+        graph = ParameterGraph.trace(model, (batch,))
+    assert graph.rung == "untied"
+    assert model(batch).shape[0] == 2
+
+
+class Flexible(nn.Module):
+    """Attention as an operation of higher order, which calls functions of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(4, 48).requires_grad_(False)  # on the CPU it has no derivative
+        self.out, self.head = nn.Linear(16, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        q, k, v = self.qkv(x)[:, None].chunk(3, dim=-1)
+        return self.head(torch.relu(self.out(flex_attention(q, k, v)[:, 0])))
+
+
+def test_an_operation_of_higher_order_unties_only_what_it_touches(monkeypatch: pytest.MonkeyPatch) -> None:
+    flex = importlib.import_module("torch.nn.attention.flex_attention")
+    monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
+    model, x = Flexible(), torch.randn(2, 3, 4)
+    with pytest.warns(GraphWarning, match=r"flex_attention \(parameters qkv.bias, qkv.weight\)"):
+        graph = ParameterGraph.trace(model, (x,))
+    assert graph.rung == "traced"
+    hidden = {spec.axes[0] for name, spec in graph.parameters.items() if name.startswith("out.")}
+    assert hidden == {graph.parameters["head.weight"].axes[1]}
+    assert graph.verify(model, (x,)).ok

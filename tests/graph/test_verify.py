@@ -189,6 +189,12 @@ def test_a_model_without_values_gets_some() -> None:
     assert ParameterGraph.trace(model, (X,)).verify(model, (X,)).ok
 
 
+def test_in_inference_mode() -> None:
+    model, graph = _traced()
+    with torch.inference_mode():
+        assert graph.verify(model, (X,)).ok
+
+
 def test_dead_and_saturated_units_do_not_hide_a_control() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(

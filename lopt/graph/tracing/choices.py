@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -52,6 +53,8 @@ class EveryChoice(TorchDispatchMode):
     rows), how many rows each one gets. All other questions about values stay open, as they are to fake tensors.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self._choices: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -62,6 +65,8 @@ class EveryChoice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not isinstance(func, OpOverload):  # one of higher order
+            return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
             if args[0] in self._assumed:
                 with no_dispatch():

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -147,13 +148,17 @@ def _names(func: Any) -> tuple[str, str]:
     return (name.rstrip("_") if name.endswith("_") and not name.endswith("__") else name), label
 
 
+def mutates(func: Any) -> bool:
+    """Whether an operation writes to its arguments; those of higher order (`flex_attention`) have no schema."""
+    return isinstance(func, OpOverload) and func._schema.is_mutable
+
+
 def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that an operation writes to."""
-    schema = getattr(func, "_schema", None)
-    if schema is None or not schema.is_mutable:
+    if not mutates(func):
         return []
     written: list[Tensor] = []
-    for position, argument in enumerate(schema.arguments):
+    for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[position] if position < len(args) else kwargs.get(argument.name)
             written += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
@@ -162,6 +167,8 @@ def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Te
 
 class Recorder(TorchDispatchMode):
     """Writes every operation that involves tensors to a tape."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, tape: Tape, before: Callable[[list[Tensor]], None] | None, paused: bool) -> None:
         super().__init__()
@@ -172,15 +179,15 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.before is not None and func._schema.is_mutable:
+        if self.before is not None and mutates(func):
             self.before(written(func, args, kwargs))
         if self.paused or func.namespace == "prim":  # questions about a tensor (its device), no operations
             return func(*args, **kwargs)
         call = self.tape.about_to(func, args, kwargs)
         outputs = func(*args, **kwargs)
-        if torch.Tag.inplace_view in func.tags:
+        if torch.Tag.inplace_view in getattr(func, "tags", ()):
             self.tape.forget(args[0])
-        if any(isinstance(x, Tensor) for x in tree_leaves(outputs)) or func._schema.is_mutable:
+        if any(isinstance(x, Tensor) for x in tree_leaves(outputs)) or mutates(func):
             self.tape.record(call, outputs)
         return outputs
 
