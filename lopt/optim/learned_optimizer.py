@@ -35,6 +35,7 @@ from lopt.optim.step import (
     nonfinite_as_zero,
     number,
     owned,
+    without_autocast,
     write,
 )
 from lopt.rules.base import BoundRule, Decision, Rule, State
@@ -118,6 +119,9 @@ class LearnedOptimizer(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
         self.rule = _frozen_copy(rule)
         self.rule.fused = fused
+        expected = "a ParameterGraph, trace_on_first_forward(model) or None"
+        known = graph is None or isinstance(graph, (ParameterGraph, FirstForwardGraph))
+        check(known, "graph", expected, type(graph).__name__)
         self._given_graph = graph
         self._first = self._params()
         """What has to be in the graph: the parameters that were there from the beginning."""
@@ -278,7 +282,7 @@ class LearnedOptimizer(Optimizer):
         named = dict(zip(call.names, grads, strict=True))
         if not asks or not is_finite(list(values.values())):
             values = {name: nonfinite_as_zero(value) for name, value in values.items()}
-        with torch.autocast(owners[0].device.type, enabled=False):
+        with without_autocast(owners[0].device):
             decision = call.bound.decide(named, old, values, call.shards)
             fits: Any = call.agreed((is_finite if asks else all_finite)(decision.checked))
             if asks and not fits:
@@ -294,7 +298,7 @@ class LearnedOptimizer(Optimizer):
         """Move the parameters of one device and write their next state; a closed gate leaves all as it is."""
         positions = {name: position for position, name in enumerate(call.names)}
         old = {} if gate is None else self._states(call, params)
-        with torch.autocast(params[call.indices[0]].device.type, enabled=False):
+        with without_autocast(params[call.indices[0]].device):
             for deltas, new in decision.parts(gate):
                 if gate is not None:
                     deltas = {name: torch.where(gate, delta, 0) for name, delta in deltas.items()}
@@ -506,7 +510,7 @@ class LearnedOptimizer(Optimizer):
             return
         horizons = [state["total_steps"] for state in self.state.values() if "total_steps" in state]
         # What has another shape is refused by the first step, if the graph is not known before.
-        horizons = [horizon for horizon in horizons if horizon.numel() == 1]
+        horizons = [horizon for horizon in horizons if horizon.numel() == 1 and not horizon.is_meta]
         told = {float(horizon) for horizon in horizons} - {float(self.total_steps)}
         if told:
             for horizon in horizons:

@@ -94,6 +94,7 @@ def warn_of_nonfinite(states: States, names: Mapping[int, str]) -> None:
         f"state.{names.get(id(p), position)}.{key}": int((~torch.isfinite(local(value))).sum())
         for position, (p, state) in enumerate(states)
         for key, value in state.items()
+        if not value.is_meta
     }
     bad = [place for place, count in counts.items() if count]
     if bad:
@@ -123,7 +124,11 @@ def check_states(
         expected, found, shape = _shapes(fresh[name]), _shapes(state), tuple(params[name].shape)
         if TRAINED in state:
             expected[TRAINED] = shape
-        _check(found == expected, None, f"this rule's {expected} for {name!r} of {shape}", found)
+        if found != expected:
+            raise ConfigError(
+                f"state_dict: expected this rule's {expected} for {name!r} of {shape}, found {said(found)}; load the"
+                " state of the same optimizer, and delete that of a parameter that has another shape than before"
+            )
         check_tensors([(p, state)], {id(p): name})
         for key, value in state.items():
             like = params[name] if key == TRAINED else fresh[name][key]
@@ -131,7 +136,7 @@ def check_states(
             same = value.dtype == like.dtype or {value.dtype, like.dtype} <= floats
             _check(same, place, str(like.dtype), value)
             # Beside a tensor with axes, scalars are counts and horizons in all rules.
-            if like.dim() == 0 < len(shape):
+            if like.dim() == 0 < len(shape) and not value.is_meta:
                 _check(0 <= float(value) < math.inf, place, "a number from 0", float(value))
 
 
@@ -171,9 +176,8 @@ def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check(fits: object, place: str | None, expected: str, found: object) -> None:
+def _check(fits: object, place: str, expected: str, found: object) -> None:
     if not fits:
-        where = "state_dict" if place is None else f"state_dict.{place}"
         raise ConfigError(
-            f"{where}: expected {expected}, found {said(found)}; load the state of the same optimizer"
+            f"state_dict.{place}: expected {expected}, found {said(found)}; load the state of the same optimizer"
         )

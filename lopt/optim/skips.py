@@ -26,6 +26,8 @@ class Skips:
 
     def count(self, finite: Tensor | bool) -> None:
         """Take a step into account: whether it was made, as a value or, where nobody may ask for one, () bool."""
+        if isinstance(finite, Tensor) and finite.is_meta:  # no values, nothing to count
+            return
         self.unread = isinstance(finite, Tensor)
         if isinstance(finite, Tensor) and finite.device != self.total.device:
             self.total, self.in_a_row = self.total.to(finite.device), self.in_a_row.to(finite.device)

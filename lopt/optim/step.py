@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,12 @@ def apply(pairs: Sequence[tuple[Tensor, Tensor]], group: Mapping[str, Any], gate
     torch._foreach_add_(params, steps, alpha=lr)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """No lower precision around a step; devices without values (meta) know none."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
 def check(valid: object, name: str, expected: str, found: object) -> None:
     if not valid:
         raise ConfigError(f"{name}: expected {expected}, found {said(found)}")
@@ -129,10 +136,15 @@ def check_group(group: dict[str, Any], names: Sequence[str]) -> None:
     """Raise a `ConfigError` for what a group must not hold."""
     check_options(group)
     for name, p in zip(names, group["params"], strict=True):
-        if p.requires_grad and not p.is_floating_point():
+        if p.requires_grad and not (p.is_floating_point() and p.dtype.itemsize > 1):
+            advice = (
+                "train its real and imaginary part as one real parameter (torch.view_as_real)"
+                if p.is_complex()
+                else "train a copy in bfloat16"  # torch computes nothing in 8 bits
+            )
             raise ConfigError(
-                f"params: {name!r}: expected real floating-point tensors, found {p.dtype}; train its real and imaginary"
-                " part as one real parameter (torch.view_as_real), or set requires_grad=False"
+                f"params: {name!r}: expected real floating-point tensors of 16 bits or more, found {p.dtype}; {advice},"
+                " or set requires_grad=False"
             )
 
 

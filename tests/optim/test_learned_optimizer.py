@@ -328,9 +328,33 @@ def test_values_out_of_range(options, message):
         learned(mlp().parameters(), **options)
 
 
-def test_complex_parameters_are_refused():
-    with pytest.raises(ConfigError, match=r"expected real floating-point tensors, found torch.complex64"):
-        learned([nn.Parameter(torch.ones(2, dtype=torch.complex64))])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_complex_and_tiny_parameters_are_refused(dtype):
+    with pytest.raises(ConfigError, match=rf"expected real floating-point tensors of 16 .*, found {dtype}"):
+        learned([nn.Parameter(torch.zeros(2, dtype=dtype))])
+
+
+@pytest.mark.parametrize("graph", [mlp(), (torch.ones(1),), "graph"])
+def test_what_is_no_graph_is_refused(graph):
+    with pytest.raises(
+        ConfigError, match=f"graph: expected a ParameterGraph, .* found '{type(graph).__name__}'"
+    ):
+        learned(mlp().parameters(), graph=graph)
+
+
+@pytest.mark.parametrize("rule", ["lopt-small", "lopt-base"])
+def test_a_step_without_values(rule):
+    """On the meta device, as when the memory of a training is planned."""
+    model = mlp().to("meta")
+    optimizer, other = (learned(model.parameters(), rule=rule) for _ in range(2))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for _ in range(2):
+        optimizer.step()
+    assert all(t.is_meta for state in optimizer.state.values() for t in state.values() if t.dim())
+    assert optimizer.skipped_steps == 0
+    other.load_state_dict(optimizer.state_dict())
+    other.step()
 
 
 def test_refused_group_is_not_kept():
@@ -523,13 +547,13 @@ def test_everything_under_a_default_device_without_memory():
     assert same(values(models[0]), values(models[1]))
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.complex64])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.complex64, torch.float8_e4m3fn])
 def test_frozen_parameters_of_any_dtype(dtype):
     model, frozen = mlp(), nn.Parameter(torch.zeros(3, 2, dtype=dtype), requires_grad=False)
     optimizer = learned([*model.parameters(), frozen], weight_decay=0.1)
     losses = train(model, optimizer, 20)
     assert losses[-1] < losses[0]
-    assert not frozen.any()
+    assert not frozen.to(torch.complex64).any()
 
 
 def test_complex_parameters_that_train_later_are_refused_by_name():
