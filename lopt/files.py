@@ -21,6 +21,8 @@ from torch import Tensor
 from lopt.errors import ConfigError, RuleFileError
 
 DIGEST = "sha256"
+PARTIAL = ".partial"
+"""What a file is called until it is whole."""
 
 
 LARGEST_HEADER, DEEPEST, LONGEST_NUMBER = 16_000_000, 64, 40
@@ -100,6 +102,18 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     return path
 
 
+def output_path(text: str | os.PathLike[str]) -> Path:
+    """Where the result of long work is to be written, tried before the work. Raises `ConfigError` or `OSError`."""
+    path = user_path(text)
+    if path.is_dir():
+        raise ConfigError(f"{path}: expected a file to write, found a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + PARTIAL), "wb"):
+        pass
+    path.with_name(path.name + PARTIAL).unlink()
+    return path
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the tensors' names and bytes: safetensors notices a lost byte, but not a changed one."""
     total = hashlib.sha256()
@@ -114,7 +128,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside the target and rename: at any moment the old file or the new one is there, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         with open(partial, "wb") as file:
             file.write(data)

@@ -567,6 +567,22 @@ def test_each_task_is_written_when_it_is_there(here: Path, monkeypatch: pytest.M
     assert [path.parent.name for path in (here / "c").glob("*/results.json")] == ["quadratic"]
 
 
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lopt.comparison.evaluate", lambda *_, **__: pytest.fail("worked"))
+    monkeypatch.setattr("lopt.weight_space.sines.make_sines", lambda *_: pytest.fail("worked"))
+    (here / "folder").mkdir()
+    for words in (
+        ["evaluate", "lopt-small", "--tasks", "quadratic", "--json"],
+        ["weights", "make", "sines", "--out"],
+    ):
+        for place in ("folder", "tiny.yaml/x"):
+            assert main([*words, place]) == 2
+            assert place.split("/")[0] in capsys.readouterr().err
+    assert not list(here.glob("**/*.partial"))
+
+
 def test_figures_are_kept_before_they_are_printed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A console that fails in the end costs no results."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lopt.cli.arguments import positive
 from lopt.cli.tasks import HELP, find_tasks, fresh_seeds
-from lopt.files import user_path
+from lopt.files import output_path
 
 if TYPE_CHECKING:
     from lopt.comparison import Evaluation
@@ -48,14 +48,15 @@ def run(args: argparse.Namespace) -> int:
     prepare_cpu()
     rule = lopt.load_rule(args.rule)
     seeds = fresh_seeds(args.seeds)
+    file = output_path(args.json) if args.json else None
     results = {
         name: evaluate(rule, task, steps=args.steps, seeds=seeds)
         for name, task in find_tasks(args.tasks, args.data).items()
     }
-    if args.json:
+    if file:
         tasks = {name: result.record() for name, result in results.items()}
         record = {"rule": args.rule, "steps": args.steps, "tasks": tasks, "provenance": provenance()}
-        write_results(record, user_path(args.json))
+        write_results(record, file)
     header = ["task", *(column.replace("_", " ") for column in COLUMNS), "ms/step", "diverged"]
     print(f"{args.rule}, {args.steps} steps, mean ± deviation over {args.seeds} seeds\n")
     print(aligned(header, [_row(name, result) for name, result in results.items()]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lopt.cli.arguments import positive
 from lopt.errors import ConfigError
-from lopt.files import user_path
+from lopt.files import output_path, user_path
 
 DESCRIPTION = """Networks as data.
 
@@ -95,7 +95,7 @@ def _train(args: argparse.Namespace) -> int:
     from lopt.weight_space.network_set import load
     from lopt.weight_space.predictor import OPTIONS, train_predictor
 
-    networks, out = load(user_path(args.networks)), user_path(args.out)
+    networks, out = load(user_path(args.networks)), output_path(args.out)
     chosen = {"seed": args.seed, **({"passes": args.passes} if args.passes else {})}
     if args.edit is None:
         predictor = train_predictor(networks, args.tell, args.reader, args.probes or 0, OPTIONS.but(**chosen))
@@ -131,7 +131,7 @@ def _edit(args: argparse.Namespace) -> int:
     from lopt.files import write_atomically
     from lopt.weight_space.editing import load_editor
 
-    out, edited = user_path(args.out), load_editor(args.editor).edit(args.network)
+    out, edited = output_path(args.out), load_editor(args.editor).edit(args.network)
     for number, state in enumerate(edited):
         path = out if len(edited) == 1 else out.with_stem(f"{out.stem}-{number}")
         write_atomically(path, save({name: value.contiguous() for name, value in state.items()}))
@@ -145,7 +145,7 @@ def _make(args: argparse.Namespace) -> int:
     from lopt.weight_space.tickets import TICKETS, make_tickets, said_of_tickets
     from lopt.weight_space.zoo import make_zoo, said_of_zoo
 
-    out = user_path(args.out)
+    out = output_path(args.out)
     if args.name in IMAGE_SETS:
         return _images(args, out)
     if args.recipe is not None:

@@ -148,6 +148,7 @@ TURNS = (0, 0, 0, 2, 0, 0, 0, 0, 1, 2)
 
 def state_of(network: Network) -> Tensors:
     """The floating-point tensors of a model, a state dict or a file. Raises `DataError` for another file."""
+    place = network if isinstance(network, str | os.PathLike) else "networks"
     if isinstance(network, str | os.PathLike):
         network = files.user_path(network)
         try:
@@ -155,11 +156,23 @@ def state_of(network: Network) -> Tensors:
             network = (
                 load_file(network) if safe else torch.load(network, map_location="cpu", weights_only=True)
             )
-        except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise DataError(f"{network}: expected a file of a network's tensors, found: {reason}") from None
+        except pickle.UnpicklingError:  # torch's own words advise to run whatever is in the file
+            raise _no_network(place, "a file that torch.load does not read with weights_only=True") from None
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise _no_network(place, str(error).strip().split("\n")[0]) from None
     state = network.state_dict() if isinstance(network, nn.Module) else network
+    if not isinstance(state, Mapping):
+        raise _no_network(place, type(state).__name__)
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise _no_network(place, f"{type(value).__name__} at {name!r}")
     return {name: value.detach().float() for name, value in state.items() if value.is_floating_point()}
+
+
+def _no_network(place: object, found: str) -> DataError:
+    return DataError(
+        f"{place}: expected a file of a network's tensors, found {found}; save model.state_dict() alone"
+    )
 
 
 def load(path: Path) -> NetworkSet:

@@ -71,13 +71,13 @@ class Predictor(nn.Module):
 
         Raises `ConfigError` for a share that so few held-out networks say nothing of.
         """
-        count, rank = len(self.errors), self._rank(coverage)
-        if not 0 < coverage < 1 or rank > count:
+        count = len(self.errors)
+        if not 0 < coverage < 1 or self._rank(coverage) > count:
             raise ConfigError(
                 f"coverage: expected a number above 0 and at most {count / (count + 1):.3f}, as {count} held-out "
                 f"networks allow; found {coverage}"
             )
-        return self.errors.sort().values[rank - 1].item()
+        return self.errors.sort().values[self._rank(coverage) - 1].item()
 
     def _rank(self, coverage: float) -> int:
         return math.ceil((len(self.errors) + 1) * coverage)

@@ -127,6 +127,19 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "y.pt").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"y\.pt: expected a file of a network's tensors"):
         collect([tmp_path / "y.pt"])
+    wrong = {
+        "dict at 'model'": {"model": dict(one), "epoch": 3},
+        "list": [1],
+        "Tensor": torch.ones(2),
+        "int at 'a'": {"a": 1},
+    }
+    for found, saved in wrong.items():
+        torch.save(saved, tmp_path / "y.pt")
+        with pytest.raises(DataError, match=rf"y\.pt: .*, found {found}; save model\.state_dict\(\) alone"):
+            collect([tmp_path / "y.pt"])
+    torch.save(nn.Linear(2, 2), tmp_path / "y.pt")
+    with pytest.raises(DataError, match=r"found a file that torch\.load does not read"):
+        collect([tmp_path / "y.pt"])
     save_file(one, tmp_path / "z.safetensors")
     with pytest.raises(RuleFileError, match="expected a lopt-networks file"):
         load(tmp_path / "z.safetensors")

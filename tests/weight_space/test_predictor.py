@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -107,8 +108,11 @@ def test_an_interval_is_as_wide_as_a_rank_says() -> None:
     predictor = train_predictor(zoo(), reader="statnn", options=FEW)
     predictor.errors = torch.tensor([5.0, 1.0, 9.0, 3.0, 7.0, 2.0, 8.0, 4.0, 6.0])
     assert [predictor.within(share) for share in (0.1, 0.5, 0.85, 0.9)] == [1, 5, 9, 9]
-    with pytest.raises(ConfigError, match=r"at most 0\.900, as 9 held-out networks allow; found 0\.95"):
-        predictor.within(0.95)
+    for share in (0.95, math.nan):
+        with pytest.raises(
+            ConfigError, match=rf"at most 0\.900, as 9 held-out networks allow; found {share}"
+        ):
+            predictor.within(share)
 
 
 def refusal(predictor: Predictor, state: dict[str, Tensor]) -> str:
