@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from lopt.errors import GraphError
+from lopt.files import user_path
 from lopt.graph.folds import Fold, folds, shared_name
 from lopt.graph.pyg_styles import neuron
 from lopt.graph.spec import GraphSpec, ParameterSpec, Segment
@@ -73,9 +74,10 @@ def draw(graph: GraphSpec, path: str | Path, title: str = "") -> None:
 
     Raises `GraphError` for another suffix.
     """
-    if Path(path).suffix.lower() not in _SUFFIXES:
+    place = user_path(path)
+    if place.suffix.lower() not in _SUFFIXES:
         raise GraphError(f"expected a picture named {', '.join(_SUFFIXES)}, found {str(path)!r}")
-    figure(graph, title).savefig(path, bbox_inches="tight", dpi=120)
+    figure(graph, title).savefig(place, bbox_inches="tight", dpi=120)
 
 
 def figure(graph: GraphSpec, title: str = "") -> Figure:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from lopt.errors import GraphError
+
 Segment = tuple[int, ...]
 """Product of atomic axes: their group ids, outermost (slowest) first."""
 
@@ -179,14 +181,30 @@ class GraphSpec:
         return {g.id: torch.randperm(g.size, generator=generator) for g in self.groups if g.permutable}
 
     def permute(self, tensors: Mapping[str, Tensor], permutation: Permutation) -> dict[str, Tensor]:
-        """Permute parameters, buffers or gradients, keyed by name; unknown names are returned as they are."""
+        """Permute parameters, buffers or gradients, keyed by name; unknown names are returned as they are.
+
+        Raises `GraphError` for what permutes no group, and for tensors of other shapes than the graph's.
+        """
+        for group, order in permutation.items():
+            self._check_order(group, order)
         return {name: self._permute_one(name, tensor, permutation) for name, tensor in tensors.items()}
+
+    def _check_order(self, group: int, order: Tensor) -> None:
+        size = self.groups[group].size if group in range(len(self.groups)) else 0
+        if not torch.equal(order.sort().values.cpu(), torch.arange(size)):
+            raise GraphError(
+                f"permutation: expected every number below {size} once for group {group}, found {order.numel()} others"
+            )
 
     def _permute_one(self, name: str, tensor: Tensor, permutation: Permutation) -> Tensor:
         spec = self.parameters.get(name) or self.buffers.get(name)
         spec = spec or next((s for s in self.parameters.values() if name in s.aliases), None)
         if spec is None:
             return tensor
+        if tensor.shape != spec.shape:
+            raise GraphError(
+                f"{name}: expected shape {spec.shape} as in the graph, found {tuple(tensor.shape)}"
+            )
         for dim, axis in enumerate(spec.axes):
             if any(group in permutation for segment in axis for group in segment):
                 tensor = tensor.index_select(

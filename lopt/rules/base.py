@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lopt.errors import GraphError
 from lopt.graph import ParameterGraph
 from lopt.rules.shards import Shards
 
@@ -80,6 +81,8 @@ class Rule(nn.Module, ABC):
 
     def on(self, graph: ParameterGraph, meta_parameters: Tensors | None = None) -> BoundRule:
         """This rule on one network, optionally with other meta-parameters than its own."""
+        if not isinstance(graph, ParameterGraph):
+            raise GraphError(f"graph: expected a ParameterGraph, found {type(graph).__name__}")
         return BoundRule(self, graph, meta_parameters)
 
 
@@ -93,14 +96,25 @@ class BoundRule:
 
     def init(self, params: Tensors, total_steps: Tensor | float | None = None) -> State:
         """The state before the first step."""
+        self._check("params", params)
         return self.rule.init(self.graph, params, total_steps)
 
     def delta(self, grads: Tensors, state: State, params: Tensors) -> tuple[Tensors, State]:
         """What one step adds to each parameter, in float32 or wider, and the next state."""
+        for what, given in (("grads", grads), ("state", state), ("params", params)):
+            self._check(what, given)
         args = (self.graph, grads, state, params)
         if self.meta_parameters is None:
             return self.rule(*args)
         return torch.func.functional_call(self.rule, dict(self.meta_parameters), args)
+
+    def _check(self, what: str, given: Mapping[str, object]) -> None:
+        missing = next((name for name in self.graph.parameters if name not in given), None)
+        if missing is not None:
+            raise GraphError(
+                f"{what}: expected those of all parameters of the graph, found none of {missing!r}; for some of them"
+                " bind the rule to graph.subset(names)"
+            )
 
     def decide(self, grads: Tensors, state: State, params: Tensors, shards: Shards | None = None) -> Decision:
         """The step of the rule's own meta-parameters, still to be made."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lopt.errors import ConfigError, RuleFileError
-from lopt.files import read, write
+from lopt.files import read, user_path, write
 from lopt.rules import hub
 from lopt.rules.learned import LearnedRule
 
@@ -23,10 +23,15 @@ VERSION = 2
 def save_rule(
     rule: LearnedRule, path: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a rule to one safetensors file, atomically. `provenance` is any JSON-able account of its making."""
+    """Write a rule to one safetensors file, atomically. `provenance` is any JSON-able account of its making.
+
+    Raises `ConfigError` for what is no learned rule: classical ones are made by their names.
+    """
+    if not isinstance(rule, LearnedRule):
+        raise ConfigError(f"rule: expected a learned rule to write, found {type(rule).__name__}")
     header = {"version": VERSION, "rule": rule.describe(), "provenance": dict(provenance or {})}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in rule.state_dict().items()}
-    write(Path(path), tensors, FORMAT, header)
+    write(user_path(path), tensors, FORMAT, header)
 
 
 def load_rule(name_or_path: str | os.PathLike[str]) -> LearnedRule:
@@ -73,7 +78,7 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
     """The file of a rule; "hf:owner/name" alone may download it."""
     if hub.is_hub_name(name_or_path):
         return hub.fetch(str(name_or_path))
-    path = Path(name_or_path)
+    path = user_path(name_or_path)
     if path.is_dir():
         path = path / "rule.safetensors"
     if path.is_file():

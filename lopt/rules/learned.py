@@ -78,6 +78,7 @@ class LearnedRule(Rule):
         self.constants = Constants(config.constants)
 
     def on(self, graph: ParameterGraph, meta_parameters: Tensors | None = None) -> BoundRule:
+        bound = super().on(graph, meta_parameters)
         # Now, because `torch.compile` can use what is derived from a graph, but not trace how.
         _ = graph.shapes, graph.sizes, graph.numel
         _static(graph)
@@ -86,7 +87,7 @@ class LearnedRule(Rule):
         usual_rms(graph)
         uncut(graph)
         self.metanet.prepare(graph)
-        return super().on(graph, meta_parameters)
+        return bound
 
     def init(
         self, graph: ParameterGraph, params: Tensors, total_steps: Tensor | float | None = None

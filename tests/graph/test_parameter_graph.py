@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from lopt.errors import GraphError
 from lopt.graph import ParameterGraph
 from lopt.graph.spec import axis_index
 
@@ -86,6 +88,21 @@ def test_permute_leaves_unknown_names_alone(cnn_graph: ParameterGraph) -> None:
     assert cnn_graph.permute({"norm.num_batches_tracked": step}, random_permutation(cnn_graph)) == {
         "norm.num_batches_tracked": step
     }
+
+
+def test_what_permutes_no_group_is_refused(cnn_graph: ParameterGraph) -> None:
+    name, spec = next(iter(cnn_graph.parameters.items()))
+    tensor = torch.zeros(spec.shape)
+    group = next(group for group in cnn_graph.groups if group.permutable)
+    for number, order in (
+        (group.id, torch.arange(group.size - 1)),
+        (group.id, torch.zeros(group.size, dtype=torch.long)),
+        (len(cnn_graph.groups), torch.arange(3)),
+    ):
+        with pytest.raises(GraphError, match="permutation: expected every number below"):
+            cnn_graph.permute({name: tensor}, {number: order})
+    with pytest.raises(GraphError, match=rf"{name}: expected shape .* found \(2, 2\)"):
+        cnn_graph.permute({name: torch.zeros(2, 2)}, cnn_graph.random_permutation())
 
 
 def test_random_permutation_moves_permutable_groups_only_and_is_seeded(graph: ParameterGraph) -> None:

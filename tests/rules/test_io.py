@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lopt.errors import RuleFileError
+from lopt.errors import ConfigError, RuleFileError
 from lopt.files import write_atomically
 from lopt.rules import LearnedRule, LearnedRuleConfig, load_rule, pretrained_names, save_rule
 from lopt.rules.io import FORMAT, VERSION, provenance_of
@@ -55,6 +55,20 @@ def test_round_trip_is_exact(tmp_path: Path, dtype: torch.dtype) -> None:
         assert found.numpy(force=True).tobytes() == value.numpy(force=True).tobytes() if dtype != torch.bfloat16 \
             else torch.equal(found.view(torch.int16), value.view(torch.int16))  # fmt: skip
     assert all(p.requires_grad for p in loaded.parameters())
+
+
+def test_a_home_folder_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save_rule(odd_rule(), "~/rules/r.safetensors")
+    assert (tmp_path / "rules" / "r.safetensors").is_file()
+    assert load_rule("~/rules/r.safetensors").config == odd_rule().config
+    assert provenance_of("~/rules/r.safetensors") == {}
+
+
+def test_what_is_no_rule_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rule: expected a learned rule to write, found str"):
+        save_rule("lopt-small", tmp_path / "r.safetensors")  # type: ignore[arg-type]
 
 
 def test_a_loaded_rule_does_what_the_saved_one_did(path: Path) -> None:

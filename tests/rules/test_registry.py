@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lopt
-from lopt.errors import ConfigError
+from lopt.errors import ConfigError, GraphError
 from lopt.graph import ParameterGraph
 from lopt.metanets import METANETS
 from lopt.rules import LearnedRule, make_rule, names
@@ -32,6 +32,22 @@ def test_every_classical_name_makes_a_rule_that_steps(name: str) -> None:
     new, _ = bound.update(params, bound.init(params), params)
     assert torch.isfinite(new["w"]).all()
     assert not torch.equal(new["w"], params["w"])
+
+
+@pytest.mark.parametrize("name", ["adam", "tensor_mlp"])
+def test_a_bound_rule_names_what_it_lacks(name: str) -> None:
+    rule, params = make_rule(name), {"w": torch.ones(2, 3), "b": torch.zeros(2)}
+    bound, some = rule.on(ParameterGraph.untied(params.items())), {"w": params["w"]}
+    state = bound.init(params)
+    for what, step in {
+        "params": lambda: bound.init(some),
+        "grads": lambda: bound.update(some, state, params),
+        "state": lambda: bound.update(params, {}, params),
+    }.items():
+        with pytest.raises(GraphError, match=f"{what}: expected those of all parameters .* found none of"):
+            step()
+    with pytest.raises(GraphError, match="graph: expected a ParameterGraph, found Linear"):
+        rule.on(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
 def test_options_reach_the_rule_and_its_metanet() -> None:
