@@ -79,6 +79,10 @@ class Rule(nn.Module, ABC):
         """The parameters to evaluate the network at, for rules that train at one point and average at another."""
         return params
 
+    def hastened(self, meta_parameters: Tensors, log_factors: Tensor) -> dict[str, Tensor]:
+        """Meta-parameters of T such rules (T, *shape), with base rates e^x times as high, x (T,)."""
+        raise NotImplementedError(f"{type(self).__name__} has no base rate")
+
     def on(self, graph: ParameterGraph, meta_parameters: Tensors | None = None) -> BoundRule:
         """This rule on one network, optionally with other meta-parameters than its own."""
         if not isinstance(graph, ParameterGraph):

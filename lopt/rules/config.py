@@ -71,6 +71,9 @@ class LearnedRuleConfig(Settings):
     caution: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Where a tensor's gradient is c > this many times as long as the root of its second moment says, the tensor's step
     is (this / c)^2 times itself; 0: never. Else one spike of the loss makes steps so long that they lift it further."""
+    pace: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """How fast a tensor's steps become longer while its gradient agrees with the steps before it, and shorter where it
+    opposes them: the logarithm grows by this times their cosine, less and less of it over the horizon; 0: never."""
     constants: Several[str] = ()
     """Which of these constants are meta-learned and follow the horizon, by name in `lopt.rules.constants.CONSTANTS`."""
 
@@ -124,6 +127,8 @@ class LearnedRuleConfig(Settings):
             "cool_down": not self.anneal,
             "weight_decay": not self.weight_decay,
             "relative": not self.relative,
+            "pace": not self.pace,
+            "headway": not self.pace,
         }
         silent = [name for name in self.constants if off.get(name)]
         if silent:

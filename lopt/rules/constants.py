@@ -1,7 +1,8 @@
 """Constants of the base that are meta-learned, and follow what a rule knows of the run.
 
-A constant c0 of the config becomes c = c0 moved by x = w . f, in the logarithm for factors and exponents and in the
-logit for shares and decays, with the features f = [1, l, a]: l, how long the horizon is, and a, how much of it is over.
+A constant c0 of the config becomes c = c0 moved by x = w . f, in the logarithm for factors and exponents, in the logit
+for shares and decays and by a tenth of x itself for cosines, with the features f = [1, l, a]: l, how long the horizon
+is, and a, how much of it is over.
 Fresh, w = 0, it is what the config says. Shapes: B parameters (tensors).
 """
 
@@ -34,6 +35,8 @@ CONSTANTS: dict[str, int] = {
     "cool_down": 2,
     "weight_decay": 3,
     "relative": 3,
+    "pace": 3,
+    "headway": 3,
 }
 """How many of the features each constant follows. Decays are the same throughout a run, because the correction of
 their averages' bias takes them to be; so are those that say what happens when."""
@@ -86,6 +89,10 @@ class Moved:
     def log_decay(self, name: str, decay: float) -> Tensor | None:
         """(B,) the logarithm of a decay moved in its logit, exact where that is near 1; None if it is not learned."""
         return logsigmoid(_logit(decay) + self.shifts[name]) if name in self.shifts else None
+
+    def offset(self, name: str) -> Tensor | float:
+        """(B,) x / 10, of a number that is 0 fresh and far below 1; 0 if it is not learned."""
+        return self.shifts[name] / 10 if name in self.shifts else 0.0
 
     def rates(self, of_tensors: Sequence[str]) -> Tensor | float:
         """(B,) factors on the rate of tensors of these classes; 1 if none is learned."""

@@ -5,6 +5,7 @@ Shapes: P scalars of one network, B parameters (tensors), K decays, R raw output
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from lopt.metanets import METANETS
 from lopt.metanets.base import SPARING
 from lopt.metanets.pieces import Bundle, Piece, cut, uncut
 from lopt.numerics import moments
-from lopt.numerics.schedules import annealing, decay_share
+from lopt.numerics.schedules import annealing, decay_share, settling
 from lopt.numerics.segments import LONG, segment_expand, segment_mean
 from lopt.rules import ranges
 from lopt.rules.base import BoundRule, Decision, Rule, State, Tensors, working_dtype
@@ -37,6 +38,9 @@ from lopt.rules.forms import FORMS
 from lopt.rules.observing import Clock, Decays, Given, View
 from lopt.rules.parted import Parted, finished
 from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
+
+LONGEST_PACE = math.log(100.0)
+"""Steps become at most 100 times as long as without a pace, or as short."""
 
 
 class Words(NamedTuple):
@@ -97,6 +101,7 @@ class LearnedRule(Rule):
         sizes = [shape.numel() for shape in shapes.values()]
         zeros = like.new_zeros(sum(sizes), dtype=working_dtype(*params.values()))
         counter = zeros.new_zeros(())
+        paced = {"pace": counter} if self.config.pace else {}
         total = counter + (0 if total_steps is None else total_steps)
         rows = {"momenta": len(self.config.decays), "memory": self.metanet.memory}
         # Views of flat tensors, as after every step: one memory layout, so that steps are compiled once.
@@ -106,6 +111,7 @@ class LearnedRule(Rule):
             name: {
                 "step": counter.clone(),
                 "total_steps": total.clone(),
+                **{key: value.clone() for key, value in paced.items()},
                 **{key: part[i].reshape((*part[i].shape[:-1], *shape)) for key, part in parts.items()},
             }
             for i, (name, shape) in enumerate(shapes.items())
@@ -171,14 +177,16 @@ class LearnedRule(Rule):
         moved = self.constants(*clock)
         # Features hold what noise is the mean square of: where all are at hand, it need not be made once more.
         with_noise = not (self.metanet.sees_scalars and pieces[0].all)
-        view = View(
-            graph, given, Decays(*self._decays(clock.steps, moved)), pieces, with_noise, held, self.fused
-        )
+        decays, paced = Decays(*self._decays(clock.steps, moved)), self.config.pace > 0
+        view = View(graph, given, decays, pieces, with_noise, paced, held, self.fused)
         words = self._words(view, clock, state)
+        pace = self._pace(view, moved, clock, state)
 
         def parts(gate: Tensor | None) -> Iterator[tuple[Tensors, State]]:
             decay = self._weight_decay(graph, moved, clock) if self.config.weight_decay else None
             factor = self._factor(view, moved, clock)
+            if pace is not None:
+                factor = factor * pace.exp()
             bound = self.config.max_step * view.stats.param.clamp(min=0.1)
             for wave in waves:
                 drafts = self._drafts(view, words, wave, gate)
@@ -194,10 +202,11 @@ class LearnedRule(Rule):
                     del step
                 del drafts  # before what follows, and the next wave makes its own
                 for bundle, own in zip(wave, deltas, strict=True):
-                    yield self._named(view, bundle, own, clock.steps, state, words.memory)
+                    yield self._named(view, bundle, own, clock.steps, pace, state, words.memory)
                 del deltas, own
 
-        return Decision([*view.stats, view.noise, *words.checked], parts)
+        known = [statistic for statistic in view.stats if statistic is not None]
+        return Decision([*known, view.noise, *words.checked], parts)
 
     def _words(self, view: View, clock: Clock, state: State) -> Words:
         """What the metanet has to say."""
@@ -275,6 +284,7 @@ class LearnedRule(Rule):
         bundle: Bundle,
         deltas: Sequence[Tensor],
         steps: Tensor,
+        pace: Tensor | None,
         state: State,
         memory: Tensor | None,
     ) -> tuple[Tensors, State]:
@@ -290,6 +300,8 @@ class LearnedRule(Rule):
             name, shape = names[owner], shapes[owner]
             moved[name] = delta.reshape(shape)
             next_state[name] = {**state[name], "step": steps[owner]}
+            if pace is not None:
+                next_state[name]["pace"] = pace[owner]
             for key, tensors in changed.items():
                 value, old = tensors[owner], state[name][key]
                 same = not view.whole and value.data_ptr() == old.data_ptr()
@@ -324,6 +336,10 @@ class LearnedRule(Rule):
         """() the logarithm of the base rate."""
         return self.log_rate * SPEED
 
+    def hastened(self, meta_parameters: Tensors, log_factors: Tensor) -> dict[str, Tensor]:
+        rates = meta_parameters["log_rate"]
+        return {**meta_parameters, "log_rate": rates + log_factors.to(rates) / SPEED}
+
     def _weight_decay(self, graph: ParameterGraph, moved: Moved, clock: Clock) -> Tensor:
         """(B,) how much of each tensor is taken away at the full base rate; nothing of vectors."""
         steps, horizon = clock
@@ -350,6 +366,22 @@ class LearnedRule(Rule):
             usual = self.config.caution * view.stats.root
             factor = factor * (usual / view.stats.grad).clamp(max=1) ** 2
         return factor * moved.rates(classes(graph))
+
+    def _pace(self, view: View, moved: Moved, clock: Clock, state: State) -> Tensor | None:
+        """(B,) the logarithm of how much longer each tensor's steps have become, if they do.
+
+        It grows by k (h - h0) in a step, h the cosine of the gradient and the direction of the steps before it, which
+        is 0 in noise, above where steps are short of a valley and below where they cross it. The gain k falls over
+        the horizon, as annealed steps are short for another reason.
+        """
+        headway = view.stats.headway
+        if headway is None:
+            return None
+        before = torch.stack([state[name]["pace"] for name in view.graph.parameters]).to(headway.dtype)
+        gain = self.config.pace * moved.factor("pace") * settling(*clock)
+        ahead = headway - moved.offset("headway")
+        grown = before + torch.where(clock.steps > 1, gain * ahead, torch.zeros_like(ahead))
+        return grown.clamp(-LONGEST_PACE, LONGEST_PACE)
 
     def gauges(self) -> dict[str, float]:
         """Figures worth watching in meta-training."""

@@ -87,10 +87,11 @@ class Given:
     def after(self, piece: Piece, decays: Decays) -> Seen:
         """The scalars of a piece with their new history."""
         p, g = self.values(piece, self.params), self.values(piece, self.grads)
-        momenta = piece.take(self.momenta).lerp(g, _for_scalars(decays.new, piece))
+        before = piece.take(self.momenta)
+        momenta = before.lerp(g, _for_scalars(decays.new, piece))
         second = piece.take(self.second).lerp(g * g, _for_scalars(decays.new_second, piece))
         corrections = segment_expand(piece.of(decays.corrections), piece.sizes)
-        return Seen(p, g, momenta, second, moments.corrected(momenta, second, corrections))
+        return Seen(p, g, momenta, second, moments.corrected(momenta, second, corrections), before[0])
 
     def range(self, piece: Piece, weights: Tensor) -> Range:
         """A piece of one tensor, with weights (B, 2 K + 2)."""
@@ -126,13 +127,19 @@ class Statistics(NamedTuple):
     root: Tensor
     """Of the root of the second moment."""
     agreement: Tensor
+    headway: Tensor | None = None
+    """The cosine of the gradient and the direction of the steps before it; None where no rule asks for it."""
 
     @classmethod
     def of(cls, means: Tensor) -> Statistics:
-        """Of the means (5, B) of `products`."""
+        """Of the means (5, B) or (7, B) of `products`."""
         param, grad, momentum, root = torch.sqrt(means[:4].clamp(min=0) + moments.TINY)
         agreement = means[4] / ((grad + per_scalar.FLOOR) * (momentum + per_scalar.FLOOR))
-        return cls(param, grad, momentum, root, agreement)
+        if len(means) == 5:
+            return cls(param, grad, momentum, root, agreement)
+        way = torch.sqrt(means[6].clamp(min=0) + moments.TINY)
+        headway = means[5] / ((grad + per_scalar.FLOOR) * (way + per_scalar.FLOOR))
+        return cls(param, grad, momentum, root, agreement, headway)
 
 
 class View:
@@ -145,6 +152,7 @@ class View:
         decays: Decays,
         pieces: Sequence[Piece],
         with_noise: bool,
+        paced: bool,
         held: OneProcess,
         fuse: bool,
     ) -> None:
@@ -154,10 +162,11 @@ class View:
         self._ranges: dict[tuple[int, int], Range] = {}
         if not self.whole:
             self._weights = decays.of_tensors(len(graph.sizes))
-        sums = [self._sums(piece, with_noise) for piece in pieces]
+        sums = [self._sums(piece, paced, with_noise) for piece in pieces]
         means = means_of(held.summed(gathered(sums, pieces, len(graph.sizes))), graph.sizes)
-        self.stats = Statistics.of(means[:5])
-        self.noise = means[5:]
+        count = 7 if paced else 5
+        self.stats = Statistics.of(means[:count])
+        self.noise = means[count:]
         """(K + 1, B) the means of `noise`."""
 
     @property
@@ -165,12 +174,12 @@ class View:
         """Whether all is one piece."""
         return self.pieces[0].all
 
-    def _sums(self, piece: Piece, with_noise: bool) -> Tensor:
+    def _sums(self, piece: Piece, paced: bool, with_noise: bool) -> Tensor:
         """(S, b) over each tensor."""
         if piece.is_range:
-            return torch.stack(self.on_range(ranges.sums, piece, with_noise))[:, None]
+            return torch.stack(self.on_range(ranges.sums, piece, paced, with_noise))[:, None]
         seen = self.look(piece)
-        rows = chain(ranges.products(seen), ranges.noise(seen) if with_noise else ())
+        rows = chain(ranges.products(seen, paced), ranges.noise(seen) if with_noise else ())
         return segment_sums(rows, piece.sizes)
 
     def on_range(self, function: Callable[..., Any], piece: Piece, *args: Any) -> Any:

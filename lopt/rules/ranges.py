@@ -49,6 +49,8 @@ class Seen(NamedTuple):
     """(n,) the same."""
     moments: Moments
     """The history without bias."""
+    before: Tensor
+    """(n,) the fastest running mean without this gradient, until the next state is written over it."""
 
     @property
     def momenta(self) -> Tensor:
@@ -63,13 +65,21 @@ def after(given: Range) -> Seen:
     momenta = [m.lerp(g, weight) for m, weight in zip(given.momenta, new, strict=False)]
     second = given.second.lerp(g * g, new[-1])
     unbiased = [m * factor for m, factor in zip(momenta, factors, strict=False)]
-    return Seen(p, g, momenta, second, Moments(unbiased, torch.sqrt(second * factors[-1] + TINY)))
+    root = torch.sqrt(second * factors[-1] + TINY)
+    return Seen(p, g, momenta, second, Moments(unbiased, root), given.momenta[0])
 
 
-def products(seen: Seen) -> Iterator[Tensor]:
-    """Five rows (n,), whose means `Statistics` are made of."""
+def products(seen: Seen, paced: bool) -> Iterator[Tensor]:
+    """Five rows (n,), or seven, whose means `Statistics` are made of.
+
+    The last two tell how the gradient agrees with where the steps before it went, the momentum over the root.
+    """
     p, g, m, root = seen.params, seen.grads, seen.moments.momenta[0], seen.moments.root
-    return (a * b for a, b in ((p, p), (g, g), (m, m), (root, root), (g, m)))
+    pairs = [(p, p), (g, g), (m, m), (root, root), (g, m)]
+    if paced:
+        way = seen.before / (root + EPS)
+        pairs += [(g, way), (way, way)]
+    return (a * b for a, b in pairs)
 
 
 def noise(seen: Seen) -> Iterator[Tensor]:
@@ -78,10 +88,10 @@ def noise(seen: Seen) -> Iterator[Tensor]:
     return (per_scalar.squashed_square(row * reciprocal) for row in (*seen.moments.momenta, seen.grads))
 
 
-def sums(given: Range, seen: Seen | None, with_noise: bool) -> tuple[Tensor, ...]:
+def sums(given: Range, seen: Seen | None, paced: bool, with_noise: bool) -> tuple[Tensor, ...]:
     """Those of `products` and `noise`, each (); what is seen, if it is not known yet, follows from what is given."""
     seen = seen or after(given)
-    return tuple(row.sum() for row in chain(products(seen), noise(seen) if with_noise else ()))
+    return tuple(row.sum() for row in chain(products(seen, paced), noise(seen) if with_noise else ()))
 
 
 def features(given: Range, seen: Seen | None, relations: Tensor) -> Tensor:

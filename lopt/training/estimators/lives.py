@@ -5,6 +5,7 @@ Shapes: T networks, H inner steps of a life.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar
@@ -47,11 +48,17 @@ class WholeLives(Estimator):
     """What becomes of the two losses of a pair: their difference, its sign, or its rank in the cohort."""
     final_batches: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Batches that the last loss of a life is measured on."""
+    rate_spread: Annotated[float, Field(ge=1, le=100)] = 1.0
+    """Both networks of a pair live at the rule's rate times a number between 1 / this and this, log-uniform: what is
+    learned then holds for tasks whose scales the rule does not expect."""
 
     def __call__(self, rule: Rule, cohort: Cohort, generator: Generator) -> Estimate:
         count, steps = len(cohort.ages), int(cohort.horizons[0])
         epsilon = draw_perturbations(rule, count, self.sigma, generator)
         own = {name: torch.cat([p + epsilon[name], p - epsilon[name]]) for name, p in rule.named_parameters()}
+        if self.rate_spread > 1:
+            spread = math.log(self.rate_spread) * (2 * torch.rand(count, generator=generator) - 1)
+            own = rule.hastened(own, torch.cat([spread, spread]))
         with torch.no_grad():
             networks, losses, previous = self._live(rule, cohort, own, steps, generator)
             final = self._final(cohort.task, networks, count, generator)
