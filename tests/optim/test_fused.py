@@ -10,10 +10,11 @@ from torch import nn
 
 import lopt
 from lopt.numerics import fused as kernels
+from lopt.rules import LearnedRule
 
 
 def steps(
-    model: Callable[[], nn.Module], rule: str, fused: bool, dtype: torch.dtype = torch.float32
+    model: Callable[[], nn.Module], rule: str | LearnedRule, fused: bool, dtype: torch.dtype = torch.float32
 ) -> list[torch.Tensor]:
     """Parameters and state after three steps."""
     torch.manual_seed(0)
@@ -29,6 +30,15 @@ def steps(
         optimizer.step()
     state = [value for p in net.parameters() for value in optimizer.state[p].values()]
     return [*net.parameters(), *state]
+
+
+def paced() -> LearnedRule:
+    """lopt-small, with steps that find their own length."""
+    small = lopt.load_rule("lopt-small")
+    assert isinstance(small, LearnedRule)
+    rule = LearnedRule.from_description({**small.describe(), "pace": 2.0})
+    rule.load_state_dict(small.state_dict())
+    return rule
 
 
 def small() -> nn.Module:
@@ -48,10 +58,11 @@ def lengths() -> nn.Module:
         ("lopt-small", torch.float32, 1e-4),
         ("lopt-small", torch.float64, 1e-6),
         ("lopt-base", torch.float64, 1e-6),
+        (paced(), torch.float64, 1e-6),
     ],
 )
 def test_equal_and_compiled_once_for_all_lengths(
-    rule: str, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+    rule: str | LearnedRule, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "_KERNELS", {})
     made = []

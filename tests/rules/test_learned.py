@@ -320,7 +320,7 @@ def train(
     }
 
 
-COUNTERS = ("step", "total_steps")
+COUNTERS = ("step", "total_steps", "pace")
 
 
 Trained = tuple[dict[str, Tensor], dict[str, Tensor]]

@@ -54,6 +54,9 @@ class Rate(Rule):
         deltas = {name: -self.theta * g for name, g in grads.items()}
         return deltas, {name: {"step": s["step"] + 1} for name, s in state.items()}
 
+    def hastened(self, meta_parameters: Tensors, log_factors: Tensor) -> dict[str, Tensor]:
+        return {"theta": meta_parameters["theta"] * log_factors.exp()}
+
 
 class Valley(Task):
     """sum c p^2 / 2 without noise, from p = 1: after steps at rates t_1, t_2... p is the product of 1 - c t_k."""
@@ -222,6 +225,20 @@ def test_the_last_loss_of_a_life_is_a_mean_over_batches_of_another_split() -> No
     torch.testing.assert_close(held_out.losses[:-1], alone.losses[:-1])
     torch.testing.assert_close(held_out.losses[-1], 3 * alone.losses[-1])
     torch.testing.assert_close(held_out.networks.params, alone.networks.params)
+
+
+def test_pairs_live_at_rates_that_are_spread_uniformly_in_the_logarithm() -> None:
+    """After one step p is 1 less the rate of the positive network, which shares it with the negative one."""
+    estimator = WholeLives(1, "final", 1e-9, rate_spread=4)
+    estimate = whole_life(estimator, Rate(0.2), Valley(1.0), 1, 4000, 0)
+    rates = ((1 - estimate.networks.params["p"][:, 0]) / 0.2).log() / math.log(4)
+    assert rates.abs().max() <= 1
+    assert rates.mean().item() == pytest.approx(0, abs=0.05)
+    assert rates.var().item() == pytest.approx(1 / 3, abs=0.03)
+    # Losses are means of the two: they would not be those of the positive network if the other had another rate.
+    torch.testing.assert_close(
+        estimate.losses[-1], 0.5 * 2 * (estimate.networks.params["p"][:, 0] ** 2) / 2, rtol=1e-6, atol=1e-9
+    )
 
 
 class Growing(Valley):
