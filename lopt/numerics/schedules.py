@@ -70,9 +70,9 @@ def annealing(
 
 
 def settling(steps: Tensor, horizon: Tensor) -> Tensor:
-    """(B,) exp(-8 f) with f how much of a known horizon is over; unknown, 1 / (1 + t / 100) after t steps."""
+    """(B,) exp(-8 f) with f how much of a known horizon is over; unknown, (1 + t / 40)^-2 after t steps."""
     fraction = ((steps - 1) / horizon.clamp(min=1)).clamp(max=1)
-    return torch.where(horizon > 0, torch.exp(-8 * fraction), 1 / (1 + (steps - 1) / 100))
+    return torch.where(horizon > 0, torch.exp(-8 * fraction), (1 + (steps - 1) / 40) ** -2)
 
 
 def decay_share(steps: Tensor, horizon: Tensor, half: float = 0.0) -> Tensor:
