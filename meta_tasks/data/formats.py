@@ -44,9 +44,14 @@ def read_cifar(path: Path) -> tuple[Tensor, Tensor]:
         raise _damaged(path, f"a multiple of {CIFAR_RECORD} bytes", f"{len(content)}")
     records = _uint8(content).reshape(-1, CIFAR_RECORD)
     labels = records[:, 0].clone()
+    check_labels(path, labels)
+    return records[:, 1:].reshape(-1, 3, 32, 32), labels
+
+
+def check_labels(path: Path, labels: Tensor) -> None:
+    """Raise `DataError` unless all are of ten classes."""
     if int(labels.max()) > 9:
         raise _damaged(path, "labels from 0 to 9", f"{int(labels.max())}")
-    return records[:, 1:].reshape(-1, 3, 32, 32), labels
 
 
 def read_text(path: Path) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lopt.errors import ConfigError, DataError
-from meta_tasks.data.formats import read_cifar, read_idx
+from meta_tasks.data.formats import check_labels, read_cifar, read_idx
 from meta_tasks.data.sources import data_root, locate
 
 VALIDATION_LIMIT = 5000
@@ -137,6 +137,7 @@ def _read_idx_set(paths: list[Path]) -> dict[str, Labelled]:
 
 def _idx_pair(images_path: Path, labels_path: Path) -> Labelled:
     images, labels = read_idx(images_path, 3).unsqueeze(1), read_idx(labels_path, 1)
+    check_labels(labels_path, labels)
     if len(images) != len(labels):
         raise DataError(
             f"{labels_path} is damaged: expected {len(images)} labels for the images of {images_path.name}, "

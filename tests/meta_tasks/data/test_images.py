@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from lopt.errors import ConfigError
+from lopt.errors import ConfigError, DataError
 from meta_tasks.data import ImageSet, load_images
 from meta_tasks.data.images import carve_validation
+from tests.meta_tasks.conftest import write_idx_set
 
 SHAPES = {
     "digits": (1, 8, 8),
@@ -25,6 +28,17 @@ def test_shapes_and_types(name: str, fabricated: str) -> None:
     for split in ("train", "validation", "test"):
         assert data.images[split].dtype == data.labels[split].dtype == torch.uint8
         assert len(data.images[split]) == len(data.labels[split]) > 0
+
+
+def test_labels_of_other_sets_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "MNIST" / "raw"
+    write_idx_set(folder, np.random.RandomState(0), zipped=False)
+    path = folder / "train-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([77]))
+    with pytest.raises(
+        DataError, match="train-labels-idx1-ubyte is damaged: expected labels from 0 to 9, found 77"
+    ):
+        load_images("mnist", root=tmp_path)
 
 
 def test_published_sizes_are_kept(fabricated: str) -> None:
