@@ -82,11 +82,13 @@ def _int(text: str) -> int:
     return int(text)
 
 
-def write(path: Path, tensors: dict[str, Tensor], format_name: str, header: Mapping[str, Any]) -> None:
+def write(
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], format_name: str, header: Mapping[str, Any]
+) -> None:
     """Write tensors and a JSON header with its version as one of lopt's own files, atomically."""
     # All in one entry: safetensors writes several in any order, and equal files should be equal.
     metadata = {format_name: json.dumps({**header, DIGEST: digest(tensors)})}
-    write_atomically(path, serialise(tensors, metadata))
+    write_atomically(user_path(path), serialise(tensors, metadata))
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:

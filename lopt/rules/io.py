@@ -31,7 +31,7 @@ def save_rule(
         raise ConfigError(f"rule: expected a learned rule to write, found {type(rule).__name__}")
     header = {"version": VERSION, "rule": rule.describe(), "provenance": dict(provenance or {})}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in rule.state_dict().items()}
-    write(user_path(path), tensors, FORMAT, header)
+    write(path, tensors, FORMAT, header)
 
 
 def load_rule(name_or_path: str | os.PathLike[str]) -> LearnedRule:

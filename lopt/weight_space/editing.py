@@ -3,7 +3,7 @@
     editor = Editor(networks, "nfn_np")
     fit(editor, networks, dilated(images).flatten(2), EDITING, loss=rendered_error(grid(28, 28)))
     edited = editor(test.params)                                     # parameters of the edited networks
-    editor.save(Path("dilate.safetensors"), "dilate")
+    editor.save("dilate.safetensors", "dilate")
     load_editor("dilate.safetensors").edit("mine.safetensors")
 
 Shapes: B networks, K copies, C channels, M points.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -74,7 +73,7 @@ class Editor(nn.Module):
             edited = self({name: value[None] for name, value in state.items()})
         return [{name: value[0, k] for name, value in edited.items()} for k in range(len(self.scale))]
 
-    def save(self, path: Path, target: str, card: Mapping[str, Any] | None = None) -> None:
+    def save(self, path: str | os.PathLike[str], target: str, card: Mapping[str, Any] | None = None) -> None:
         """Write one safetensors file, atomically. target: what the edit is called."""
         trained.write(path, self, self._described(target, card), None)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lopt.config import Count, NonNegative, Positive, Settings, Share
-from lopt.errors import ConfigError
+from lopt.errors import ConfigError, DataError
 from lopt.progress import progress
 from lopt.weight_space.network_set import NetworkSet, Tensors
 
@@ -44,7 +44,7 @@ class FitOptions(Settings):
     """Of labels."""
     checks: Count = 8
     """Looks at the validation networks, the best of which is kept."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,15 @@ def fit(
 
     change: drawn anew for every batch, such as `Views` of the images of SIRENs. loss: another one than `loss_of` has.
     With validation networks and targets the reader ends with the weights that were best for them.
-    Raises `ConfigError` if networks and targets are not as many.
+    Raises `ConfigError` if networks and targets are not as many, `DataError` if they are not finite.
     """
     options = options or FitOptions()
     if len(networks) != len(targets) or not len(targets):
         raise ConfigError(
             f"fit: expected a target for each network, found {len(targets)} for {len(networks)}"
         )
+    for some, wanted in [(networks, targets), *([validation] if validation else [])]:
+        check_finite(some, wanted)
     measure = loss or loss_of(targets, options.smoothing)
     generator = torch.Generator().manual_seed(options.seed)
     steps = max(options.passes // options.batch, 1)
@@ -137,6 +139,19 @@ def fit(
     seconds = time.process_time() - begun
     best = scores.index(min(scores)) if scores else len(losses) - 1
     return Fitted(losses, scores, best, seconds, 1000 * seconds / (steps * options.batch))
+
+
+def check_finite(networks: NetworkSet, targets: Tensor) -> None:
+    """Raise `DataError` for networks with weights or targets that are not: one would make all that is learned NaN."""
+    finite = torch.stack(
+        [t.flatten(1).isfinite().all(1) for t in (*networks.params.values(), targets[:, None])]
+    )
+    bad = (~finite.all(0)).nonzero().flatten().tolist()
+    if bad:
+        raise DataError(
+            f"networks: expected finite weights and targets, found {len(bad)} of {len(networks)} with others, first"
+            f" number {bad[0]}; leave them out with `select`"
+        )
 
 
 @torch.no_grad()

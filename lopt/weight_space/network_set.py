@@ -10,7 +10,6 @@ import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -57,6 +56,8 @@ class NetworkSet:
 
     def split(self, name: str) -> NetworkSet:
         """Those of one of the `SPLITS`. Raises `DataError` if there are none."""
+        if name not in SPLITS:
+            raise DataError(f"networks: expected a split out of {', '.join(SPLITS)}, found {name!r}")
         chosen = self.splits == SPLITS.index(name)
         if not chosen.any():
             raise DataError(f"networks: expected some of the split {name!r}, found none among {len(self)}")
@@ -68,7 +69,7 @@ class NetworkSet:
         columns = {name: torch.cat([value, other.columns[name]]) for name, value in self.columns.items()}
         return replace(self, params=params, columns=columns, splits=torch.cat([self.splits, other.splits]))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, atomically."""
         params = {PARAMETER + name: value for name, value in self.params.items()}
         files.write(
@@ -87,7 +88,7 @@ Network: TypeAlias = "Mapping[str, Tensor] | nn.Module | str | os.PathLike[str]"
 
 
 def collect(
-    networks: Path | Sequence[Network],
+    networks: str | os.PathLike[str] | Sequence[Network],
     columns: Mapping[str, Sequence[float]] | None = None,
     groups: Sequence[object] | None = None,
     factory: Callable[[], nn.Module] | None = None,
@@ -103,8 +104,13 @@ def collect(
     validation, two for testing, in the order of their first network. All must have the same parameters; buffers that
     are no floating-point numbers are left out. Raises `DataError` for networks that do not go together.
     """
-    if isinstance(networks, Path):
-        networks = sorted(path for path in networks.iterdir() if path.suffix in SUFFIXES)
+    if isinstance(networks, str | os.PathLike):
+        folder = files.user_path(networks)
+        if not folder.is_dir():
+            raise DataError(f"{folder}: expected a folder of networks, found none; write [path] for one file")
+        networks = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    if isinstance(networks, nn.Module | Mapping):
+        raise DataError("networks: expected several, found one; write [network] for a set of it alone")
     states = [state_of(network) for network in networks]
     if not states:
         raise DataError("networks: expected one or more, found none")
@@ -115,7 +121,7 @@ def collect(
                 f"networks: expected all as the first, {shapes[0]}, found number {number} with {shape}"
             )
     own = list(range(len(states))) if groups is None else list(groups)
-    table = {name: torch.tensor(values) for name, values in (columns or {}).items()}
+    table = {name: _column(name, values) for name, values in (columns or {}).items()}
     for name, length in {"groups": len(own), **{name: len(value) for name, value in table.items()}}.items():
         if length != len(states):
             raise DataError(f"{name}: expected one for each of {len(states)} networks, found {length}")
@@ -124,6 +130,18 @@ def collect(
     params = {name: torch.stack([state[name] for state in states]) for name in shapes[0]}
     graph = None if example is None else _traced(factory, networks[0], example, params)
     return NetworkSet(params, table, splits, graph=graph)
+
+
+def _column(name: str, values: Any) -> Tensor:
+    if name == "split" or name.startswith(PARAMETER):
+        raise DataError(f"{name}: expected another name for a column, which files of networks use themselves")
+    try:
+        column = torch.as_tensor(values).detach().cpu().clone()
+    except (TypeError, ValueError, RuntimeError):
+        column = torch.empty(0, 0)
+    if column.dim() != 1:
+        raise DataError(f"{name}: expected one number for each network, found others")
+    return column
 
 
 def _traced(
@@ -175,8 +193,9 @@ def _no_network(place: object, found: str) -> DataError:
     )
 
 
-def load(path: Path) -> NetworkSet:
+def load(path: str | os.PathLike[str]) -> NetworkSet:
     """What `NetworkSet.save` wrote. Raises `DataError` if it isn't there, `RuleFileError` if it is damaged."""
+    path = files.user_path(path)
     if not path.is_file():
         raise DataError(f"{path}: expected a file of networks, found none; `lopt weights make` makes one")
     tensors, header = files.read(path, FORMAT, VERSION)

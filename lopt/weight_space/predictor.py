@@ -1,7 +1,7 @@
 """What the weights of a network tell of it, such as its accuracy, without its data, and how surely.
 
-    predictor = train_predictor(load(Path("zoo.safetensors")), "accuracy", "nfn_np")
-    predictor.save(Path("accuracy.safetensors"))
+    predictor = train_predictor(load("zoo.safetensors"), "accuracy", "nfn_np")
+    predictor.save("accuracy.safetensors")
     load_predictor("accuracy.safetensors").predict([model, "checkpoint.safetensors"])
 
 The interval is that of split conformal prediction (Vovk et al. 2005; Lei et al. 2018, arXiv 1604.04173):
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lopt.errors import ConfigError, DataError
 from lopt.files import user_path
 from lopt.graph import ParameterGraph
-from lopt.weight_space.fitting import FitOptions, fit, predict
+from lopt.weight_space.fitting import FitOptions, check_finite, fit, predict
 from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors
 from lopt.weight_space.readers import Reader
 from lopt.weight_space.systems import make_reader
@@ -91,7 +91,7 @@ class Predictor(nn.Module):
         stacked = {name: torch.stack([state[name] for state in states]) for name in self.description.shapes}
         return [Prediction(v, v - within, v + within) for v in self.values(stacked).tolist()]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, atomically."""
         write(path, self, self.description, self.graph)
 
@@ -115,12 +115,13 @@ def train_predictor(
     """Train a reader on the training networks of a set, and measure its errors on the validation networks.
 
     reader, probes: as `make_reader` has them. What the test networks say is in the predictor's card, if there are any.
-    Raises `DataError` if a column or a split is missing.
+    Raises `DataError` if a column or a split is missing, or a number is not finite.
     """
     if column not in networks.columns:
         there = ", ".join(networks.columns) or "none"
         raise DataError(f"{column}: expected a column of the networks, which are {there}")
     train, held_out = networks.split("train"), networks.split("validation")
+    check_finite(networks, networks.columns[column])
     known = train.columns[column].float()
     options = options or OPTIONS
     description = Description(

@@ -82,7 +82,9 @@ def shapes_of(networks: NetworkSet) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape[1:]) for name, value in networks.params.items()}
 
 
-def write(path: Path, module: nn.Module, description: Description, graph: ParameterGraph | None) -> None:
+def write(
+    path: str | os.PathLike[str], module: nn.Module, description: Description, graph: ParameterGraph | None
+) -> None:
     """Write a file, atomically."""
     header: dict[str, Any] = {
         "version": VERSION,

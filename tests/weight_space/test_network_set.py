@@ -26,7 +26,9 @@ def states(count: int = 20) -> list[dict[str, Tensor]]:
     ]
 
 
-def test_models_states_and_files_are_the_same_set_and_read(tmp_path: Path) -> None:
+def test_models_states_and_files_are_the_same_set_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two, three = states(3)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     model.load_state_dict(one)
@@ -35,12 +37,14 @@ def test_models_states_and_files_are_the_same_set_and_read(tmp_path: Path) -> No
     mixed = collect(
         [model, tmp_path / "two.safetensors", tmp_path / "three.pt"], {"accuracy": [0.1, 0.2, 0.3]}
     )
-    plain = collect([one, two, three])
+    plain = collect([one, two, three], {"accuracy": torch.tensor([0.1, 0.2, 0.3])})
+    assert torch.equal(plain.columns["accuracy"], mixed.columns["accuracy"])
     assert set(mixed.params) == set(plain.params)
     assert "1.num_batches_tracked" not in mixed.params
     assert all(torch.equal(value, plain.params[name]) for name, value in mixed.params.items())
-    mixed.save(tmp_path / "set.safetensors")
-    again = load(tmp_path / "set.safetensors")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    mixed.save("~/set.safetensors")
+    again = load("~/set.safetensors")
     assert torch.equal(again.params["0.weight"], mixed.params["0.weight"])
     assert again.columns["accuracy"].tolist() == pytest.approx([0.1, 0.2, 0.3])
     reader = StatNn(mixed, 1)
@@ -122,6 +126,18 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         collect([one, {"0.weight": torch.zeros(2, 2)}])
     with pytest.raises(DataError, match="accuracy: expected one for each of 1 networks, found 2"):
         collect([one], {"accuracy": [0.1, 0.2]})
+    for values in (["high"], [[0.1, 0.2]], None):
+        with pytest.raises(DataError, match="accuracy: expected one number for each network"):
+            collect([one], {"accuracy": values})  # type: ignore[dict-item]
+    for name in ("split", "parameter:0.weight"):
+        with pytest.raises(DataError, match=f"{name}: expected another name for a column"):
+            collect([one], {name: [0.1]})
+    with pytest.raises(DataError, match="expected a folder of networks, found none"):
+        collect(str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="expected several, found one"):
+        collect(one)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="a split out of train, validation, test, found 'training'"):
+        collect([one]).split("training")
     with pytest.raises(DataError, match=r"x\.safetensors: expected a file of a network's tensors"):
         collect([tmp_path / "x.safetensors"])
     (tmp_path / "y.pt").write_bytes(b"nothing")

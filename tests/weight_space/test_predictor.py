@@ -135,6 +135,20 @@ def test_networks_of_another_architecture_are_refused() -> None:
     assert "expected finite numbers in layers.1.bias" in refusal(predictor, state)
 
 
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["train", "validation", "test"])
+def test_a_network_that_diverged_spoils_no_reader(number: int) -> None:
+    networks = zoo()
+    networks.columns["accuracy"][number] = math.nan
+    with pytest.raises(DataError, match=rf"found 1 of 64 with others, first number {number}; leave them out"):
+        train_predictor(networks, reader="statnn", options=FEW)
+    networks = zoo()
+    networks.params["layers.1.bias"][number] = math.inf
+    with pytest.raises(DataError, match="expected finite weights and targets"):
+        train_predictor(networks, reader="statnn", options=FEW)
+    left = networks.select(networks.params["layers.1.bias"].isfinite().all(1))
+    assert train_predictor(left, reader="statnn", options=FEW).within(0.5) < math.inf
+
+
 def test_a_missing_column_and_split_are_named() -> None:
     with pytest.raises(DataError, match="psnr: expected a column of the networks, which are accuracy"):
         train_predictor(zoo(), "psnr")
