@@ -70,6 +70,7 @@ def trace_on_first_forward(model: nn.Module) -> FirstForwardGraph:
     The model must run once, with gradients, before the optimizer's first step, as it does in every training loop.
     Calls without gradients (evaluation, generation), inside transforms of `torch.func`, and calls that raise are passed
     over. A model that cannot be traced gets the graph that ties nothing, with one `GraphWarning`.
-    Raises `GraphError` for a model without Python code of its own (`torch.jit`, `DataParallel`).
+    Of a model that runs compiled, pass what `torch.compile` returns: with `fullgraph=True` it takes no hooks inside.
+    Raises `GraphError` for what is no module with Python code of its own (`torch.jit`, `DataParallel`).
     """
     return FirstForwardGraph(model)

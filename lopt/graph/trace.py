@@ -142,8 +142,6 @@ def _untied(model: nn.Module, why: str) -> GraphSpec:
 
 def check_model(model: nn.Module) -> None:
     """Raise `GraphError` if no graph can be made of the model's parameters."""
-    if not isinstance(model, nn.Module):
-        raise GraphError(f"expected a torch.nn.Module, found {type(model).__name__}: pass the model itself")
     check_code(model)
     parameters = dict(model.named_parameters())
     if not parameters:
@@ -159,6 +157,8 @@ def check_model(model: nn.Module) -> None:
 def check_code(model: nn.Module) -> None:
     """Raise `GraphError` for a model whose forward pass is not Python code of its own, telling what to pass."""
     kind = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise GraphError(f"expected a torch.nn.Module, found {kind}: pass the model itself")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise GraphError(f"expected the network itself, found it wrapped in {kind}: pass model.module")
     scripted = next(

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import lopt
 from lopt.errors import GraphError, GraphWarning
@@ -73,6 +74,25 @@ def test_the_surroundings_of_the_first_call_do_not_matter(where: object) -> None
         model(example)
     assert first.graph is not None
     assert [g.size for g in first.graph.groups if g.permutable] == [8]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_first_call_that_is_checkpointed(reentrant: bool) -> None:
+    """A checkpoint counts the tensors that its pass saves, and would count those of the trace."""
+    models = [_mlp(), _mlp()]
+    first, x = lopt.trace_on_first_forward(models[0]), X.clone().requires_grad_()
+    checkpoint(models[0], x, use_reentrant=reentrant).sum().backward()
+    models[1](x).sum().backward()
+    assert first.graph is not None
+    assert first.graph.rung == "traced"
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        assert p.grad is not None
+        assert torch.equal(p.grad, q.grad)  # type: ignore[arg-type]
+
+
+def test_what_is_no_module_is_refused_at_once() -> None:
+    with pytest.raises(GraphError, match=r"expected a torch\.nn\.Module, found generator"):
+        lopt.trace_on_first_forward(_mlp().parameters())  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_traced_is_told_once_and_trains_untied(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,8 @@ def plain_kernels() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))  # in it, composite functions are not decomposed
+        # What the caller does with tensors saved for a derivative (checkpoints count them) is for its own pass.
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_same, _same))
         torch.backends.mha.set_fastpath_enabled(False)
         torch.set_autocast_cache_enabled(
             False
@@ -72,6 +74,10 @@ def plain_kernels() -> Iterator[None]:
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
             torch.set_autocast_cache_enabled(casts_kept)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def called(
