@@ -61,8 +61,7 @@ def plain_kernels() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))  # in it, composite functions are not decomposed
-        # What the caller does with tensors saved for a derivative (checkpoints count them) is for its own pass.
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_same, _same))
+        stack.enter_context(_no_saving_hooks())
         torch.backends.mha.set_fastpath_enabled(False)
         torch.set_autocast_cache_enabled(
             False
@@ -76,8 +75,23 @@ def plain_kernels() -> Iterator[None]:
             torch.set_autocast_cache_enabled(casts_kept)
 
 
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+@contextmanager
+def _no_saving_hooks() -> Iterator[None]:
+    """What the caller does with tensors saved for a derivative (checkpoints count them) is for its own pass.
+
+    Taken off, not covered: hooks that hand on what they get keep it alive for good. PyTorch tells them from 2.8 on.
+    """
+    autograd = torch._C._autograd
+    top = getattr(autograd, "_top_saved_tensors_default_hooks", lambda _: None)
+    hooks = []
+    while (pair := top(True)) is not None:
+        hooks.append(pair)
+        autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pair in reversed(hooks):
+            autograd._push_saved_tensors_default_hooks(*pair)
 
 
 def called(
