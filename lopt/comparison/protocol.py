@@ -77,8 +77,8 @@ def compare(
     Raises `ConfigError` for names that are not there or clash, and for seeds that overlap.
     """
     budget = budget or Budget(steps=steps)
+    _check(rules, tasks, baselines, seeds, budget)
     named = rules if isinstance(rules, Mapping) else {str(rule): rule for rule in rules}
-    _check(named, tasks, baselines, seeds, budget)
     loaded = {name: load_rule(rule) if isinstance(rule, str) else rule for name, rule in named.items()}
     built = [named_task(task) if isinstance(task, str) else task for task in tasks]
     tuned = [
@@ -161,23 +161,45 @@ class Evaluation:
 def evaluate(
     rule: Rule, task: Task, *, steps: int = 300, seeds: Sequence[int] = TEST_SEEDS, progress: bool = True
 ) -> Evaluation:
-    """What one rule comes to on fresh networks of one task, and what its steps take."""
+    """What one rule comes to on fresh networks of one task, and what its steps take.
+
+    Raises `ConfigError` for names in place of rule and task, and for no steps or no networks.
+    """
+    for what, kind, given in (("rule", Rule, rule), ("task", Task, task)):
+        if not isinstance(given, kind):
+            raise ConfigError(
+                f"evaluate: expected a {what}, found {given!r}; `lopt.load_rule` and"
+                " `meta_tasks.named_task` give what has a name"
+            )
+    if steps < 1 or not seeds:
+        raise ConfigError(
+            f"evaluate: expected one or more steps and networks, found {steps} and {len(seeds)}"
+        )
     curves = Runner(rule).curves(task, steps, seeds, task.name if progress else "")
     times = time_step(rule, task)
     return Evaluation(task.name, tuple(seeds), Figures.of(curves), times.optimizer_ms, times.gradient_ms)
 
 
 def _check(
-    rules: Mapping[str, Any], tasks: Sequence[Any], baselines: Sequence[str], seeds: Sequence[int], budget: Budget
-) -> None:  # fmt: skip
+    rules: Mapping[str, Any] | Sequence[str],
+    tasks: Sequence[Any],
+    baselines: Sequence[str],
+    seeds: Sequence[int],
+    budget: Budget,
+) -> None:
     """Before any long work."""
+    for what, given in (("rules", rules), ("tasks", tasks), ("baselines", baselines), ("seeds", seeds)):
+        if isinstance(given, str) or not isinstance(given, Mapping | Sequence):
+            raise ConfigError(
+                f"compare: {what}: expected several, found {given!r}; write [{given!r}] for one"
+            )
     if not rules or not tasks:
         raise ConfigError(
             "compare: expected at least one rule and one task, found none; baselines alone have nothing to meet."
         )
     for name in baselines:
         find_baseline(name)
-    clash = sorted(set(rules) & {shown for name in baselines for shown in (name, name + FIXED)})
+    clash = sorted(set(map(str, rules)) & {shown for name in baselines for shown in (name, name + FIXED)})
     if clash:
         raise ConfigError(
             f"compare: {clash[0]!r} is both a rule and a baseline; show the rule under another name."

@@ -139,6 +139,10 @@ def find_baseline(name: str) -> Baseline:
 
     Raises ConfigError if there is none of that name.
     """
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"baseline: expected a name, found {name!r}; write that of the class, with its dots"
+        )
     if name in BASELINES:
         return BASELINES[name]
     try:

@@ -243,3 +243,43 @@ def test_evaluate_one_rule_without_accuracy() -> None:
 def test_bad_input(rules: dict[str, Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compare(rules, [Quadratic()], budget=BUDGET, steps=STEPS, **options)
+
+
+@pytest.mark.parametrize(
+    ("rules", "tasks", "options", "message"),
+    [
+        (
+            "lopt-small",
+            ["quadratic"],
+            {},
+            r"rules: expected several, found 'lopt-small'; write \['lopt-small'\]",
+        ),
+        (["lopt-small"], "quadratic", {}, "tasks: expected several, found 'quadratic'"),
+        (["lopt-small"], TwoMoons(), {}, "tasks: expected several"),
+        (["lopt-small"], ["quadratic"], {"baselines": "adam"}, "baselines: expected several, found 'adam'"),
+        (
+            ["lopt-small"],
+            ["quadratic"],
+            {"baselines": [torch.optim.Adam]},
+            "baseline: expected a name, found <class",
+        ),
+        (["lopt-small"], ["quadratic"], {"seeds": 3}, "seeds: expected several, found 3"),
+    ],
+)
+def test_one_in_place_of_several_is_told(rules: Any, tasks: Any, options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compare(rules, tasks, **options)
+
+
+@pytest.mark.parametrize(
+    ("rule", "task", "options", "message"),
+    [
+        ("lopt-small", TwoMoons(), {}, "expected a rule, found 'lopt-small'"),
+        (Adam(0.03), "quadratic", {}, "expected a task, found 'quadratic'"),
+        (Adam(0.03), TwoMoons(), {"steps": 0}, "expected one or more steps and networks, found 0 and 5"),
+        (Adam(0.03), TwoMoons(), {"seeds": []}, "expected one or more steps and networks, found 300 and 0"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told(rule: Any, task: Any, options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluate(rule, task, **options)
