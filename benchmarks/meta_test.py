@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 import lopt
+from benchmarks.runner.benchmark import fingerprint
 from benchmarks.runner.kinds import FRESH, STRETCH, Row, score, summarise, table
 from benchmarks.shares import with_share
 from lopt.cli.compare import labels
@@ -36,6 +37,7 @@ from lopt.errors import ConfigError
 from lopt.files import write_atomically
 from lopt.inner.evaluation import Curves, train_networks
 from lopt.inner.task import Task
+from lopt.rules import LearnedRule
 from lopt.rules.base import Rule
 from lopt.rules.classical import ClassicalRule
 from lopt.runs.provenance import provenance
@@ -111,12 +113,16 @@ def run(options: argparse.Namespace, path: Path) -> None:
     rules = {name: lopt.load_rule(path) for name, path in labels(options.rules).items()}
     if options.fresh:
         rules[FRESH] = with_share(lopt.load_rule(options.rules[0]), 0.0)
-    done = {(row["kind"], row["optimizer"]) for row in read(path) if row["budget"] == budget}
+    # A name may come to stand for another rule.
+    digests = {name: fingerprint(rule) for name, rule in rules.items() if isinstance(rule, LearnedRule)}
+    done = {
+        (row["kind"], row["optimizer"], row.get("digest")) for row in read(path) if row["budget"] == budget
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     for kind in QUICK if options.quick else options.kinds:
         task = make(kind)
         for name in (*options.baselines, *rules):
-            if (kind, name) in done:
+            if (kind, name, digests.get(name)) in done:
                 continue
             start = time.perf_counter()
             settings = (
@@ -128,6 +134,7 @@ def run(options: argparse.Namespace, path: Path) -> None:
                 "kind": kind,
                 "optimizer": name,
                 "rule": name in rules,
+                **({"digest": digests[name]} if name in digests else {}),
                 "budget": budget,
                 "settings": settings,
             }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import lopt
 from benchmarks import meta_test
 from benchmarks.runner.kinds import compared, fixed_rate, geometric, steps_to, summarise, table
 from meta_tasks import named_task
@@ -118,3 +121,19 @@ def test_rows_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "less the fresh rule's" in out
     meta_test.main()
     assert (tmp_path / "meta_test.jsonl").read_text() == rows
+
+
+def test_another_rule_of_the_same_name_is_run_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta_test, "QUICK", ("quadratic",))
+    file, rows = tmp_path / "mine.safetensors", tmp_path / "meta_test.jsonl"
+    argv = ["meta_test", str(file), "--quick", "--seeds", "1", "--rates", "1", "--baselines", "adamw"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--out", str(tmp_path)])
+    for rate, count in ((0.01, 2), (0.02, 3), (0.02, 3)):
+        torch.manual_seed(0)
+        lopt.save_rule(lopt.make_rule("tensor_mlp", rate=rate), file)
+        meta_test.main()
+        assert rows.read_text().count("\n") == count
+    first, second = (row for row in map(json.loads, rows.read_text().splitlines()) if row["rule"])
+    assert first["settings"] != second["settings"]
+    summary = json.loads((tmp_path / "meta_test.json").read_text())
+    assert summary["shown"]["mine"]["quadratic"]["final"] == second["settings"][0]["final"]
