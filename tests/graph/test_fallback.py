@@ -251,3 +251,20 @@ def test_an_operation_of_higher_order_unties_only_what_it_touches(monkeypatch: p
     hidden = {spec.axes[0] for name, spec in graph.parameters.items() if name.startswith("out.")}
     assert hidden == {graph.parameters["head.weight"].axes[1]}
     assert graph.verify(model, (x,)).ok
+
+
+def test_an_operation_on_numbers_alone_is_no_mistake_of_its_rule() -> None:
+    class Chunked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            float(x.sum())  # a question about a value: the pass is recorded
+            half = int(torch.div(6, 2, rounding_mode="trunc"))
+            return self.second(torch.relu(self.first(x)).view(-1, 2, half).flatten(1))
+
+    with pytest.warns(GraphWarning) as told:
+        graph = ParameterGraph.trace(Chunked(), (X,))
+    assert graph.rung == "recorded"
+    assert not any("mistake" in str(warning.message) for warning in told)

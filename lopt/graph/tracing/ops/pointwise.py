@@ -68,7 +68,7 @@ def _pointwise(s: Speech, values: list[Value], op: str) -> tuple[Dim, ...]:
     if op in ACTIVATIONS and not values[0].pure:
         for leaf in itertools.chain.from_iterable(map(leaves, values[0].axes())):
             leaf.activation = leaf.activation or ACTIVATIONS[op]
-    rank = max(v.rank for v in values)
+    rank = max((v.rank for v in values), default=0)  # of numbers alone: torch.div(8, 4, rounding_mode=...)
     dims = []
     for from_end in range(rank, 0, -1):
         aligned = [v.dims[v.rank - from_end] for v in values if v.rank >= from_end]
