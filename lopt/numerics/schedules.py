@@ -46,6 +46,11 @@ def learning_rates(lr: Tensor | float, schedule: str | Sequence[str], count: int
     return (torch.as_tensor(lr, dtype=torch.float64).expand(count)[:, None] * table).float()
 
 
+def over(steps: Tensor, horizon: Tensor) -> Tensor:
+    """(B,) how much of a known horizon is over before a step, from 0 to 1."""
+    return ((steps - 1) / horizon.clamp(min=1)).clamp(max=1)
+
+
 def annealing(
     steps: Tensor,
     horizon: Tensor,
@@ -59,7 +64,7 @@ def annealing(
     linearly from 0. Where it is known: half a cosine up from 0.04 over its first `warm_up`, and half a cosine down to
     0.01 at its end (one cycle, Smith & Topin 2019, arXiv 1708.07120), the latter to a `power`.
     """
-    fraction = ((steps - 1) / horizon.clamp(min=1)).clamp(max=1)
+    fraction = over(steps, horizon)
     factor = _half_cosine(((fraction - warm_up) / (1 - warm_up)).clamp(min=0), 0.01)
     if isinstance(power, Tensor) or power != 1:
         factor = factor**power
@@ -71,8 +76,7 @@ def annealing(
 
 def settling(steps: Tensor, horizon: Tensor) -> Tensor:
     """(B,) exp(-8 f) with f how much of a known horizon is over; unknown, (1 + t / 40)^-2 after t steps."""
-    fraction = ((steps - 1) / horizon.clamp(min=1)).clamp(max=1)
-    return torch.where(horizon > 0, torch.exp(-8 * fraction), (1 + (steps - 1) / 40) ** -2)
+    return torch.where(horizon > 0, torch.exp(-8 * over(steps, horizon)), (1 + (steps - 1) / 40) ** -2)
 
 
 def decay_share(steps: Tensor, horizon: Tensor, half: float = 0.0) -> Tensor:

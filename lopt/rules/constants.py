@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from lopt.graph.tensor_classes import CLASSES
+from lopt.numerics.schedules import over
 
 SPEED = 10.0
 """x is learned in units of this, so that few constants move as fast as the many weights of a metanet."""
@@ -113,5 +114,4 @@ def horizon_features(steps: Tensor, horizon: Tensor) -> tuple[Tensor, Tensor, Te
     """1, l and a, each (B,); l and a are 0 where the horizon is unknown, and a goes from -1 to 1 where it is known."""
     known = (horizon > 0).to(steps.dtype)
     length = torch.log10(horizon.clamp(min=1) / USUAL_HORIZON).clamp(SHORTEST, LONGEST)
-    over = 2 * ((steps - 1) / horizon.clamp(min=1)).clamp(max=1) - 1
-    return torch.ones_like(steps), known * length, known * over
+    return torch.ones_like(steps), known * length, known * (2 * over(steps, horizon) - 1)

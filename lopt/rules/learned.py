@@ -5,7 +5,6 @@ Shapes: P scalars of one network, B parameters (tensors), K decays, R raw output
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,8 +38,8 @@ from lopt.rules.observing import Clock, Decays, Given, View
 from lopt.rules.parted import Parted, finished
 from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
 
-LONGEST_PACE = math.log(100.0)
-"""Steps become at most 100 times as long as without a pace, or as short."""
+LONGEST_PACE = 100.0
+"""Steps become at most so many times as long as without a pace, or as short."""
 
 
 class Words(NamedTuple):
@@ -101,7 +100,7 @@ class LearnedRule(Rule):
         sizes = [shape.numel() for shape in shapes.values()]
         zeros = like.new_zeros(sum(sizes), dtype=working_dtype(*params.values()))
         counter = zeros.new_zeros(())
-        paced = {"pace": counter} if self.config.pace else {}
+        paced = {"pace": counter + 1} if self.config.pace else {}
         total = counter + (0 if total_steps is None else total_steps)
         rows = {"momenta": len(self.config.decays), "memory": self.metanet.memory}
         # Views of flat tensors, as after every step: one memory layout, so that steps are compiled once.
@@ -186,7 +185,7 @@ class LearnedRule(Rule):
             decay = self._weight_decay(graph, moved, clock) if self.config.weight_decay else None
             factor = self._factor(view, moved, clock)
             if pace is not None:
-                factor = factor * pace.exp()
+                factor = factor * pace
             bound = self.config.max_step * view.stats.param.clamp(min=0.1)
             for wave in waves:
                 drafts = self._drafts(view, words, wave, gate)
@@ -368,11 +367,11 @@ class LearnedRule(Rule):
         return factor * moved.rates(classes(graph))
 
     def _pace(self, view: View, moved: Moved, clock: Clock, state: State) -> Tensor | None:
-        """(B,) the logarithm of how much longer each tensor's steps have become, if they do.
+        """(B,) how many times as long each tensor's steps have become, if they do.
 
-        It grows by k (h - h0) in a step, h the cosine of the gradient and the direction of the steps before it, which
-        is 0 in noise, above where steps are short of a valley and below where they cross it. The gain k falls over
-        the horizon, as annealed steps are short for another reason.
+        Its logarithm grows by k (h - h0) in a step, h the cosine of the gradient and the direction of the steps before
+        it, which is 0 in noise, above where steps are short of a valley and below where they cross it. The gain k falls
+        over the horizon, as annealed steps are short for another reason.
         """
         headway = view.stats.headway
         if headway is None:
@@ -380,8 +379,8 @@ class LearnedRule(Rule):
         before = torch.stack([state[name]["pace"] for name in view.graph.parameters]).to(headway.dtype)
         gain = self.config.pace * moved.factor("pace") * settling(*clock)
         ahead = headway - moved.offset("headway")
-        grown = before + torch.where(clock.steps > 1, gain * ahead, torch.zeros_like(ahead))
-        return grown.clamp(-LONGEST_PACE, LONGEST_PACE)
+        grown = before * torch.where(clock.steps > 1, gain * ahead, torch.zeros_like(ahead)).exp()
+        return grown.clamp(1 / LONGEST_PACE, LONGEST_PACE)
 
     def gauges(self) -> dict[str, float]:
         """Figures worth watching in meta-training."""
