@@ -134,7 +134,7 @@ def run(options: argparse.Namespace, path: Path) -> None:
                 "kind": kind,
                 "optimizer": name,
                 "rule": name in rules,
-                **({"digest": digests[name]} if name in digests else {}),
+                "digest": digests.get(name),
                 "budget": budget,
                 "settings": settings,
             }
