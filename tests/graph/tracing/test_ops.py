@@ -215,7 +215,19 @@ def arg_extreme(m: Net, x: Tensor) -> Tensor:
     return m.out(h) * value[:, None] + place[:, None]
 
 
+def graph_convolution(m: Net, x: Tensor, adjacency: Tensor) -> Tensor:
+    h = torch.sparse.mm(adjacency, m.into(x)).relu()
+    return torch.sparse.addmm(m.shift, adjacency, m.out(h)) + adjacency.to_dense().sum()
+
+
+def weighted_edges(m: Net, x: Tensor, places: Tensor) -> Tensor:
+    edges = torch.sparse_coo_tensor(places, m.edges, (4, 4), check_invariants=False)
+    h = torch.sparse.softmax(edges.coalesce(), 1) @ m.into(x)
+    return m.out(torch.spmm(edges, h.relu()))
+
+
 NO_BIAS = {"bias": False}
+ADJACENCY = torch.eye(3).roll(1, 0)
 NETS: dict[str, tuple[nn.Module, tuple[Tensor, ...], dict[str, list[str]]]] = {
     "gated unit": (
         Net(gated, into=linear(5, 8), out=linear(4, 2)), (X,), {"into.weight": ["h+h", "."], "out.weight": [".", "h"]}
@@ -288,6 +300,15 @@ NETS: dict[str, tuple[nn.Module, tuple[Tensor, ...], dict[str, list[str]]]] = {
         Net(message_passing, message=linear(5, 4), own=linear(5, 4), out=linear(4, 2)),
         (torch.randn(6, 5), torch.tensor([[0, 1, 2, 3, 5], [1, 2, 3, 4, 0]])),
         {"message.weight": ["h", "."], "own.weight": ["h", "."], "out.weight": [".", "h"]},
+    ),
+    "sparse adjacency": (
+        Net(graph_convolution, into=linear(5, 4), out=linear(4, 2), shift=(1, 2)), (X, ADJACENCY.to_sparse()),
+        {"into.weight": ["h", "."], "out.weight": [".", "h"], "shift": [".", "."]},
+    ),
+    "a sparse matrix of learned edges": (
+        Net(weighted_edges, into=linear(5, 4), out=linear(4, 2), edges=(4,)),
+        (torch.randn(4, 5), torch.tensor([[0, 1, 2, 3], [1, 2, 0, 2]])),
+        {"into.weight": ["h", "."], "out.weight": [".", "h"], "edges": ["."]},
     ),
     "unfold and fold": (
         Net(spatial_mix, into=nn.Conv2d(3, 4, 1, **NO_BIAS), patch=linear(16, 6), back=linear(6, 8)), (IMAGE,),

@@ -73,8 +73,9 @@ def name_attention(s: Speech, queries: Any, keys: Any, values: Value) -> None:
 PRODUCTS = {
     "mm": ("ik", "kj", "ij"), "_sparse_mm": ("ik", "kj", "ij"), "_int_mm": ("ik", "kj", "ij"),
     "bmm": ("nik", "nkj", "nij"), "mv": ("ik", "k", "i"), "dot": ("k", "k", ""), "vdot": ("k", "k", ""),
-    "addmm": ("ik", "kj", "ij"), "_addmm_activation": ("ik", "kj", "ij"), "addmv": ("ik", "k", "i"),
-    "baddbmm": ("nik", "nkj", "nij"), "addbmm": ("nik", "nkj", "ij"), "addr": ("i", "j", "ij"),
+    "addmm": ("ik", "kj", "ij"), "_sparse_addmm": ("ik", "kj", "ij"), "_addmm_activation": ("ik", "kj", "ij"),
+    "addmv": ("ik", "k", "i"), "baddbmm": ("nik", "nkj", "nij"), "addbmm": ("nik", "nkj", "ij"),
+    "addr": ("i", "j", "ij"),
 }  # fmt: skip
 """Products of two tensors a and b in Einstein notation: a, b -> result."""
 
@@ -86,7 +87,7 @@ def product(s: Speech, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
     return contract(s, [a, b], labels, output)
 
 
-@rule("addmm", "_addmm_activation", "addmv", "baddbmm", "addbmm", "addr")
+@rule("addmm", "_sparse_addmm", "_addmm_activation", "addmv", "baddbmm", "addbmm", "addr")
 def bias_and_product(s: Speech, bias: Value, a: Value, b: Value, **_: Any) -> tuple[Dim, ...]:
     """bias + a product of `PRODUCTS`."""
     return plus(s, bias, product(s, a, b), [a, b])

@@ -223,6 +223,23 @@ def one_hot(s: Speech, x: Value, *args: Any) -> tuple[Dim, ...]:
     return (*x.dims, s.fixed(s.shapes[0][-1]))
 
 
+@rule(
+    "_sparse_coo_tensor_with_dims_and_tensors", "_sparse_coo_tensor_unsafe", "sparse_compressed_tensor",
+    "_sparse_compressed_tensor_unsafe",
+)  # fmt: skip
+def sparse_tensor(s: Speech, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """A tensor of numbers and their places (the edges of a graph): nothing in it can be moved."""
+    given = [a for a in (*args, *kwargs.values()) if isinstance(a, Value)]
+    s.fix(*[dim for value in given for dim in value.dims])
+    return fixed_dims(s.shapes[0])
+
+
+@rule("_to_dense", "_to_sparse", "_to_sparse_csr", "_coalesce", "_coalesced", "_sparse_softmax")
+def other_layout(s: Speech, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """The entries that a sparse tensor has, stored otherwise."""
+    return x.dims
+
+
 @rule("bucketize", "searchsorted")
 def searchsorted(s: Speech, a: Value, b: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Places of numbers in a sorted sequence."""
