@@ -15,7 +15,7 @@ from torch import Tensor
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.spec import ParameterSpec
-from lopt.graph.tensor_classes import is_hidden_matrix, matrices_of
+from lopt.graph.tensor_classes import hidden_matrices, is_hidden_matrix, matrices_of
 from lopt.metanets.plan import in_rows, plan_of
 from lopt.numerics.segments import segment_expand
 
@@ -24,6 +24,10 @@ CACHED = 1 << 16
 
 LARGE = 1 << 14
 """Scalars from which a tensor is a piece by itself. Smaller ones are gathered: a copy costs less than the calls."""
+
+WAVE = 1 << 18
+"""Scalars of large tensors that are finished together, unless one has more: what is said of a tensor is then said of
+several in one call, and no more memory is held."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +131,26 @@ def cut(graph: ParameterGraph, most: int = CACHED, alone: int = LARGE) -> list[B
     numels = graph.sizes
     groups = together(small, numels, most)
     return [*large, *(Bundle([Piece(owners, [numels[owner] for owner in owners])]) for owners in groups)]
+
+
+def in_waves(graph: ParameterGraph, bundles: Sequence[Bundle], most: int = WAVE) -> list[list[Bundle]]:
+    """Bundles that are finished at the same time: tensors in ranges, of which all are hidden or none is."""
+    waves: list[list[Bundle]] = []
+    last: dict[bool, list[Bundle]] = {}
+    held: dict[bool, int] = {}
+    for bundle in bundles:
+        read, size = hidden_matrices(graph)[bundle.owners[0]], sum(bundle.sizes)
+        hidden = read is not None
+        in_ranges = bundle.pieces[0].is_range and (read is None or read.members == 1 or bundle.parted)
+        if not in_ranges:
+            waves.append([bundle])
+        elif hidden in last and held[hidden] + size <= most:
+            last[hidden].append(bundle)
+            held[hidden] += size
+        else:
+            last[hidden], held[hidden] = [bundle], size
+            waves.append(last[hidden])
+    return waves
 
 
 def together(owners: Sequence[int], sizes: Sequence[int], most: int = CACHED) -> list[list[int]]:

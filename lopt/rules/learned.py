@@ -25,7 +25,7 @@ from lopt.graph.tensor_classes import (
 )
 from lopt.metanets import METANETS
 from lopt.metanets.base import SPARING
-from lopt.metanets.pieces import Bundle, Piece, cut, uncut
+from lopt.metanets.pieces import Bundle, Piece, cut, in_waves, uncut
 from lopt.numerics import moments
 from lopt.numerics.schedules import annealing, decay_share, settling
 from lopt.numerics.segments import LONG, segment_expand, segment_mean
@@ -138,7 +138,7 @@ class LearnedRule(Rule):
         # Compiled, every piece would be code of its own.
         if torch.compiler.is_compiling() or at_once or not self._comes_in_pieces:
             return super().decide(graph, grads, state, params)
-        return self._decision(graph, grads, state, params, [[bundle] for bundle in cut(graph)])
+        return self._decision(graph, grads, state, params, in_waves(graph, cut(graph)))
 
     def takes_shards(self, graph: ParameterGraph) -> bool:
         return self._comes_in_pieces and in_whole_rows(graph)

@@ -1,12 +1,14 @@
 """The end of a step on a tensor in ranges: orthogonalised where it feeds hidden neurons, bounded, decayed.
 
-Shapes: n scalars of a range, N of the tensor, B parameters (tensors), M members of a tensor, S sums.
+Shapes: n scalars of a range, N of a tensor, B parameters (tensors), M members, S sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -29,8 +31,8 @@ class Parted:
     """How a hidden tensor is read as matrices."""
     rows: list[Tensor] = field(default_factory=list)
     """(n,) the step, or what is orthogonalised; its deltas at last."""
-    sums: list[Tensor] = field(default_factory=list)
-    """(S,) over the range: of the step's squares and its products with the parameters; before these, where it is
+    sums: list[list[Tensor]] = field(default_factory=list)
+    """S of () over the range: of the step's squares and its products with the parameters; before these, where it is
     orthogonalised, of the squares that its rms comes from, and of its own before it is scaled."""
     lengths: list[Tensor] = field(default_factory=list)
     """(n,) or (1,) of what is orthogonalised."""
@@ -40,7 +42,7 @@ class Parted:
     def add(self, draft: ranges.Draft) -> None:
         """The next range."""
         self.rows.append(draft.row)
-        self.sums.append(torch.stack([x for x in (draft.squares, draft.products) if x is not None]))
+        self.sums.append([x for x in (draft.squares, draft.products) if x is not None])
         if draft.length is not None:
             self.lengths.append(draft.length)
             self.conditioners.append(draft.conditioner)
@@ -50,20 +52,17 @@ class Parted:
         return self.bundle.owners[0]
 
     @property
-    def members(self) -> list[int]:
-        """Of the ranges. One without scalars may lie behind the last."""
+    def members(self) -> int:
+        """M."""
+        return 1 if self.read is None else self.read.members
+
+    @property
+    def member_of(self) -> list[int]:
+        """Which member each range is of. One without scalars may lie behind the last."""
         if self.read is None:
             return [0] * len(self.bundle.pieces)
         numel, last = max(self.read.rows * self.read.columns, 1), self.read.members - 1
         return [min((sum(piece.offsets) + piece.start) // numel, last) for piece in self.bundle.pieces]
-
-    def by_member(self) -> Tensor:
-        """(S, M) sums."""
-        sums = torch.stack(self.sums, 1)
-        if self.read is None or self.read.members == 1:
-            return sums.sum(1, keepdim=True)
-        members = torch.tensor(self.members, device=sums.device)
-        return sums.new_zeros(len(sums), self.read.members).index_add(1, members, sums)
 
 
 def finished(
@@ -72,13 +71,10 @@ def finished(
     """(N,) deltas of tensors that go together, of which all are hidden or none is: factor (step - decay p).
 
     `factor`, `bound` and `decay` are (B,); deltas are at most as long as the bound, in the rms over the tensor. Rows
-    are written in place, as all but one matrix of a wave are somebody's rows at the same time.
+    are written in place, as over ranks all but one matrix of a wave are somebody's rows at the same time.
     """
     whole = _orthogonalised(wave, view) if wave[0].read is not None else None
-    sums = [tensor.by_member() for tensor in wave]
-    totals = view.held.summed(torch.cat(sums, 1)).split([own.shape[1] for own in sums], 1)
-    for tensor, total in zip(wave, totals, strict=True):
-        _end(tensor, total, view, factor, bound, decay)
+    _end(wave, view, factor, bound, decay)
     return whole or [_joined(tensor.rows) for tensor in wave]
 
 
@@ -86,11 +82,10 @@ def _orthogonalised(wave: Sequence[Parted], view: View) -> list[Tensor]:
     """(N,) what rows are views of from here on."""
     reads = {tensor.owner: tensor.read for tensor in wave}
 
-    def orthogonal(owner: int, whole: Tensor) -> Tensor:
-        read = reads[owner]
-        assert read is not None
-        matrices = list(whole.reshape(*read).unbind())
-        return _joined([matrix.reshape(-1) for matrix in orthogonalised(matrices)])
+    def orthogonal(owners: Sequence[int], wholes: Sequence[Tensor]) -> list[Tensor]:
+        given = [_members(whole, reads[owner]) for owner, whole in zip(owners, wholes, strict=True)]
+        turned = iter(orthogonalised(list(chain(*given))))
+        return [_joined([next(turned).reshape(-1) for _ in matrices]) for matrices in given]
 
     whole = view.held.of_whole(list(reads), [tensor.rows for tensor in wave], orthogonal)
     for tensor, row in zip(wave, whole, strict=True):
@@ -98,32 +93,45 @@ def _orthogonalised(wave: Sequence[Parted], view: View) -> list[Tensor]:
         tensor.rows[:] = row.split([sum(piece.sizes) for piece in pieces])
         for i, piece in enumerate(pieces):
             args = tensor.conditioners[i], tensor.lengths[i], piece.take(view.given.params)
-            own = view.run(ranges.turned, piece, tensor.rows[i], *args)
-            tensor.sums[i] = torch.cat([tensor.sums[i], torch.stack(own)])
+            tensor.sums[i] += view.run(ranges.turned, piece, tensor.rows[i], *args)
     return whole
 
 
-def _end(
-    tensor: Parted, total: Tensor, view: View, factor: Tensor, bound: Tensor, decay: Tensor | None
-) -> None:
-    """Rows, made deltas in place, by sums (S, M) over the members."""
-    owner, numel = tensor.owner, max(view.graph.sizes[tensor.owner], 1)
-    squares, products = total[-2], total[-1]
+def _members(whole: Tensor, read: Matrices | None) -> Sequence[Tensor]:
+    assert read is not None
+    return whole.reshape(*read).unbind()
+
+
+def _end(wave: Sequence[Parted], view: View, factor: Tensor, bound: Tensor, decay: Tensor | None) -> None:
+    """Rows, made deltas in place. W tensors with M members in Q ranges, all of the wave together."""
+    sums = torch.stack(list(chain(*(own for tensor in wave for own in tensor.sums))))
+    sums = sums.reshape(-1, len(wave[0].sums[0])).T  # (S, Q)
+    index = partial(torch.tensor, device=sums.device)
+    firsts = accumulate((tensor.members for tensor in wave), initial=0)
+    member = index([first + i for first, tensor in zip(firsts, wave, strict=False) for i in tensor.member_of])
+    owner = index([tensor.owner for tensor in wave])
+    within = index([i for i, tensor in enumerate(wave) for _ in range(tensor.members)])
+    numels = [max(view.graph.sizes[tensor.owner], 1) for tensor in wave]
+    total = view.held.summed(sums.new_zeros(len(sums), len(within)).index_add(1, member, sums))
+    squares, products = total[-2:]
     scale = torch.ones_like(squares)
-    if tensor.read is not None:
-        like, own = torch.sqrt(total[:2] / max(numel // tensor.read.members, 1) + TINY)
+    if wave[0].read is not None:
+        each = [max(n // tensor.members, 1) for n, tensor in zip(numels, wave, strict=True)]
+        like, own = torch.sqrt(total[:2] / sums.new_tensor(each)[within] + TINY)
         scale = like / (own + EPS)
-    mean = (scale * scale * squares).sum() / numel
+    scaled = torch.stack([scale * scale * squares, scale * products])
+    mean, along = sums.new_zeros(2, len(wave)).index_add(1, within, scaled) / sums.new_tensor(numels)
     if decay is not None:
         # Of the square of a difference, as the difference itself is made only once its factor is known.
         shorter, param = decay[owner], view.stats.param[owner]
-        mean = mean + shorter * (shorter * param * param - 2 * (scale * products).sum() / numel)
+        mean = mean + shorter * (shorter * param * param - 2 * along)
     own_factor = torch.minimum(factor[owner], bound[owner] / torch.sqrt(mean.clamp(min=0) + TINY))
-    scales = (own_factor * scale)[:, None].unbind()
-    shrink = None if decay is None else (-own_factor * decay[owner])[None]
-    for row, piece, member in zip(tensor.rows, tensor.bundle.pieces, tensor.members, strict=True):
-        given = None if shrink is None else piece.take(view.given.params)
-        view.run(ranges.ended, piece, row, given, scales[member], shrink)
+    scales = iter((own_factor[within] * scale)[member][:, None].unbind())
+    shrinks = None if decay is None else (-own_factor * decay[owner])[:, None].unbind()
+    for i, tensor in enumerate(wave):
+        for row, piece in zip(tensor.rows, tensor.bundle.pieces, strict=True):
+            given = None if shrinks is None else piece.take(view.given.params)
+            view.run(ranges.ended, piece, row, given, next(scales), None if shrinks is None else shrinks[i])
 
 
 def _joined(rows: list[Tensor]) -> Tensor:

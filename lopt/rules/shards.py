@@ -18,8 +18,8 @@ from lopt.graph import ParameterGraph
 from lopt.graph.tensor_classes import is_hidden_matrix, matrices_of
 from lopt.metanets.pieces import CACHED, LARGE, Bundle, Piece, together, units
 
-Function = Callable[[int, Tensor], Tensor]
-"""Of a tensor by its number, (numel,) -> (numel,)."""
+Function = Callable[[Sequence[int], Sequence[Tensor]], list[Tensor]]
+"""Of tensors by their numbers, each (numel,) -> (numel,)."""
 Rows = Sequence[list[Tensor]]
 """For each tensor of a wave the pieces (n,) that are held of it."""
 
@@ -36,7 +36,7 @@ class OneProcess:
 
         Takes the pieces away, for the memory.
         """
-        return [function(owner, _taken([row])) for owner, row in zip(owners, rows, strict=True)]
+        return function(owners, [_taken([row]) for row in rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Shards(OneProcess):
         # Rows lie in the order of the ranks, so what arrives is the tensor.
         whole = self._exchanged(_taken(rows), sent, got)
         if mine is not None:
-            whole = function(mine, whole).contiguous()
+            whole = function([mine], [whole])[0].contiguous()
         return list(self._exchanged(whole, got, sent).split(there))
 
     def _exchanged(self, values: Tensor, sent: list[int], got: list[int]) -> Tensor:

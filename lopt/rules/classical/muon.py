@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -96,9 +99,7 @@ class Muon(ClassicalRule):
                 updates.append([update.reshape(-1)])
             if own:
                 owners = [owner for owner, _ in own]
-                directions = shards.of_whole(
-                    owners, updates, lambda i, whole: self._whole(graph, names[i], whole)
-                )
+                directions = shards.of_whole(owners, updates, partial(self._wholes, graph))
                 for (_, name), direction in zip(own, directions, strict=True):
                     p = params[name].to(direction.dtype)
                     deltas[name] = decay(p, self.lr * self.weight_decay) - self.lr * direction.reshape(
@@ -106,11 +107,15 @@ class Muon(ClassicalRule):
                     )
         return Decision(list(deltas.values()), lambda gate: iter([(deltas, next_state)]))
 
-    def _whole(self, graph: ParameterGraph, name: str, update: Tensor) -> Tensor:
-        """`direction` of all members of a tensor: (numel,) -> (numel,)."""
-        members, rows, columns = matrices_of(graph, name)
-        matrices = update.reshape(members, rows, columns)
-        return torch.cat([self.direction(m, m, {})[0].reshape(-1) for m in matrices])
+    def _wholes(
+        self, graph: ParameterGraph, owners: Sequence[int], updates: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """`direction` of all members of each tensor: (numel,) -> (numel,)."""
+        names = list(graph.parameters)
+        given = [
+            update.reshape(*matrices_of(graph, names[i])) for i, update in zip(owners, updates, strict=True)
+        ]
+        return [torch.cat([self.direction(m, m, {})[0].reshape(-1) for m in matrices]) for matrices in given]
 
     def direction(
         self, update: Tensor, grad: Tensor, state: dict[str, Tensor]
