@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from lopt.cli.train import parse_overrides
 from lopt.comparison.figures import Statistic
 from lopt.comparison.report import spread
 from lopt.errors import ConfigError
-from lopt.training.trainer import Trainer
+from lopt.training.checkpoint import load
+from lopt.training.trainer import CHECKPOINT, Trainer
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",
@@ -438,6 +440,58 @@ def test_a_terminated_run_resumes_to_the_same_rule(
     assert "outer steps: 6" in out
     whole, parts = tensors_of(here / "whole"), tensors_of(here / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+TERMINAL = """
+import os, sys
+os.open(os.ttyname(0), os.O_RDWR)  # the first that a new session opens is its terminal
+from lopt.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how a terminal is taken differs")
+def test_a_run_whose_terminal_is_closed_leaves_a_checkpoint_of_its_last_step(here: Path) -> None:
+    mine, terminal = os.openpty()
+    words = [
+        "train",
+        "tiny.yaml",
+        "--out",
+        "r",
+        "--meta.steps",
+        "1000000",
+        "--meta.checkpoint_every",
+        "1000000",
+    ]
+    run = subprocess.Popen(
+        [sys.executable, "-c", TERMINAL, *words],
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+    )  # fmt: skip
+    os.close(terminal)
+    metrics, ends = here / "r" / "metrics.jsonl", time.monotonic() + 60
+    with run:
+        while not (metrics.exists() and '"outer_loss"' in metrics.read_text()) and time.monotonic() < ends:
+            time.sleep(0.05)
+        os.close(mine)
+        try:
+            assert run.wait(60) == 129
+        finally:
+            run.kill()
+    logged = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert load(here / "r" / CHECKPOINT)["step"] == max(logged) > 0
+
+
+def test_the_command_line_is_there_before_torch() -> None:
+    """Else Ctrl-C in its first second, while torch is imported, gives a traceback."""
+    code = "import sys, lopt.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_all_that_the_package_offers_is_there_when_it_is_asked_for() -> None:
+    assert {*lopt.__all__} <= {*dir(lopt)}
+    assert all(hasattr(lopt, name) for name in lopt.__all__)
+    assert lopt.errors.ConfigError is ConfigError
+    assert not hasattr(lopt, "optimizer")
 
 
 def test_a_run_in_pieces_ends_as_the_whole(

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from lopt import __version__
 from lopt.cli.extensions import load_extensions
@@ -31,7 +31,7 @@ COMMANDS = {
 }
 """Each is a module of this package; its `DESCRIPTION` says more."""
 
-USER_ERROR, INTERRUPTED = 2, 128 + 2
+USER_ERROR, HUNG_UP, INTERRUPTED = 2, 128 + 1, 128 + 2
 
 EPILOG = """examples:
   lopt data                                       what can be trained on
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LoptError as error:
         return _fail(str(error))
     except BrokenPipeError:  # the reader of a pipe has gone; what is still buffered has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute(sys.stdout)
         return 0
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
@@ -146,8 +146,17 @@ def _module(name: str) -> Any:
 
 
 def _fail(message: str) -> int:
-    print(f"lopt: error: {' '.join(message.split())}", file=sys.stderr)
+    try:
+        print(f"lopt: error: {' '.join(message.split())}", file=sys.stderr)
+    except OSError:  # the terminal has been closed, which was the error, and nobody is there to be told
+        _mute(sys.stdout, sys.stderr)
+        return HUNG_UP
     return USER_ERROR
+
+
+def _mute(*streams: TextIO) -> None:
+    for stream in streams:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

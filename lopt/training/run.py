@@ -90,7 +90,8 @@ def train(
     """Meta-train a rule; shows its progress on stderr, and writes a run folder as it goes.
 
     On the CPU the same config gives the same rule, bit for bit, however often the run was killed and resumed, and on
-    however many processes that `torchrun` starts. SIGTERM ends it after the outer step in hand, with a checkpoint.
+    however many processes that `torchrun` starts. SIGTERM, or SIGHUP as a terminal is closed, ends it after the outer
+    step in hand, with a checkpoint.
 
     Args:
         config: a `RunConfig`, nested dicts as they stand in a YAML file, or the path of one.

@@ -68,7 +68,7 @@ class Trainer:
         self._stop = False
 
     def run(self, hours: float = math.inf) -> None:
-        """Train until `config.steps`, or until SIGTERM or so many hours are over, after which the run can be resumed.
+        """Train until `config.steps`; SIGTERM, SIGHUP and so many hours end it before, to be resumed.
 
         Raises `LostProcessError` if another process of the run is gone, `RunFolderError` if the folder cannot be
         written; the last checkpoint is whole in either case.
@@ -217,15 +217,21 @@ class Trainer:
 
 @contextmanager
 def terminable(handler: Any) -> Iterator[None]:
-    """Call the handler at SIGTERM, where that can be arranged: signals reach a process's main thread only."""
+    """Call the handler at SIGTERM and, where there is one, at SIGHUP (the terminal has been closed).
+
+    Where that can be arranged: signals reach a process's main thread only, and what `nohup` ignores stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, handler)
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    caught = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = [signal.signal(number, handler) for number in caught]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handling in zip(caught, previous, strict=True):
+            signal.signal(number, handling)
 
 
 def restore(trainer: Trainer) -> Trainer:

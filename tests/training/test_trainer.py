@@ -141,16 +141,16 @@ def test_a_torn_line_of_metrics_is_dropped(undisturbed: Path, tmp_path: Path) ->
 
 
 class Terminates(TinyTask):
-    """Sends SIGTERM to its own process at the n-th batch."""
+    """Sends a signal to its own process at the n-th batch."""
 
-    def __init__(self, calls: int) -> None:
+    def __init__(self, calls: int, number: int = signal.SIGTERM) -> None:
         super().__init__(4)
-        self.left = calls
+        self.left, self.signal = calls, number
 
     def sample(self, split: str, count: int, generator: Generator) -> Tensor:
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.signal)
         return super().sample(split, count, generator)
 
 
@@ -180,6 +180,22 @@ def test_sigterm_ends_the_run_with_a_checkpoint(undisturbed: Path, tmp_path: Pat
     assert checkpoint.load(tmp_path / CHECKPOINT)["step"] == trainer.step
     finish(tmp_path)
     assert outcome(tmp_path) == outcome(undisturbed)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="terminals of this system send no signal")
+@pytest.mark.parametrize("handling", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_closed_terminal_ends_the_run_with_a_checkpoint_unless_nohup(
+    tmp_path: Path, handling: signal.Handlers
+) -> None:
+    before = signal.signal(signal.SIGHUP, handling)
+    try:
+        trainer = tiny_trainer(tmp_path, validation=[Terminates(CONFIG.validation_networks, signal.SIGHUP)])
+        trainer.run()
+        assert signal.getsignal(signal.SIGHUP) is handling
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert trainer.step == (0 if handling is signal.SIG_DFL else CONFIG.steps)
+    assert checkpoint.load(tmp_path / CHECKPOINT)["step"] == trainer.step
 
 
 def test_a_run_in_pieces_of_no_time_is_the_run(undisturbed: Path, tmp_path: Path) -> None:
