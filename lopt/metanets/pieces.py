@@ -58,7 +58,8 @@ class Piece:
     def take(self, tensors: Sequence[Tensor]) -> Tensor:
         """(*batch, N) of every parameter -> (*batch, n), a view where it is of one tensor."""
         if len(self.owners) == 1:
-            return tensors[self.owners[0]].narrow(-1, self.start, self.sizes[0])
+            tensor, size = tensors[self.owners[0]], self.sizes[0]
+            return tensor if tensor.shape[-1] == size else tensor.narrow(-1, self.start, size)
         return torch.cat([tensors[owner] for owner in self.owners], -1)
 
     def put(self, values: Tensor, tensors: Sequence[Tensor]) -> None:
@@ -77,12 +78,21 @@ class Piece:
         return values.index_select(-1, self._index.to(values.device))
 
     def spread(self, values: Tensor) -> Tensor:
-        """(B,) for each tensor -> (n,) for each scalar."""
-        return segment_expand(self.of(values)[None], self.sizes)[0]
+        """(S, B) for each tensor -> (S, n) for each scalar."""
+        return segment_expand(self.of(values), self.sizes, self.index(values.device))
+
+    def index(self, device: torch.device) -> Tensor | None:
+        """(n,) which of the piece's tensors each scalar is of; None if there is one, or derivatives may be wanted."""
+        return None if self.all or len(self.owners) == 1 else self._index_of_scalars.to(device)
 
     @cached_property
     def _index(self) -> Tensor:
         return torch.tensor(self.owners, device="cpu")
+
+    @cached_property
+    def _index_of_scalars(self) -> Tensor:
+        sizes = torch.tensor(self.sizes, device="cpu")
+        return torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
 
 
 @dataclass(frozen=True, eq=False)

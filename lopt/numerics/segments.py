@@ -37,12 +37,15 @@ def means_of(sums: Tensor, sizes: list[int]) -> Tensor:
     return sums * sums.new_tensor([1 / max(n, 1) for n in sizes])
 
 
-def segment_expand(values: Tensor, sizes: list[int]) -> Tensor:
+def segment_expand(values: Tensor, sizes: list[int], index: Tensor | None = None) -> Tensor:
     """(S, B) -> (S, P): each tensor's value repeated for all of its scalars.
 
-    Slices and `cat` instead of an index: their derivative is a sum, not a scatter. Of one tensor it is a view.
+    Slices and `cat` instead of an index: their derivative is a sum, not a scatter. Where no derivative is wanted an
+    `index` (P,), which tensor each scalar is of, is faster. Of one tensor it is a view.
     """
     if len(sizes) == 1:
         return values.expand(*values.shape[:-1], sizes[0])
+    if index is not None:
+        return values.index_select(-1, index)
     columns = values.split(1, -1)
     return torch.cat([c.expand(*values.shape[:-1], n) for c, n in zip(columns, sizes, strict=True)], -1)

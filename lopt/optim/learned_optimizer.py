@@ -337,7 +337,10 @@ class LearnedOptimizer(Optimizer):
         for name, values in new.items():
             p, state = params[owners[name]], self.state[params[owners[name]]]
             for key, value in values.items():
-                found, old = call.part(value, p), state.get(key)
+                old = state.get(key)
+                if value is old:
+                    continue
+                found = call.part(value, p)
                 if old is None or old.dtype != found.dtype or local(old).shape != found.shape:
                     state[key] = call.kept(value, p)
                 else:

@@ -47,11 +47,17 @@ class History(NamedTuple):
     hidden: list[Matrices | None]
     """(B,) how the tensors are read that are matrices or kernels feeding hidden neurons; None for all others."""
     by_tensor: bool = False
-    """Whether raw outputs are (R, B), one for each tensor, in place of (R, P)."""
+    """Whether what a metanet says is (B,), one for each tensor, in place of (P,)."""
+    owner_of: Tensor | None = None
+    """(P,) which tensor each scalar is of, where no derivative is wanted."""
+
+    def expanded(self, row: Tensor) -> Tensor:
+        """(B,) -> (P,)."""
+        return segment_expand(row[None], self.sizes, self.owner_of)[0]
 
     def spread(self, row: Tensor) -> Tensor:
-        """A row made of raw outputs, (P,) or (B,) -> (P,)."""
-        return segment_expand(row[None], self.sizes)[0] if self.by_tensor else row
+        """What a metanet says, (P,) or (B,) -> (P,)."""
+        return self.expanded(row) if self.by_tensor else row
 
 
 def adam(h: History) -> Tensor:
@@ -77,7 +83,7 @@ def factored(h: History) -> Tensor:
 
 def momentum(h: History) -> Tensor:
     """m / rms(m): gradient descent with momentum, normalised for each tensor."""
-    return h.moments.momenta[0] * segment_expand(1 / (h.momentum_rms + EPS), h.sizes)
+    return h.moments.momenta[0] * h.expanded(1 / (h.momentum_rms + EPS))
 
 
 def parameter(h: History) -> Tensor:
@@ -124,7 +130,7 @@ def evening(h: History) -> Tensor:
 
     So sqrt(v) is read as at least 0.05 of its rms over the tensor: rare gradients do not make the longest steps.
     """
-    least = segment_expand(SMALLEST_ROOT * h.root_rms[None], h.sizes)[0]
+    least = h.expanded(SMALLEST_ROOT * h.root_rms)
     return torch.rsqrt(torch.maximum(h.moments.root, least) + EPS)
 
 

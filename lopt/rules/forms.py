@@ -1,14 +1,15 @@
 """Update forms: how a metanet's raw outputs become a step.
 
-A step is a length times a direction. Both are pure functions, scalar by scalar, of the gradient history, the raw
-outputs and the logarithm of the base rate, which is meta-learned; some forms then orthogonalise the direction.
-Shapes: P scalars, B tensors, R raw outputs. These are (R, P), or (R, B) where the metanet speaks of whole tensors:
-`History.spread` repeats what is made of them, as late as possible.
+A step is a length times a direction. Both are pure functions, scalar by scalar, of the gradient history and what is
+said: a length, made of the raw outputs and the logarithm of the base rate, which is meta-learned, and what the
+direction depends on; some forms then orthogonalise the direction.
+Shapes: P scalars, B tensors, R raw outputs, Q of what is said. These are (R, P), or (R, B) where the metanet speaks of
+whole tensors: `History.spread` repeats what is made of them, as late as possible.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,9 @@ NEURAL_GRAPHS_SCALE = 0.01
 UNF_BETA = 1e-3
 """The initial beta of UNF. The paper meta-learns it; here the metanet's linear head does as much."""
 
+Weights = Mapping[str, float]
+"""Of base directions by name."""
+
 
 class Form(NamedTuple):
     """length * direction, or length * G(direction), still to be bounded.
@@ -29,10 +33,11 @@ class Form(NamedTuple):
     G replaces a hidden matrix d by c newton_schulz(c sqrt(v) d) at the rms of d, with a conditioner c.
     """
 
-    length: Callable[[Tensor, Tensor], Tensor]
-    """Of raw outputs and log rate: (P,), or (B,) by tensor."""
-    direction: Callable[[History, Mapping[str, float], Tensor], Tensor]
-    """Of the base directions with their weights, and raw outputs: (P,)."""
+    said: Callable[[Tensor, Tensor, Weights], tuple[Tensor, ...]]
+    """Of raw outputs, log rate and the weights of base directions: the length, and what direction takes, each (P,), or
+    (B,) by tensor."""
+    direction: Callable[[History, Weights, Sequence[Tensor]], Tensor]
+    """Of the base directions, and what is said but for the length: (P,)."""
     outputs: Callable[[int], int]
     """How many raw outputs R it takes for a number of directions."""
     orthogonal: bool = False
@@ -42,58 +47,59 @@ class Form(NamedTuple):
     learns_decay: bool = False
     """Whether the decay of the fastest momentum is meta-learned."""
 
-    def step(self, h: History, directions: Mapping[str, float], raw: Tensor, log_rate: Tensor) -> Tensor:
+    def step(self, h: History, directions: Weights, said: Sequence[Tensor]) -> Tensor:
         """(P,)."""
-        direction = self.direction(h, directions, raw)
+        direction = self.direction(h, directions, said[1:])
         if self.orthogonal and any(h.hidden):
             direction = graft(
                 h, direction / h.inverse, direction, self.conditioner(h) if self.conditioner else None
             )
-        return h.spread(self.length(raw, log_rate)) * direction
+        return h.spread(said[0]) * direction
 
 
-def mixed(h: History, directions: Mapping[str, float], raw: Tensor) -> Tensor:
-    """sum_k (w_k + r_k) d_k over base directions d_k with their weights w_k; fresh: r = 0."""
+def mixed(h: History, directions: Weights, shares: Sequence[Tensor]) -> Tensor:
+    """sum_k s_k d_k over base directions d_k."""
     step: Tensor | None = None
-    for (name, weight), row in zip(directions.items(), raw[1:], strict=True):
-        share, direction = h.spread(row + weight), DIRECTIONS[name](h)
+    for name, row in zip(directions, shares, strict=True):
+        share, direction = h.spread(row), DIRECTIONS[name](h)
         step = share * direction if step is None else torch.addcmul(step, share, direction)
     assert step is not None
     return step
 
 
-def bounded_length(raw: Tensor, log_rate: Tensor) -> Tensor:
-    """-rate exp(s(r_0)), s(x) = x / sqrt(1 + x^2 / 4): within a factor of exp(2) = 7.4 of the base rate.
+def shares(raw: Tensor, log_rate: Tensor, directions: Weights) -> tuple[Tensor, ...]:
+    """-rate exp(s(r_0)), s(x) = x / sqrt(1 + x^2 / 4): within a factor of exp(2) = 7.4 of the base rate; and w_k + r_k.
 
-    So it stays wherever a metanet may be led beyond what it was trained on.
+    So it stays wherever a metanet may be led beyond what it was trained on. Fresh, r = 0.
     """
-    return -torch.exp(raw[0] * torch.rsqrt(1 + raw[0] * raw[0] / 4) + log_rate)
+    length = -torch.exp(raw[0] * torch.rsqrt(1 + raw[0] * raw[0] / 4) + log_rate)
+    return length, *(row + weight for row, weight in zip(raw[1:], directions.values(), strict=True))
 
 
-def magnitude(raw: Tensor, log_rate: Tensor) -> Tensor:
-    """-rate exp(0.01 r_1)."""
-    return -torch.exp((NEURAL_GRAPHS_SCALE * raw[1]).clamp(-8, 4) + log_rate)
+def magnitude(raw: Tensor, log_rate: Tensor, directions: Weights) -> tuple[Tensor, ...]:
+    """-rate exp(0.01 r_1); r_0."""
+    return -torch.exp((NEURAL_GRAPHS_SCALE * raw[1]).clamp(-8, 4) + log_rate), raw[0]
 
 
-def rate_alone(raw: Tensor, log_rate: Tensor) -> Tensor:
-    """-rate."""
-    return -torch.exp(log_rate).expand_as(raw[0])
+def rate_alone(raw: Tensor, log_rate: Tensor, directions: Weights) -> tuple[Tensor, ...]:
+    """-rate; r_0."""
+    return -torch.exp(log_rate).expand_as(raw[0]), raw[0]
 
 
-def spoken(h: History, directions: Mapping[str, float], raw: Tensor) -> Tensor:
+def spoken(h: History, directions: Weights, said: Sequence[Tensor]) -> Tensor:
     """r_0."""
-    return h.spread(raw[0])
+    return h.spread(said[0])
 
 
-def residual(h: History, directions: Mapping[str, float], raw: Tensor) -> Tensor:
+def residual(h: History, directions: Weights, said: Sequence[Tensor]) -> Tensor:
     """m + beta r_0 with the fastest momentum m."""
-    return h.moments.momenta[0] + UNF_BETA * h.spread(raw[0])
+    return h.moments.momenta[0] + UNF_BETA * h.spread(said[0])
 
 
 FORMS: dict[str, Form] = {
-    "mixture": Form(bounded_length, mixed, lambda directions: 1 + directions),
-    "orthogonal": Form(bounded_length, mixed, lambda directions: 1 + directions, True),
-    "preconditioned": Form(bounded_length, mixed, lambda directions: 1 + directions, True, evening),
+    "mixture": Form(shares, mixed, lambda directions: 1 + directions),
+    "orthogonal": Form(shares, mixed, lambda directions: 1 + directions, True),
+    "preconditioned": Form(shares, mixed, lambda directions: 1 + directions, True, evening),
     "magnitude": Form(magnitude, spoken, lambda directions: 2),
     "momentum": Form(rate_alone, residual, lambda directions: 1, learns_decay=True),
 }

@@ -33,7 +33,7 @@ from lopt.rules import ranges
 from lopt.rules.base import BoundRule, Decision, Rule, State, Tensors, working_dtype
 from lopt.rules.config import LearnedRuleConfig
 from lopt.rules.constants import SPEED, Constants, Moved
-from lopt.rules.forms import FORMS
+from lopt.rules.forms import FORMS, Form
 from lopt.rules.observing import Clock, Decays, Given, View
 from lopt.rules.parted import Parted, finished
 from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
@@ -45,8 +45,8 @@ LONGEST_PACE = 100.0
 class Words(NamedTuple):
     """What a metanet has said, to be asked for piece by piece."""
 
-    raw: Callable[[Piece], Tensor]
-    """(R, n), or (R, b) by tensor."""
+    of: Callable[[Piece], Tensor]
+    """Raw outputs (R, n), or by tensor what a form makes of them (Q, b)."""
     checked: list[Tensor]
     """What has to be finite for raw outputs to be."""
     by_tensor: bool
@@ -144,6 +144,10 @@ class LearnedRule(Rule):
         return self._comes_in_pieces and in_whole_rows(graph)
 
     @property
+    def _form(self) -> Form:
+        return FORMS[self.config.update_form]
+
+    @property
     def _comes_in_pieces(self) -> bool:
         """Whether all but orthogonalisation at last goes scalar by scalar, given some statistics of each tensor."""
         sees = self.metanet.sees_scalars
@@ -195,17 +199,17 @@ class LearnedRule(Rule):
                     (piece,) = wave[0].pieces
                     step = self._step(view, words, piece, gate)
                     if decay is not None:
-                        step = step - piece.spread(decay) * view.params(piece)
+                        step = step - piece.spread(decay[None])[0] * view.params(piece)
                     scale = torch.minimum(piece.of(factor), piece.of(bound) / view.rms(piece, step))
-                    deltas = [(step * segment_expand(scale[None], piece.sizes)[0]).split(piece.sizes)]
+                    scale = segment_expand(scale[None], piece.sizes, piece.index(scale.device))[0]
+                    deltas = [(step * scale).split(piece.sizes)]
                     del step
                 del drafts  # before what follows, and the next wave makes its own
                 for bundle, own in zip(wave, deltas, strict=True):
                     yield self._named(view, bundle, own, clock.steps, pace, state, words.memory)
                 del deltas, own
 
-        known = [statistic for statistic in view.stats if statistic is not None]
-        return Decision([*known, view.noise, *words.checked], parts)
+        return Decision([view.means, *words.checked], parts)
 
     def _words(self, view: View, clock: Clock, state: State) -> Words:
         """What the metanet has to say."""
@@ -230,7 +234,14 @@ class LearnedRule(Rule):
         ).to(like)
         if not sees and not (view.whole and graph.numel < LONG):
             spoken = self.metanet.of_tensors(context).to(dtype)
-            return Words(lambda piece: piece.of(spoken).contiguous(), [spoken], True, factored)
+            said = torch.stack(self._form.said(spoken, self._log_rate().to(dtype), self.config.directions))
+            columns = said.T.contiguous()[..., None].unbind()
+            return Words(
+                lambda piece: columns[piece.owners[0]] if piece.is_range else piece.of(said),
+                [spoken],
+                True,
+                factored,
+            )
         if view.whole:
             given = view.look(piece).momenta[:0] if features is None else features
             if self.metanet.memory:
@@ -251,10 +262,11 @@ class LearnedRule(Rule):
 
     def _drafts(self, view: View, words: Words, wave: Sequence[Bundle], gate: Tensor | None) -> list[Parted]:
         """The steps of a wave's tensors, range by range, their next state written; nothing if it is not in ranges."""
-        form, directions = FORMS[self.config.update_form], self.config.directions
+        form, directions = self._form, self.config.directions
         log_rate = self._log_rate().to(view.given.dtype)
         how = self.config.update_form, tuple(directions.items())
         drafts: list[Parted] = []
+        momentum_rms, root_rms = view.stats.momentum.split(1), view.stats.root.split(1)
         for bundle in wave:
             read = hidden_matrices(view.graph)[bundle.owners[0]] if form.orthogonal else None
             # One piece may be of a tensor with several members, each to be orthogonalised by itself.
@@ -262,8 +274,8 @@ class LearnedRule(Rule):
                 return []
             drafts.append(Parted(bundle, read))
             for piece in bundle.pieces:
-                rms = piece.of(view.stats.momentum), piece.of(view.stats.root)
-                args = rms, words.raw(piece), log_rate, gate, how, words.by_tensor, read is not None
+                rms = momentum_rms[bundle.owners[0]], root_rms[bundle.owners[0]]
+                args = rms, words.of(piece), log_rate, gate, how, words.by_tensor, read is not None
                 draft: ranges.Draft = view.on_range(ranges.draft, piece, *args)
                 drafts[-1].add(draft)
         return drafts
@@ -271,8 +283,10 @@ class LearnedRule(Rule):
     def _step(self, view: View, words: Words, piece: Piece, gate: Tensor | None) -> Tensor:
         """(n,) of a piece of whole tensors; if the graph is not one piece, their next state is written."""
         history = view.history(piece, hidden_matrices(view.graph), words.by_tensor, words.factored)
-        form, log_rate = FORMS[self.config.update_form], self._log_rate().to(view.given.dtype)
-        step = form.step(history, self.config.directions, words.raw(piece), log_rate)
+        form, directions, raw = self._form, self.config.directions, words.of(piece)
+        log_rate = self._log_rate().to(view.given.dtype)
+        said: Sequence[Tensor] = [*raw] if words.by_tensor else form.said(raw, log_rate, directions)
+        step = form.step(history, directions, said)
         if not view.whole:
             view.given.keep(piece, view.look(piece), gate)
         return step

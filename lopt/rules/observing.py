@@ -19,7 +19,7 @@ from lopt.graph.tensor_classes import Matrices
 from lopt.metanets.pieces import Piece, gathered
 from lopt.numerics import moments
 from lopt.numerics.fused import SHORTEST, fused
-from lopt.numerics.segments import LONG, means_of, segment_expand, segment_sum, segment_sums
+from lopt.numerics.segments import LONG, means_of, segment_sum, segment_sums
 from lopt.rules import ranges
 from lopt.rules.base import State, Tensors, working_dtype
 from lopt.rules.directions import EPS, History
@@ -90,11 +90,11 @@ class Given:
         before = piece.take(self.momenta)
         momenta = before.lerp(g, _for_scalars(decays.new, piece))
         second = piece.take(self.second).lerp(g * g, _for_scalars(decays.new_second, piece))
-        corrections = segment_expand(piece.of(decays.corrections), piece.sizes)
+        corrections = piece.spread(decays.corrections)
         return Seen(p, g, momenta, second, moments.corrected(momenta, second, corrections), before[0])
 
-    def range(self, piece: Piece, weights: Tensor) -> Range:
-        """A piece of one tensor, with weights (B, 2 K + 2)."""
+    def range(self, piece: Piece, weights: Sequence[Tensor]) -> Range:
+        """A piece of one tensor, with weights (2 K + 2,) of each of B."""
         params, grads, momenta, second = (
             piece.take(tensors) for tensors in (self.params, self.grads, self.momenta, self.second)
         )
@@ -114,7 +114,7 @@ def _for_scalars(weights: Tensor | float, piece: Piece) -> Tensor | float:
     """(..., B) for each tensor -> (..., n); what is the same for all tensors as it is."""
     if isinstance(weights, float) or weights.shape[-1] == 1:
         return weights
-    return segment_expand(piece.of(weights), piece.sizes)
+    return piece.spread(weights[None])[0] if weights.dim() == 1 else piece.spread(weights)
 
 
 class Statistics(NamedTuple):
@@ -161,12 +161,13 @@ class View:
         self._seen: dict[tuple[int, int], Seen] = {}
         self._ranges: dict[tuple[int, int], Range] = {}
         if not self.whole:
-            self._weights = decays.of_tensors(len(graph.sizes))
+            self._weights = decays.of_tensors(len(graph.sizes)).unbind()
         sums = [self._sums(piece, paced, with_noise) for piece in pieces]
-        means = means_of(held.summed(gathered(sums, pieces, len(graph.sizes))), graph.sizes)
+        self.means = means_of(held.summed(gathered(sums, pieces, len(graph.sizes))), graph.sizes)
+        """(S, B): what all that is said of tensors is made of."""
         count = 7 if paced else 5
-        self.stats = Statistics.of(means[:count])
-        self.noise = means[count:]
+        self.stats = Statistics.of(self.means[:count])
+        self.noise = self.means[count:]
         """(K + 1, B) the means of `noise`."""
 
     @property
@@ -179,27 +180,21 @@ class View:
         if piece.is_range:
             return torch.stack(self.on_range(ranges.sums, piece, paced, with_noise))[:, None]
         seen = self.look(piece)
-        rows = chain(ranges.products(seen, paced), ranges.noise(seen) if with_noise else ())
+        products = (a * b for a, b in ranges.pairs(seen, paced))
+        rows = chain(products, ranges.noise(seen) if with_noise else ())
         return segment_sums(rows, piece.sizes)
 
     def on_range(self, function: Callable[..., Any], piece: Piece, *args: Any) -> Any:
         """A function in `ranges` of a piece of one tensor; fused, it sees the history by itself."""
-        return self.run(
-            function, piece, self._range(piece), None if self._fuses(piece) else self.look(piece), *args
-        )
+        if self._fuse and piece.sizes[0] >= SHORTEST:
+            return fused(function)(self._range(piece), None, *args)
+        return function(self._range(piece), self.look(piece), *args)
 
     def _range(self, piece: Piece) -> Range:
         """What is given of a piece of one tensor: views, made once."""
         if piece.place not in self._ranges:
             self._ranges[piece.place] = self.given.range(piece, self._weights)
         return self._ranges[piece.place]
-
-    def run(self, function: Callable[..., Any], piece: Piece, *args: Any) -> Any:
-        """A function of what belongs to a piece, as a kernel where that is asked for and worth it."""
-        return fused(function)(*args) if self._fuses(piece) else function(*args)
-
-    def _fuses(self, piece: Piece) -> bool:
-        return self._fuse and piece.sizes[0] >= SHORTEST
 
     def look(self, piece: Piece) -> Seen:
         """The scalars of a piece: remembered, but not in larger graphs, where memory is worth more than time."""
@@ -232,7 +227,7 @@ class View:
             own = piece.of(relations)[:, 0].contiguous()
             features: Tensor = self.on_range(ranges.features, piece, own)
             return features
-        seen, spread = self.look(piece), segment_expand(piece.of(relations), piece.sizes)
+        seen, spread = self.look(piece), piece.spread(relations)
         return per_scalar.per_scalar_features(seen.params, seen.grads, seen.moments, factored, *spread)
 
     def history(
@@ -255,4 +250,5 @@ class View:
             piece.sizes,
             [hidden[owner] for owner in piece.owners],
             by_tensor,
+            piece.index(seen.params.device),
         )

@@ -93,7 +93,7 @@ def _orthogonalised(wave: Sequence[Parted], view: View) -> list[Tensor]:
         tensor.rows[:] = row.split([sum(piece.sizes) for piece in pieces])
         for i, piece in enumerate(pieces):
             args = tensor.conditioners[i], tensor.lengths[i], piece.take(view.given.params)
-            tensor.sums[i] += view.run(ranges.turned, piece, tensor.rows[i], *args)
+            tensor.sums[i] += ranges.turned(tensor.rows[i], *args)
     return whole
 
 
@@ -131,7 +131,7 @@ def _end(wave: Sequence[Parted], view: View, factor: Tensor, bound: Tensor, deca
     for i, tensor in enumerate(wave):
         for row, piece in zip(tensor.rows, tensor.bundle.pieces, strict=True):
             given = None if shrinks is None else piece.take(view.given.params)
-            view.run(ranges.ended, piece, row, given, next(scales), None if shrinks is None else shrinks[i])
+            ranges.ended(row, given, next(scales), None if shrinks is None else shrinks[i])
 
 
 def _joined(rows: list[Tensor]) -> Tensor:

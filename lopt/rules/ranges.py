@@ -6,7 +6,6 @@ Shapes: n scalars of the range, K decays, R raw outputs; what is the same for al
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -60,7 +59,9 @@ class Seen(NamedTuple):
 
 def after(given: Range) -> Seen:
     """The range with its new history."""
-    new, factors = (part.unbind() for part in given.weights.chunk(2))
+    kinds = len(given.momenta) + 1
+    # Not in halves: in a kernel for all sizes that would be a division for every few scalars.
+    new, factors = given.weights[:kinds].unbind(), given.weights[kinds:].unbind()
     p, g = (x.to(given.second.dtype).clamp(-LIMIT, LIMIT) for x in (given.params, given.grads))
     momenta = [m.lerp(g, weight) for m, weight in zip(given.momenta, new, strict=False)]
     second = given.second.lerp(g * g, new[-1])
@@ -69,17 +70,17 @@ def after(given: Range) -> Seen:
     return Seen(p, g, momenta, second, Moments(unbiased, root), given.momenta[0])
 
 
-def products(seen: Seen, paced: bool) -> Iterator[Tensor]:
-    """Five rows (n,), or seven, whose means `Statistics` are made of.
+def pairs(seen: Seen, paced: bool) -> list[tuple[Tensor, Tensor]]:
+    """Five pairs of rows (n,), or seven, the means of whose products `Statistics` are made of.
 
     The last two tell how the gradient agrees with where the steps before it went, the momentum over the root.
     """
     p, g, m, root = seen.params, seen.grads, seen.moments.momenta[0], seen.moments.root
-    pairs = [(p, p), (g, g), (m, m), (root, root), (g, m)]
+    found = [(p, p), (g, g), (m, m), (root, root), (g, m)]
     if paced:
         way = seen.before / (root + EPS)
-        pairs += [(g, way), (way, way)]
-    return (a * b for a, b in pairs)
+        found += [(g, way), (way, way)]
+    return found
 
 
 def noise(seen: Seen) -> Iterator[Tensor]:
@@ -89,9 +90,10 @@ def noise(seen: Seen) -> Iterator[Tensor]:
 
 
 def sums(given: Range, seen: Seen | None, paced: bool, with_noise: bool) -> tuple[Tensor, ...]:
-    """Those of `products` and `noise`, each (); what is seen, if it is not known yet, follows from what is given."""
+    """Those of the products of `pairs` and of `noise`, each (); what is seen follows from what is given."""
     seen = seen or after(given)
-    return tuple(row.sum() for row in chain(products(seen, paced), noise(seen) if with_noise else ()))
+    products = (inner(a, b) for a, b in pairs(seen, paced))
+    return *products, *(row.sum() for row in (noise(seen) if with_noise else ()))
 
 
 def features(given: Range, seen: Seen | None, relations: Tensor) -> Tensor:
@@ -119,14 +121,14 @@ def draft(
     given: Range,
     seen: Seen | None,
     rms: tuple[Tensor, Tensor],
-    raw: Tensor,
+    said: Tensor,
     log_rate: Tensor,
     gate: Tensor | None,
     how: tuple[str, Sequence[tuple[str, float]]],
     by_tensor: bool,
     hidden: bool,
 ) -> Draft:
-    """The step by raw outputs (R, n), or (R, 1) by tensor; the new history is written over the old one.
+    """The step by raw outputs (R, n), or by tensor by what is said (Q, 1); the new history is written over the old one.
 
     `rms` (1,) are those of the fastest momentum and of the second moment's root over the tensor; `how` is an update
     form with its directions. A gate, () bool, leaves the history as it is if it is false.
@@ -136,10 +138,11 @@ def draft(
         seen.params, seen.grads, seen.moments, 1 / (seen.moments.root + EPS), None, *rms,
         [seen.params.shape[0]], [None], by_tensor,
     )  # fmt: skip
-    direction, length = form.direction(history, dict(how[1]), raw), form.length(raw, log_rate)
+    length, *others = said if by_tensor else form.said(said, log_rate, dict(how[1]))
+    direction = form.direction(history, dict(how[1]), others)
     if hidden:
         conditioner = None if form.conditioner is None else form.conditioner(history)
-        momentum = direction / history.inverse
+        momentum = direction * (seen.moments.root + EPS)
         row = momentum if conditioner is None else conditioner * momentum
         drafted = Draft(row, inner(direction, direction), None, length, conditioner)
     else:
@@ -163,14 +166,13 @@ def turned(
     return before, inner(own, own), inner(own, params.to(own.dtype).clamp(-LIMIT, LIMIT))
 
 
-def ended(row: Tensor, params: Tensor | None, scale: Tensor, shrink: Tensor | None) -> tuple[Tensor]:
+def ended(row: Tensor, params: Tensor | None, scale: Tensor, shrink: Tensor | None) -> None:
     """row <- scale row + shrink params, in place; `scale` and `shrink` are (1,)."""
     row.mul_(scale)
     if params is not None and shrink is not None:
         row.addcmul_(params.to(row.dtype).clamp(-LIMIT, LIMIT), shrink)
-    return (row,)
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """(n,) and (n,) -> () sum of products."""
-    return (a * b).sum()
+    return torch.dot(a, b)

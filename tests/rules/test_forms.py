@@ -107,7 +107,7 @@ def test_formulas() -> None:
     expected["orthogonal"] = expected["preconditioned"] = expected["mixture"]  # of a vector
     assert set(expected) == set(FORMS)
     for name, form in FORMS.items():
-        found = form.step(h, names, raw[: form.outputs(len(names))], rate.log())
+        found = form.step(h, names, form.said(raw[: form.outputs(len(names))], rate.log(), names))
         torch.testing.assert_close(found, expected[name])
 
 
@@ -130,7 +130,9 @@ def of_moments(h: History, m: Moments) -> History:
 
 
 def step_of(form: str, h: History, raw: Tensor) -> Tensor:
-    return -FORMS[form].step(h, {"adam": 0.5, "gradient": 0.5}, raw, torch.zeros(())).reshape(6, 4)
+    names = {"adam": 0.5, "gradient": 0.5}
+    said = FORMS[form].said(raw, torch.zeros(()), names)
+    return -FORMS[form].step(h, names, said).reshape(6, 4)
 
 
 def test_the_orthogonal_form_keeps_all_singular_values_alike_however_directions_are_mixed() -> None:
