@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError, model_validator
+from pydantic_core import PydanticCustomError, to_json
 
 from lopt.errors import ConfigError
 
@@ -40,8 +40,11 @@ LARGEST_FILE, DEEPEST, LONGEST_NUMBER = 200_000, 24, 40
 EXPECTED = {
     "missing": "a value",
     "bool_type": "true or false",
+    "bool_parsing": "true or false",
     "int_type": "a whole number",
+    "int_parsing": "a whole number",
     "float_type": "a number",
+    "float_parsing": "a number",
     "finite_number": "a finite number",
     "string_type": "text",
     "tuple_type": "a list",
@@ -149,6 +152,16 @@ def from_mapping(cls: type[S], mapping: object, where: str) -> S:
         return cls.model_validate(mapping)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_line(error)}") from None
+
+
+def check(values: Any) -> None:
+    """Raise a `ConfigError` unless a (nested) dataclass holds what its annotations say."""
+    try:
+        meant = TypeAdapter(type(values)).validate_json(to_json(values))
+    except ValidationError as error:
+        raise ConfigError(_line(error)) from None
+    if meant != values:  # "3" for 3: to be strict would refuse the lists that stand for tuples in `Several`
+        raise ConfigError("a value of another type")
 
 
 def to_mapping(config: BaseModel) -> dict[str, Any]:

@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from lopt import config as configs
 from lopt.comparison.report import curves_figure, table, write_results
 from lopt.comparison.results import HORIZONS, TaskComparison
+from lopt.errors import ConfigError
 from lopt.files import user_path
 
 
@@ -40,10 +41,26 @@ class Comparison:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Comparison:
-        """The inverse of `record`; also of older files, in which each task has a provenance of its own."""
-        records: Sequence[Mapping[str, Any]] = record.get("tasks", [record])
-        provenance = record.get("provenance", records[0].get("provenance", {}))
-        return cls(tuple(map(TaskComparison.read, records)), provenance)
+        """The inverse of `record`; also of older files, in which each task has a provenance of its own.
+
+        Raises `ConfigError` for the record of anything else.
+        """
+        try:
+            records: Sequence[Mapping[str, Any]] = record.get("tasks", [record])
+            provenance = record.get("provenance", records[0].get("provenance", {}))
+            found = cls(tuple(map(TaskComparison.read, records)), provenance)
+            configs.check(found)
+            found.record()
+        except (AttributeError, LookupError, TypeError, ValueError, StopIteration) as error:
+            what = (
+                f"nothing under {error}"
+                if isinstance(error, KeyError)
+                else f"another ({error or 'no entries'})"
+            )
+            raise ConfigError(
+                f"expected the record of a comparison, found {what}; `Comparison.write` and `lopt compare` write one"
+            ) from None
+        return found
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """As JSON, atomically."""
@@ -51,8 +68,17 @@ class Comparison:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Comparison:
-        """What `write` wrote."""
-        return cls.from_record(json.loads(Path(user_path(path)).read_text(encoding="utf-8")))
+        """What `write` wrote. Raises `ConfigError` for any other file."""
+        file = user_path(path)
+        try:
+            return cls.from_record(json.loads(file.read_text(encoding="utf-8")))
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"{file}: expected the JSON of a comparison, found a file that is damaged or another: {error};"
+                " compare anew, or fetch it again"
+            ) from None
 
 
 def averaged(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

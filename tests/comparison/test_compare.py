@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,31 @@ def test_json_round_trip_with_provenance(comparison: Comparison, tmp_path: Path)
     )
     assert {"command", "commit", "cpu", "cpus", "torch", "python"} <= set(loaded["provenance"])
     assert str(Path.cwd()) not in json.dumps(loaded["provenance"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda text: text[:-100], "the JSON of a comparison, found a file that is damaged or another"),
+        (lambda _: "[" * 5000, "the JSON of a comparison"),
+        (lambda _: "3", "the record of a comparison"),
+        (lambda _: '{"name": "another"}', "found nothing under 'task'"),
+        (lambda text: text.replace('"entries": {', '"entries": {}, "more": {'), "the record of a comparison"),
+        (
+            lambda text: text.replace('"diverged": 0', '"diverged": "none"'),
+            "diverged: expected a whole number",
+        ),
+        (lambda text: text.replace('"steps": 40', '"steps": "40"'), "a value of another type"),
+        (lambda text: text.replace('"ms_per_step"', '"ms"'), "ms"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_one_error(
+    comparison: Comparison, tmp_path: Path, damage: Callable[[str], str], found: str
+) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(damage(json.dumps(comparison.record())))
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: expected .*{re.escape(found)}"):
+        Comparison.read(path)
 
 
 def test_table_shows_every_entry_at_both_horizons(comparison: Comparison, results: TaskComparison) -> None:
