@@ -23,7 +23,8 @@ VECTORS = frozenset({"bias", "scale", "shift"})
 """Kinds of tensors with one entry for each neuron, whatever axes of size one they have besides: (1, C, 1, 1)."""
 
 CLASSES = ("kernel", "matrix", "output", "table", "vector")
-"""Kernels and dense matrices that feed hidden neurons; the output layer; embeddings and depthwise kernels; the rest."""
+"""Kernels of several taps, and dense matrices, that feed hidden neurons; the output layer; embeddings and depthwise
+kernels; the rest."""
 
 HIDDEN = ("kernel", "matrix")
 """The classes that feed hidden neurons."""
@@ -105,7 +106,7 @@ def class_of(graph: ParameterGraph, name: str) -> str:
     }
     if any(graph.groups[group].kind == "output" for group in out):
         return "output"
-    return "kernel" if len(spec.shape) - at > 2 else "matrix"
+    return "kernel" if prod(spec.shape[at + 2 :]) > 1 else "matrix"  # a 1x1 convolution is a dense layer
 
 
 def _is_vector(graph: ParameterGraph, spec: ParameterSpec) -> bool:

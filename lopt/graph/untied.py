@@ -15,9 +15,9 @@ def untied_graph(named_parameters: Iterable[tuple[str, Tensor]]) -> GraphSpec:
     """Every axis of every tensor is a fixed group of its own; kinds and roles are guessed from shapes.
 
     Axis 0 is taken as out, axis 1 as in, the others as taps, as in every weight of `torch.nn`; a tensor of three axes
-    or more of which only one is longer than one (a gain, a token) as a vector; and stacks (`_is_stack`) as their
-    members. Where all tensors look like those of a stacked ensemble (`torch.func.stack_module_state`) they are read
-    so, and a `GraphWarning` says it.
+    or more of which only one is longer than one (a gain, a token) as a vector; (1, N, D) with a wide D as a table of
+    positions; and stacks (`_is_stack`) as their members. Where all tensors look like those of a stacked ensemble
+    (`torch.func.stack_module_state`) they are read so, and a `GraphWarning` says it.
     """
     named = list(named_parameters)
     ensemble = _is_ensemble([tuple(tensor.shape) for _, tensor in named])
@@ -42,7 +42,7 @@ def untied_graph(named_parameters: Iterable[tuple[str, Tensor]]) -> GraphSpec:
             name=name,
             shape=shape,
             axes=tuple(((first + dim,),) for dim in range(len(shape))),
-            kind="weight" if matrix else "bias" if name.rpartition(".")[2] == "bias" else "other",
+            kind="position" if _is_table(shape) else "weight" if matrix else _kind_of_vector(name),
             roles=("tap",) * stacked + default_roles(len(shape) - stacked),
         )
     return GraphSpec(parameters, tuple(groups), {}, rung="untied")
@@ -54,7 +54,7 @@ WIDEST_KERNEL = 16
 
 def _is_stack(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor holds a matrix for each expert: (experts, out, in), where both are wide; or its name says so."""
-    if len(shape) != 3 or _is_vector(shape):
+    if len(shape) != 3 or _is_vector(shape) or _is_table(shape):
         return False
     experts, rows, columns = shape
     return "expert" in name.lower() or (
@@ -62,10 +62,19 @@ def _is_stack(name: str, shape: tuple[int, ...]) -> bool:
     )
 
 
+def _is_table(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor holds a vector for each position, (1, N, D): a kernel of one output has few taps."""
+    return len(shape) > 2 and shape[0] == 1 and shape[-1] > WIDEST_KERNEL and not _is_vector(shape)
+
+
 def _is_ensemble(shapes: list[tuple[int, ...]]) -> bool:
     """Whether all tensors share a first axis, with matrices and vectors behind it."""
     ranks = {len(shape) for shape in shapes}
     return {2, 3} <= ranks and 1 not in ranks and 0 not in ranks and len({shape[0] for shape in shapes}) == 1
+
+
+def _kind_of_vector(name: str) -> str:
+    return "bias" if name.rpartition(".")[2] == "bias" else "other"
 
 
 def _is_vector(shape: tuple[int, ...]) -> bool:

@@ -55,6 +55,8 @@ def test_a_traced_graph_tells_gains_tokens_and_experts_from_kernels() -> None:
         ("w", (8, 6), "matrix"), ("w", (1, 6), "matrix"), ("w", (8, 6, 3), "kernel"), ("w", (8, 6, 3, 3), "kernel"),
         ("w", (768, 48, 128), "kernel"), ("w", (4, 32, 24), "matrix"), ("experts.w", (8, 4, 6), "matrix"),
         ("w", (8, 1, 3), "kernel"), ("w", (2, 1, 3, 3), "kernel"), ("b", (), "vector"),
+        ("w", (8, 6, 1, 1), "matrix"), ("w", (8, 6, 1), "matrix"), ("w", (1, 6, 3), "kernel"),
+        ("place", (1, 50, 24), "table"), ("place", (1, 7, 7, 24), "table"), ("cls", (1, 1, 24), "vector"),
     ],
 )  # fmt: skip
 def test_without_a_graph_shapes_and_names_tell(name: str, shape: tuple[int, ...], expected: str) -> None:
@@ -227,3 +229,10 @@ def test_a_codebook_is_a_table_though_its_entries_are_chosen() -> None:
     graph = ParameterGraph.trace(Quantised(), (torch.randn(5, 3),))
     assert class_of(graph, "codes") != "vector"
     assert graph.parameters["codes"].roles[0] != "tap"
+
+
+def test_a_convolution_of_one_tap_is_of_the_class_of_the_same_dense_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    graph = ParameterGraph.trace(model, (torch.randn(1, 3, 4, 4),))
+    weights = [class_of(graph, name) for name in graph.parameters if name.endswith("weight")]
+    assert weights == ["kernel", "matrix", "output"]
