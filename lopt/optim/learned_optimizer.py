@@ -107,6 +107,11 @@ class LearnedOptimizer(Optimizer):
             expected = "a number above 0 or None"
             total_steps = number("total_steps", expected, total_steps)
             check(0 < total_steps < math.inf, "total_steps", expected, total_steps)
+        if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+            raise ConfigError(
+                "expected tensors with values, found an active FakeTensorMode, in which no rule can be loaded: make the"
+                " optimizer outside of it"
+            )
         # Before the constructor of torch, which calls add_param_group. Trainers wrap an optimizer in objects that copy
         # its __dict__: what changes later is changed in place, so that they see it, too.
         self._binding: Binding | None = None

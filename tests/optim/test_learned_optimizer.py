@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad
 
 import lopt
@@ -580,3 +581,8 @@ def test_scripted_models_and_data_parallel_ones():
             lopt.ParameterGraph.trace(model, (torch.zeros(2, 6),))
     named = models[2].named_parameters()
     assert set(learned(named, graph=mlp_graph()).graph.parameters) == set(mlp_graph().parameters)
+
+
+def test_a_mode_of_fake_tensors_is_one_error() -> None:
+    with FakeTensorMode(), pytest.raises(ConfigError, match=r"FakeTensorMode.* outside of it"):
+        lopt.LearnedOptimizer(nn.Linear(3, 2).parameters())
