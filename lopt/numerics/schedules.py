@@ -75,8 +75,9 @@ def annealing(
 
 
 def settling(steps: Tensor, horizon: Tensor) -> Tensor:
-    """(B,) exp(-8 f) with f how much of a known horizon is over; unknown, (1 + t / 40)^-2 after t steps."""
-    return torch.where(horizon > 0, torch.exp(-8 * over(steps, horizon)), (1 + (steps - 1) / 40) ** -2)
+    """(B,) 8 / T exp(-8 t / T), which sums to about 1 over a horizon T; taken as 320 where it is unknown."""
+    rate = 8 / torch.where(horizon > 0, horizon, 320.0)
+    return rate * torch.exp(-rate * steps)
 
 
 def decay_share(steps: Tensor, horizon: Tensor, half: float = 0.0) -> Tensor:

@@ -72,8 +72,8 @@ class LearnedRuleConfig(Settings):
     """Where a tensor's gradient is c > this many times as long as the root of its second moment says, the tensor's step
     is (this / c)^2 times itself; 0: never. Else one spike of the loss makes steps so long that they lift it further."""
     pace: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """How fast a tensor's steps become longer while its gradient agrees with the steps before it, and shorter where it
-    opposes them: the logarithm grows by this times their cosine, less and less of it over the horizon; 0: never."""
+    """How much longer a tensor's steps become while its gradient agrees with the steps before it, and shorter where it
+    opposes them: as a logarithm, over a whole horizon of nothing but agreement; 0: never."""
     constants: Several[str] = ()
     """Which of these constants are meta-learned and follow the horizon, by name in `lopt.rules.constants.CONSTANTS`."""
 

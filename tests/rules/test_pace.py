@@ -16,7 +16,7 @@ from lopt.rules import LearnedRule, LearnedRuleConfig
 from lopt.rules.learned import LONGEST_PACE
 from tests.helpers import seeded
 
-PACE, HORIZON = 0.3, 60.0
+PACE, HORIZON = 2.0, 60.0
 SHAPE = (8, 6)
 
 
