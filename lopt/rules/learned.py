@@ -383,9 +383,10 @@ class LearnedRule(Rule):
     def _pace(self, view: View, moved: Moved, clock: Clock, state: State) -> Tensor | None:
         """(B,) how many times as long each tensor's steps have become, if they do.
 
-        Its logarithm grows by k s (h - h0) in a step, h the cosine of the gradient and the direction of the steps before
-        it, which is 0 in noise, above where steps are short of a valley and below where they cross it. The shares s
-        sum to 1 over the horizon, however long, and fall over it, as annealed steps are short for another reason.
+        Its logarithm grows by k s (h - h0) in a step, h the cosine of the gradient and the direction of the steps
+        before it, which is 0 in noise, above where steps are short of a valley and below where they cross it. The
+        shares s sum to 1 over the horizon, however long, and fall over it, as annealed steps are short for another
+        reason.
         """
         headway = view.stats.headway
         if headway is None:
