@@ -11,7 +11,8 @@ from torch import nn
 import lopt
 from meta_tasks.networks import TransformerLanguageModel, convnet
 
-BYTES_PER_PARAMETER, BYTES_PER_TENSOR = 16, 8
+BYTES_PER_PARAMETER, BYTES_PER_TENSOR = 16, 12
+"""Of a tensor: its two counters and its pace."""
 
 
 def gpt() -> tuple[nn.Module, torch.Tensor]:

@@ -64,6 +64,7 @@ def prepared(network: str, rule: Rule, shard: bool) -> tuple[nn.Module, lopt.Lea
     torch.manual_seed(0)
     model, example = NETWORKS[network]()
     graph = lopt.ParameterGraph.trace(model, (example,))
+    model.double()  # in which another order of sums is far below 1e-6
     if shard:
         fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     named = model.named_parameters()
@@ -74,7 +75,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, pois
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         for p in model.parameters():
-            grad = torch.randn(p.shape, generator=generator)
+            grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
             if step == poisoned:
                 grad.view(-1)[0] = torch.nan
             p.grad = (
