@@ -468,13 +468,13 @@ def test_a_run_whose_terminal_is_closed_leaves_a_checkpoint_of_its_last_step(her
         stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
     )  # fmt: skip
     os.close(terminal)
-    metrics, ends = here / "r" / "metrics.jsonl", time.monotonic() + 60
+    metrics, ends = here / "r" / "metrics.jsonl", time.monotonic() + 120
     with run:
         while not (metrics.exists() and '"outer_loss"' in metrics.read_text()) and time.monotonic() < ends:
             time.sleep(0.05)
         os.close(mine)
         try:
-            assert run.wait(60) == 129
+            assert run.wait(120) == 129
         finally:
             run.kill()
     logged = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
