@@ -5,7 +5,7 @@ Shapes: P scalars, B blocks, N neurons (all elements of all axis groups, one gro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from lopt.graph import Block, ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.spec import PARAMETER_KINDS
+from lopt.graph.tensor_classes import VECTORS
 
 MESSAGE_ROLES = ("out", "in")
 """BlockAxis roles with neurons of their own; taps are few, and scalars along them are told apart by nobody."""
@@ -80,7 +81,7 @@ class Matrix:
 def plan_of(graph: ParameterGraph) -> Plan:
     """The plan of a graph, made once."""
     names = list(graph.parameters)
-    blocks = tuple(block for block in graph.blocks if prod(block.shape))
+    blocks = tuple(_as_vector(block) for block in graph.blocks if prod(block.shape))
     order = _block_order(graph)
     sizes = [group.size for group in graph.groups]
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
@@ -94,6 +95,16 @@ def plan_of(graph: ParameterGraph) -> Plan:
         order=order,
         inverse=None if order is None else torch.argsort(order),
     )
+
+
+def _as_vector(block: Block) -> Block:
+    """A gain or bias without its axes of size one: (1, C, 1, 1) is (C,)."""
+    long = [k for k, size in enumerate(block.shape) if size > 1]
+    own = len(block.shape) == len(block.slices) > 1  # axes of the tensor itself: what one is made of stays
+    if block.kind not in VECTORS or not own or len(long) != 1:
+        return block
+    (k,) = long
+    return replace(block, shape=(block.shape[k],), roles=(block.roles[k],), groups=(block.groups[k],))
 
 
 def _block_order(graph: ParameterGraph) -> Tensor | None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import lopt
 from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.numerics import segments
@@ -753,3 +754,31 @@ def test_the_base_of_a_rule_takes_the_same_steps_on_large_networks(monkeypatch: 
     for module in (learned, segments):
         monkeypatch.setattr(module, "LONG", 0)
     assert relative_error(run(bound, params, 3), small) < 1e-12
+
+
+class Gained(torch.nn.Module):
+    """A gain behind a convolution, stored in any shape."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(3, 8, 3, bias=False)
+        self.gain = torch.nn.Parameter(torch.linspace(0.5, 1.5, 8).reshape(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(x) * self.gain.reshape(1, 8, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["lopt-small", "lopt-base"])
+def test_axes_of_size_one_of_a_gain_change_no_step(name: str) -> None:
+    rule, ends = lopt.load_rule(name).double(), []
+    for shape in ((8,), (1, 8, 1, 1)):
+        torch.manual_seed(0)
+        model, x = Gained(shape).double(), torch.randn(4, 3, 6, 6, dtype=torch.float64)
+        graph = lopt.ParameterGraph.trace(model, (x,))
+        optimizer = lopt.LearnedOptimizer(model.named_parameters(), rule=rule, graph=graph)
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        ends.append([p.detach().reshape(-1) for p in model.parameters()])
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-9, atol=1e-12)
