@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lopt.features.per_scalar import FLOOR
 from lopt.graph import ParameterGraph
-from lopt.graph.tensor_classes import VECTORS
+from lopt.graph.tensor_classes import long_axis
 
 TIME_SCALES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 STATIC = 4
@@ -52,9 +52,7 @@ def static_features(graph: ParameterGraph, like: Tensor) -> Tensor:
     """(4, B): logarithms of the size, the first axis and the remaining axes of each tensor, and its depth."""
     rows = []
     for spec in graph.parameters.values():
-        long = [n for n in spec.shape if n > 1]
-        # A gain (C,) may be stored as (1, C, 1, 1), too.
-        first = spec.numel if spec.kind in VECTORS and len(long) < 2 else spec.shape[0] if spec.shape else 1
+        first = spec.shape[long_axis(spec) or 0] if spec.shape else 1
         sizes = (spec.numel, first, spec.numel / max(first, 1))
         rows.append([*(math.log(max(n, 1)) / 8 for n in sizes), spec.depth])
     return torch.tensor(rows, dtype=like.dtype, device=like.device).reshape(-1, STATIC).T

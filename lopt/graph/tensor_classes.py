@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
-from lopt.graph.spec import AxisSpec, ParameterSpec
+from lopt.graph.spec import AxisSpec, Block, ParameterSpec
 
 TABLES = frozenset({"embedding", "position"})
 """Kinds of tensors that are tables of vectors."""
@@ -117,6 +117,12 @@ def _is_vector(graph: ParameterGraph, spec: ParameterSpec) -> bool:
     # (1, 1, D) is a token or a gain, and (1, C, 1, 1) a gain; a weight that reads one neuron has kind "weight".
     reads = {"in", "out"} <= set(spec.roles) and spec.kind not in (*TABLES, "other")
     return len(spec.shape) > 2 and sum(size > 1 for size in spec.shape) <= 1 and not reads
+
+
+def long_axis(part: ParameterSpec | Block) -> int | None:
+    """Of a gain or bias the one axis longer than one, in whatever shape it is stored; None for all else."""
+    long = [axis for axis, size in enumerate(part.shape) if size > 1]
+    return long[0] if part.kind in VECTORS and len(long) == 1 else None
 
 
 @made_once

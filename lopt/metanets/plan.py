@@ -14,7 +14,7 @@ from torch import Tensor
 from lopt.graph import Block, ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.spec import PARAMETER_KINDS
-from lopt.graph.tensor_classes import VECTORS
+from lopt.graph.tensor_classes import long_axis
 
 MESSAGE_ROLES = ("out", "in")
 """BlockAxis roles with neurons of their own; taps are few, and scalars along them are told apart by nobody."""
@@ -99,11 +99,10 @@ def plan_of(graph: ParameterGraph) -> Plan:
 
 def _as_vector(block: Block) -> Block:
     """A gain or bias without its axes of size one: (1, C, 1, 1) is (C,)."""
-    long = [k for k, size in enumerate(block.shape) if size > 1]
-    own = len(block.shape) == len(block.slices) > 1  # axes of the tensor itself: what one is made of stays
-    if block.kind not in VECTORS or not own or len(long) != 1:
+    k = long_axis(block)
+    # Axes of the tensor itself, that is: those that one of them is made of stay.
+    if k is None or len(block.shape) != len(block.slices):
         return block
-    (k,) = long
     return replace(block, shape=(block.shape[k],), roles=(block.roles[k],), groups=(block.groups[k],))
 
 

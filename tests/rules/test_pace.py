@@ -75,6 +75,14 @@ def test_it_is_bounded_either_way(sign: float) -> None:
     assert LONGEST_PACE == 100
 
 
+@pytest.mark.parametrize("total", [100.0, 1000.0, None])
+def test_it_grows_by_as_much_over_any_horizon(total: float | None) -> None:
+    """With nothing but agreement; an unknown horizon counts as 320 steps."""
+    steps = int(total or 320)
+    last = paces(lambda _: torch.ones(SHAPE, dtype=torch.float64), steps, total)[-1]
+    assert last == pytest.approx(PACE, rel=0.15)
+
+
 def test_steps_are_that_much_longer() -> None:
     """Beside the same rule without it, on the same gradients."""
     params = {"w": torch.zeros(SHAPE, dtype=torch.float64)}
