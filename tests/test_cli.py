@@ -443,7 +443,8 @@ def test_a_terminated_run_resumes_to_the_same_rule(
 
 
 TERMINAL = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
 os.open(os.ttyname(0), os.O_RDWR)  # the first that a new session opens is its terminal
 from lopt.cli import main
 sys.exit(main())
@@ -468,13 +469,13 @@ def test_a_run_whose_terminal_is_closed_leaves_a_checkpoint_of_its_last_step(her
         stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
     )  # fmt: skip
     os.close(terminal)
-    metrics, ends = here / "r" / "metrics.jsonl", time.monotonic() + 120
+    metrics, ends = here / "r" / "metrics.jsonl", time.monotonic() + 60
     with run:
         while not (metrics.exists() and '"outer_loss"' in metrics.read_text()) and time.monotonic() < ends:
             time.sleep(0.05)
         os.close(mine)
         try:
-            assert run.wait(120) == 129
+            assert run.wait(60) == 129
         finally:
             run.kill()
     logged = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
