@@ -24,7 +24,7 @@ from lopt.metanets import METANETS
 from lopt.weight_space import trained
 from lopt.weight_space.architecture import architecture
 from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
-from lopt.weight_space.fitting import FitOptions, Loss, fit
+from lopt.weight_space.fitting import FitOptions, Fitted, Loss, fit
 from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors
 from lopt.weight_space.readers import awaken, hear, scales_of
 from lopt.weight_space.sirens import SirenShape, grid, render
@@ -123,20 +123,41 @@ def train_editor(
 
     name, copies: of the `Editor`. Raises `ConfigError` for an edit that is not among `EDITS`, or an unknown name.
     """
-    if edit not in EDITS:
-        raise ConfigError(f"edit: expected one of {', '.join(EDITS)}, found {edit!r}")
-    options, low = options or EDITING, networks.header["recipe"]["low"]
-    wanted = EDITS[edit](images).flatten(2)
-    parts = {split: networks.splits == SPLITS.index(split) for split in ("train", "validation")}
+    return fit_editor(networks, images, edit, name, options, copies)[0]
+
+
+def fit_editor(
+    networks: NetworkSet,
+    images: Tensor,
+    edit: str,
+    name: str = "nfn_np",
+    options: FitOptions | None = None,
+    copies: int = 1,
+) -> tuple[Editor, Fitted]:
+    """`train_editor`, with what became of the training."""
+    options = options or EDITING
+    wanted = {split: edited_images(networks, images, edit, split) for split in ("train", "validation")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         editor = Editor(networks.split("train"), name, copies)
-        fit(
-            editor, networks.split("train"), wanted[parts["train"]], options,
-            (networks.split("validation"), wanted[parts["validation"]]),
-            loss=rendered_error(grid(*images.shape[2:]), low), desc=f"{name}: {edit}",
+        fitted = fit(
+            editor, networks.split("train"), wanted["train"], options,
+            (networks.split("validation"), wanted["validation"]),
+            loss=error_of(networks, images), desc=f"{name}: {edit}",
         )  # fmt: skip
-    return editor
+    return editor, fitted
+
+
+def edited_images(networks: NetworkSet, images: Tensor, edit: str, split: str) -> Tensor:
+    """(B, C, M): what the networks of a split are to show. Raises `ConfigError` for an edit not among `EDITS`."""
+    if edit not in EDITS:
+        raise ConfigError(f"edit: expected one of {', '.join(EDITS)}, found {edit!r}")
+    return EDITS[edit](images)[networks.splits == SPLITS.index(split)].flatten(2)
+
+
+def error_of(networks: NetworkSet, images: Tensor) -> Loss:
+    """`rendered_error` for networks of `make` and the images (N, C, H, W) that they are of."""
+    return rendered_error(grid(*images.shape[2:]), networks.header["recipe"]["low"])
 
 
 def rendered_error(points: Tensor, low: float = -1.0) -> Loss:

@@ -10,6 +10,7 @@ Shapes: N networks, B of them in a batch, Y predicted values.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,8 +56,10 @@ class Fitted:
     """Means of the training loss between checks."""
     validation: list[float]
     """Loss on the validation networks at each check."""
+    start: float | None
+    """That before any training, if there are such networks."""
     best: int
-    """The check whose weights the reader has."""
+    """The check whose weights the reader has; -1: it was never better than it had been before."""
     seconds: float
     """Processor time."""
     ms: float
@@ -85,7 +88,8 @@ def fit(
     """Train a reader to say of each network its target: a class (N) or numbers (N) or (N, Y).
 
     change: drawn anew for every batch, such as `Views` of the images of SIRENs. loss: another one than `loss_of` has.
-    With validation networks and targets the reader ends with the weights that were best for them.
+    With validation networks and targets the reader ends with the weights that were best for them, be they those that
+    it came with: one that was trained before is never made worse.
     Raises `ConfigError` if networks and targets are not as many, `DataError` if they are not finite.
     """
     options = options or FitOptions()
@@ -106,10 +110,16 @@ def fit(
         optimizer, options.lr, total_steps=steps + 2, pct_start=warm_up, cycle_momentum=False
     )
     between = -(-steps // options.checks)
-    losses, scores, kept = [0.0], [], None
+    losses: list[float] = [0.0]
+    scores: list[float] = []
     order = torch.empty(0, dtype=torch.long)
     shown, begun = progress(steps, desc), time.process_time()
     reader.train()
+    start, best, kept, lowest = None, -1, None, math.inf
+    if validation is not None:
+        start, kept = mean_loss(reader, *validation, loss), copy.deepcopy(reader.state_dict())
+        # One that is NaN is no rival to what comes.
+        lowest = start if math.isfinite(start) else math.inf
     try:
         for step in range(steps):
             if len(order) < options.batch:
@@ -128,7 +138,8 @@ def fit(
             if (step + 1) % between == 0 or step + 1 == steps:
                 if validation is not None:
                     scores.append(mean_loss(reader, *validation, loss))
-                    kept = copy.deepcopy(reader.state_dict()) if scores[-1] <= min(scores) else kept
+                    if scores[-1] <= lowest:
+                        best, lowest, kept = len(scores) - 1, scores[-1], copy.deepcopy(reader.state_dict())
                     shown.set_postfix(loss=losses[-1], validation=scores[-1])
                 losses += [0.0] if step + 1 < steps else []
     finally:
@@ -137,8 +148,8 @@ def fit(
         reader.load_state_dict(kept)
     reader.eval()
     seconds = time.process_time() - begun
-    best = scores.index(min(scores)) if scores else len(losses) - 1
-    return Fitted(losses, scores, best, seconds, 1000 * seconds / (steps * options.batch))
+    best = best if scores else len(losses) - 1
+    return Fitted(losses, scores, start, best, seconds, 1000 * seconds / (steps * options.batch))
 
 
 def check_finite(networks: NetworkSet, targets: Tensor) -> None:

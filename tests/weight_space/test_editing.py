@@ -11,9 +11,18 @@ from torch import Tensor
 
 from lopt.cli import main
 from lopt.errors import ConfigError
-from lopt.weight_space.editing import Editor, dilated, load_editor, rendered_error, train_editor
+from lopt.weight_space.editing import (
+    Editor,
+    dilated,
+    edited_images,
+    error_of,
+    fit_editor,
+    load_editor,
+    rendered_error,
+    train_editor,
+)  # fmt: skip
 from lopt.weight_space.fitting import FitOptions, fit, mean_loss
-from lopt.weight_space.making import make
+from lopt.weight_space.making import images_of, make
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.sirens import RECIPES, Recipe, SirenShape, grid, initial, render
 from lopt.weight_space.sirens import fit as fit_sirens
@@ -88,6 +97,25 @@ def test_an_editor_learns_to_change_what_is_shown() -> None:
     unedited = ((render(SHAPE, params, POINTS) + 1) / 2 - wanted).square().mean().item()
     fit(editor, data, wanted, FitOptions(passes=32 * 40, batch=32, lr=1e-2), loss=error)
     assert mean_loss(editor, data, wanted, error) < 0.7 * unedited
+
+
+def test_a_trained_editor_is_what_its_training_came_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "siren300", Recipe(steps=2))
+    made = make("inr-digits", "siren300", 32, tmp_path / "sirens.safetensors")
+    images, options = images_of(made), FitOptions(passes=96, batch=12, lr=8e-3, checks=2)
+    editor, fitted = fit_editor(made, images, "dilate", "deepsets", options)
+    held_out, wanted = made.split("validation"), edited_images(made, images, "dilate", "validation")
+    assert len(fitted.validation) == 2
+    assert fitted.start is not None
+    assert fitted.start > min(fitted.validation)
+    assert mean_loss(editor, held_out, wanted, error_of(made, images)) == pytest.approx(
+        min(fitted.validation)
+    )
+    again = train_editor(made, images, "dilate", "deepsets", options)
+    for key, value in again.state_dict().items():
+        assert torch.equal(value, editor.state_dict()[key])
 
 
 def test_a_trained_editor_is_one_file_that_edits_any_network_of_its_kind(

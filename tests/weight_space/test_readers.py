@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from lopt.errors import ConfigError
 from lopt.weight_space.architecture import architecture
 from lopt.weight_space.fitting import FitOptions, fit, mean_loss, predict
 from lopt.weight_space.network_set import NetworkSet
-from lopt.weight_space.readers import PROBED
+from lopt.weight_space.readers import PROBED, MetanetReader, awaken
 from lopt.weight_space.sirens import RECIPES, SirenShape, initial
 from lopt.weight_space.symmetries import flipped
 from lopt.weight_space.systems import METANET_READERS, NAMES, make_reader
@@ -37,6 +38,8 @@ def reader(name: str, probes: int, outputs: int = 3) -> torch.nn.Module:
     """One in float64 and evaluation mode, whose norm has seen the networks once."""
     torch.manual_seed(0)
     found = make_reader(name, networks(), outputs, probes, size=3).double()
+    if isinstance(found, MetanetReader):
+        awaken(found.head)  # silent at first beside a reader of functions
     found(networks().params)
     return found.eval()
 
@@ -107,6 +110,39 @@ def test_every_kind_of_reader_learns_and_answers_in_batches(name: str, probes: i
     assert mean_loss(net, data, labels) < before
     assert len(fitted.losses) == len(fitted.validation) == 3
     torch.testing.assert_close(predict(net, data.params, batch=5), predict(net, data.params))
+
+
+@pytest.mark.parametrize("name", [*PROBED, "nfn_np"])
+def test_beside_a_reader_of_functions_a_metanet_starts_as_that_and_then_has_its_say(name: str) -> None:
+    data = networks()
+    torch.manual_seed(0)
+    net = make_reader(name, data, 3, probes=4).double()
+    assert isinstance(net, MetanetReader)
+    assert net.functions is not None
+    assert torch.equal(predict(net, data.params), predict(net.functions, data.params))
+    functions = copy.deepcopy(net.functions)
+    fit(net, data, data.columns["label"], FitOptions(passes=6 * 8, batch=6, lr=1e-2))
+    net.functions = functions
+    assert change(predict(net, data.params), predict(functions, data.params)) > 1e-3
+
+
+def test_training_that_only_harms_leaves_a_reader_as_it_came() -> None:
+    data = networks(24)
+    labels = data.columns["label"]
+    torch.manual_seed(0)
+    net = make_reader("pixels", data, 2, size=3).double()
+    options = FitOptions(passes=24 * 15, batch=24, lr=4e-3, checks=3)
+    trained = fit(net, data, labels, options, (data, labels))
+    assert trained.start is not None
+    assert trained.start > min(trained.validation) == trained.validation[trained.best]
+    came = copy.deepcopy(net.state_dict())
+    harmed = fit(net, data, 1 - labels, options, (data, labels))
+    assert harmed.best == -1
+    assert harmed.start == pytest.approx(min(trained.validation))
+    assert min(harmed.validation) > min(trained.validation)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, came[key]), key
+    assert fit(net, data, labels, options).start is None
 
 
 def test_numbers_are_learned_too() -> None:
