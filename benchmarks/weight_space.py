@@ -4,11 +4,12 @@
     python -m benchmarks weight_space --data ~/data --networks ~/networks --only ng_t+64 probes
     python -m benchmarks weight_space --report                             the summary from the log alone
 
-The class of the image that a SIREN shows (2-32-32-1, each from its own random initial weights, 300 steps of Adam). All
-readers see as many networks, in the same order, each through a random view of its image (turned, stretched, sheared
-and shifted: an exact change of the first layer); AdamW at one rate for all; the weights that are best on the
-validation networks are tested once. Of metanets with probes (+64) the part that reads functions alone is trained
-first, by itself, on ten times as many, which takes it less time than the rest then does. In the task "dilation"
+The class of the image that a SIREN shows (2-32-32-1, of CIFAR-10 2-32-32-3, each from its own random initial weights,
+300 steps of Adam). All readers see as many networks, in the same order, each through a random view of its image
+(turned, stretched, sheared and shifted, of CIFAR-10 also mirrored: an exact change of the first layer); AdamW at one
+rate for all; the weights that are best on the validation networks are tested once. Of metanets with probes (+64) the
+part that reads functions alone is trained first, by itself, on ten times as many, which takes it less time than the
+rest then does; the whole starts as that, and stays so if it never gets better. In the task "dilation"
 metanets change the weights of the same networks until the image that they show is the dilated original (3 x 3),
 without views, 16 in a batch at rate 8e-3 where others have 64 at 2e-3; *4 is the mean of four edited networks, no_edit
 the error of networks as they are, own_error that to their own images. In "sines" readers tell amplitude, frequency and
@@ -43,7 +44,7 @@ from lopt.files import user_path
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
 from lopt.training.runtime import prepare_cpu
-from lopt.weight_space.editing import EDITING, Editor, dilated, rendered_error
+from lopt.weight_space.editing import EDITING, edited_images, error_of, fit_editor
 from lopt.weight_space.fitting import FitOptions, Fitted, fit, mean_loss, predict
 from lopt.weight_space.making import IMAGE_SETS, images_of, make
 from lopt.weight_space.network_set import SPLITS, NetworkSet, Tensors
@@ -51,6 +52,7 @@ from lopt.weight_space.readers import PROBED, MetanetReader, Reader
 from lopt.weight_space.sirens import SirenShape, grid, render
 from lopt.weight_space.symmetries import Views
 from lopt.weight_space.systems import METANET_READERS, NAMES, make_reader
+from meta_tasks.data.images import PUBLISHED_SIZES
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = Path("runs/benchmarks/quick")
@@ -65,6 +67,8 @@ EDITORS = ("no_edit", "own_error", *METANET_READERS, *(f"{name}*4" for name in M
 DILATION = "dilation"
 FIRST = 10
 """Passes that the part of a metanet which reads functions alone has to itself, for each of the whole's."""
+VIEWS = {"inr-cifar10": Views(mirror=True)}
+"""Of tasks that have others than the rest."""
 OWN = {"sines": sines, "tickets": tickets, "cnn-zoo": cnn_zoo, "cnn-zoo-fresh": cnn_zoo_fresh}
 """Tasks with networks and budgets of their own."""
 
@@ -77,15 +81,13 @@ class Protocol(NamedTuple):
     networks: int
     passes: int
     seeds: int
-    size: int
-    """Of the images."""
     edited: str
     """Data set of the networks of `DILATION`."""
     rate: float = 2e-3
 
 
-CPU = Protocol(("inr-mnist", DILATION, *OWN), "siren300", 8000, 30_000, 1, 28, "inr-mnist")
-SMALL = Protocol(("inr-digits", DILATION, *OWN), "siren300", 320, 1_500, 1, 8, "inr-digits")
+CPU = Protocol(("inr-mnist", DILATION, *OWN), "siren300", 8000, 30_000, 1, "inr-mnist")
+SMALL = Protocol(("inr-digits", DILATION, *OWN), "siren300", 320, 1_500, 1, "inr-digits")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -149,7 +151,7 @@ def _run(
                 if task == DILATION:
                     found = _edited(method, networks, images_of(networks, data), protocol, seed)
                 else:
-                    found = _one(method, networks, protocol, seed)
+                    found = _one(task, method, networks, protocol, seed)
                 log.add({**key, **found, "provenance": provenance()})
 
 
@@ -157,7 +159,8 @@ def _further(task: str, method: str, protocol: Protocol) -> Record:
     """What is not alike for all methods."""
     if task == DILATION:
         return {} if method in ("no_edit", "own_error") else {"batch": EDITING.batch, "rate": EDITING.lr}
-    return {"first": FIRST * protocol.passes} if "+" in method else {}
+    views = VIEWS[task].model_dump(exclude_defaults=True) if task in VIEWS else {}
+    return {**views, **({"first": FIRST * protocol.passes} if "+" in method else {})}
 
 
 def _run_own(task: str, args: argparse.Namespace, seeds: int, log: Log) -> None:
@@ -178,13 +181,13 @@ def _is_done(key: Record, log: Log) -> bool:
     return canonical(key) in done
 
 
-def _one(method: str, networks: NetworkSet, protocol: Protocol, seed: int) -> Record:
+def _one(task: str, method: str, networks: NetworkSet, protocol: Protocol, seed: int) -> Record:
     """Train and test one reader with one seed."""
     torch.manual_seed(seed)
     train, validation, test = (networks.split(name) for name in ("train", "validation", "test"))
     name, _, probes = method.partition("+")
-    reader = make_reader(name, train, 10, int(probes or 0), protocol.size)
-    shape, views = SirenShape(**networks.header["architecture"]), Views()
+    reader = make_reader(name, train, 10, int(probes or 0), PUBLISHED_SIZES[IMAGE_SETS[task]])
+    shape, views = SirenShape(**networks.header["architecture"]), VIEWS.get(task, Views())
 
     def seen(params: Tensors, generator: torch.Generator) -> Tensors:
         return views(shape, params, generator)
@@ -210,24 +213,19 @@ def _one(method: str, networks: NetworkSet, protocol: Protocol, seed: int) -> Re
 
 def _edited(method: str, networks: NetworkSet, images: Tensor, protocol: Protocol, seed: int) -> Record:
     """Train and test one editor with one seed, or measure what it is held against."""
-    torch.manual_seed(seed)
-    train, validation, test = (networks.split(name) for name in ("train", "validation", "test"))
-    points, low = grid(*images.shape[2:]), networks.header["recipe"]["low"]
-    own = {name: images[networks.splits == index].flatten(2) for index, name in enumerate(SPLITS)}
-    wanted = {name: dilated(images)[networks.splits == index].flatten(2) for index, name in enumerate(SPLITS)}
+    test, wanted = networks.split("test"), edited_images(networks, images, "dilate", "test")
     if method in ("no_edit", "own_error"):
+        points, low = grid(*images.shape[2:]), networks.header["recipe"]["low"]
+        own = images[networks.splits == SPLITS.index("test")].flatten(2)
         shown = render(SirenShape(**networks.header["architecture"]), test.params, points)
-        target = (wanted if method == "no_edit" else own)["test"]
+        target = wanted if method == "no_edit" else own
         error = ((shown - low) / (1 - low) - target).square().mean().item()
         return {"mse_x100": 100 * error, "ms": 0.0, "seconds": 0.0, "meta_parameters": 0}
     name, _, copies = method.partition("*")
-    editor, loss = Editor(train, name, int(copies or 1)), rendered_error(points, low)
-    fitted = fit(
-        editor, train, wanted["train"], EDITING.but(passes=protocol.passes, seed=seed),
-        (validation, wanted["validation"]), loss=loss, desc=f"{method} {seed}",
-    )  # fmt: skip
+    options = EDITING.but(passes=protocol.passes, seed=seed)
+    editor, fitted = fit_editor(networks, images, "dilate", name, options, int(copies or 1))
     return {
-        "mse_x100": 100 * mean_loss(editor, test, wanted["test"], loss),
+        "mse_x100": 100 * mean_loss(editor, test, wanted, error_of(networks, images)),
         **vars(fitted),
         "meta_parameters": sum(parameter.numel() for parameter in editor.parameters()),
     }

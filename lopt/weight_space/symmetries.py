@@ -57,18 +57,20 @@ def _turned(shape: SirenShape, params: Tensors, signs: Tensors) -> Tensors:
 
 
 class Views(Settings):
-    """Random views of the images that SIRENs are of: their inputs turned, stretched, sheared and shifted."""
+    """Random views of the images that SIRENs are of: their inputs turned, stretched, sheared, shifted, mirrored."""
 
     degrees: NonNegative = 12.0
     stretch: Annotated[float, Field(ge=0, lt=1)] = 0.12
     shear: Annotated[float, Field(ge=0, lt=1)] = 0.12
     shift: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The largest of each; of the image, which reaches from -1 to 1."""
+    mirror: bool = False
+    """Half of them also left to right, as things seen may be and characters may not."""
 
     def __call__(
         self, shape: SirenShape, params: Tensors, generator: torch.Generator | None = None
     ) -> Tensors:
-        """B networks of x -> f(A x + t), with A and t drawn for each."""
+        """B networks of x -> f(A x + t), with A and t drawn for each. (x has the height first, as `grid` does.)"""
         weight, bias = (params[name] for name in shape.names[0])
         count = len(weight)
 
@@ -79,5 +81,7 @@ class Views(Settings):
         turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).reshape(-1, 2, 2)
         change = torch.diag_embed(self.stretch * draw(2)) + torch.eye(2).to(weight)
         change[:, 0, 1] = self.shear * draw()
+        if self.mirror:
+            change[..., 1] *= 1 - 2 * torch.randint(2, (count, 1), generator=generator).to(weight)
         moved = bias + (weight @ (self.shift * draw(2))[..., None])[..., 0]
         return {**params, shape.names[0][0]: weight @ turn @ change, shape.names[0][1]: moved}

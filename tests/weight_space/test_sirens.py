@@ -108,6 +108,16 @@ def test_views_are_of_the_same_image_from_elsewhere() -> None:
     torch.testing.assert_close(still["layers.0.weight"], params["layers.0.weight"])
 
 
+def test_mirrored_views_show_the_image_left_to_right() -> None:
+    params, flat = networks(range(16)), Views(degrees=0, stretch=0, shear=0, shift=0, mirror=True)
+    images = render(SHAPE, params, POINTS).unflatten(-1, (4, 5))
+    seen = render(SHAPE, flat(SHAPE, params, seeded(0)), POINTS).unflatten(-1, (4, 5))
+    mirrored = (seen - images.flip(-1)).abs().amax((1, 2, 3)) < 1e-12
+    same = (seen - images).abs().amax((1, 2, 3)) < 1e-12
+    assert torch.equal(mirrored, ~same)
+    assert 3 < mirrored.sum() < 13
+
+
 def test_seeds_and_targets_must_be_as_many() -> None:
     with pytest.raises(ConfigError, match="as many seeds as targets, found 2 and 3"):
         fit(SHAPE, Recipe(steps=1), [0, 1], POINTS.float(), torch.zeros(3, 3, 20))
