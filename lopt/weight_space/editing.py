@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from lopt.errors import ConfigError
 from lopt.files import user_path
-from lopt.metanets import METANETS
 from lopt.weight_space import trained
 from lopt.weight_space.architecture import architecture
-from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
+from lopt.weight_space.features import FeatureOptions
 from lopt.weight_space.fitting import FitOptions, Fitted, Loss, fit
+from lopt.weight_space.listening import Listener, awaken
 from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors
-from lopt.weight_space.readers import awaken, hear, scales_of
+from lopt.weight_space.readers import scales_of
 from lopt.weight_space.sirens import SirenShape, grid, render
 from lopt.weight_space.symmetries import canonical
 from lopt.weight_space.systems import METANET_READERS
@@ -36,7 +36,7 @@ EDITING = FitOptions(batch=16, lr=8e-3)
 """Of a training: in as many passes more and longer steps teach an editor more, whose scales must grow tenfold."""
 
 
-class Editor(nn.Module):
+class Editor(Listener):
     """theta' = theta + s rms out(theta), with s of its own for every tensor, .01 at first, and rms over a training set.
 
     theta is in its canonical form, which is the same function. copies: K edited networks, whose mean is meant: wider
@@ -44,22 +44,19 @@ class Editor(nn.Module):
     """
 
     def __init__(self, networks: NetworkSet, name: str, copies: int = 1) -> None:
-        super().__init__()
-        self.name = name
-        self.shape = SirenShape(**networks.header["architecture"])
-        self.graph = architecture(self.shape).graph
-        scales = scales_of(canonical(self.shape, networks.params))
-        options = FeatureOptions(frequencies=4, places=True, w0=self.shape.w0)
-        self.features = WeightFeatures(options, {name: scales[name] for name in self.graph.parameters})
         if name not in METANET_READERS:
             raise ConfigError(f"editor: expected one of {', '.join(METANET_READERS)}, found {name!r}")
-        metanet, of = METANET_READERS[name]
-        self.metanet = METANETS.make(
-            METANETS.options(metanet)(**of(self.graph)),
-            features=options.count,
-            context=CONTEXT,
-            outputs=copies,
+        metanet, options = METANET_READERS[name]
+        shape = SirenShape(**networks.header["architecture"])
+        graph, scales = architecture(shape).graph, scales_of(canonical(shape, networks.params))
+        super().__init__(
+            metanet,
+            copies,
+            options(graph),
+            FeatureOptions(frequencies=4, places=True, w0=shape.w0),
+            {name: scales[name] for name in graph.parameters},
         )
+        self.name, self.shape, self.graph = name, shape, graph
         awaken(self.metanet)
         self.scale = nn.Parameter(torch.full((copies, len(scales)), FIRST_SCALE))
 
@@ -87,7 +84,7 @@ class Editor(nn.Module):
     def forward(self, params: Tensors) -> Tensors:
         """Parameters (B, *shape) of networks -> those of the edited ones, (B, K, *shape)."""
         params = canonical(self.shape, params)
-        changes = self.graph.unflatten(hear(self.metanet, self.graph, self.features, params).movedim(1, 0))
+        changes = self.graph.unflatten(self.heard(self.graph, params).movedim(1, 0))
         edited = {}
         for name, scale in zip(self.graph.parameters, (self.scale * self.features.scales).T, strict=True):
             each = scale.reshape(-1, *[1] * (params[name].dim() - 1))

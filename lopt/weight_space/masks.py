@@ -22,9 +22,10 @@ from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.metanets import METANETS
 from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
+from lopt.weight_space.listening import awaken
 from lopt.weight_space.network_set import NetworkSet, Tensors
 from lopt.weight_space.perceptrons import PerceptronShape
-from lopt.weight_space.readers import Mlp, awaken, scales_of
+from lopt.weight_space.readers import Mlp, scales_of
 from lopt.weight_space.tickets import masks_of
 
 CODE = 8

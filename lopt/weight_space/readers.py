@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lopt.graph import ParameterGraph
-from lopt.metanets import METANETS
-from lopt.metanets.base import Metanet
-from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
+from lopt.weight_space.features import FeatureOptions
+from lopt.weight_space.listening import Listener, awaken
 from lopt.weight_space.network_set import NetworkSet, Tensors
 from lopt.weight_space.probes import probe
 from lopt.weight_space.readout import STATISTICS, pool_tensors
@@ -151,7 +150,7 @@ class ProbeReader(Reader):
         return torch.vmap(lambda one: probe(model, graph, points, one, behind=True), out_dims=1)(params)
 
 
-class MetanetReader(Reader):
+class MetanetReader(Listener, Reader):
     """A metanet on the parameter graph, pooled over each tensor, with M probes of every neuron if wanted.
 
         y = head([pool_b of what the metanet says of each tensor b]) + functions(params)
@@ -177,22 +176,16 @@ class MetanetReader(Reader):
         channels: int = 32,
         width: int = 64,
     ) -> None:
-        super().__init__()
-        self.graph, self.functions = graph, functions
-        self.siren = siren
-        scales = scales_of(self._canonical(networks.params))
-        features = features or FeatureOptions(
-            frequencies=4, places=True, w0=self.siren.w0 if self.siren else 0.0
+        scales = scales_of(networks.params if siren is None else canonical(siren, networks.params))
+        hears = functions is not None and metanet in PROBED
+        super().__init__(
+            metanet,
+            channels,
+            {**(options or {}), **({"probes": functions.inputs.count} if functions and hears else {})},
+            features or FeatureOptions(frequencies=4, places=True, w0=siren.w0 if siren else 0.0),
+            {name: scales[name] for name in graph.parameters},
         )
-        self.features = WeightFeatures(features, {name: scales[name] for name in graph.parameters})
-        self.hears = functions is not None and metanet in PROBED
-        options = {
-            **(options or {}),
-            **({"probes": functions.inputs.count} if functions and self.hears else {}),
-        }
-        self.metanet = METANETS.make(
-            METANETS.options(metanet)(**options), features=features.count, context=CONTEXT, outputs=channels
-        )
+        self.graph, self.functions, self.siren, self.hears = graph, functions, siren, hears
         awaken(self.metanet)
         pooled = STATISTICS * channels * len(graph.parameters)
         if self.siren:
@@ -206,7 +199,7 @@ class MetanetReader(Reader):
     def forward(self, params: Tensors) -> Tensor:
         read = self._canonical(params)
         probes = self.functions.of_neurons(self.graph, read) if self.functions and self.hears else None
-        said = hear(self.metanet, self.graph, self.features, read, probes)
+        said = self.heard(self.graph, read, probes)
         pooled = pool_tensors(self.graph, said).movedim(1, 0).flatten(1)
         if self.siren is None:
             pooled = torch.asinh(torch.cat([pooled, FINE * statistics(params)], 1))
@@ -217,25 +210,6 @@ class MetanetReader(Reader):
         return params if self.siren is None else canonical(self.siren, params)
 
 
-def hear(
-    metanet: Metanet,
-    graph: ParameterGraph,
-    features: WeightFeatures,
-    params: Tensors,
-    probes: Tensor | None = None,
-) -> Tensor:
-    """What a metanet says of every scalar of B networks (B, *shape), with probes (M, B, N) of theirs: (R, B, P)."""
-    told = [*torch.vmap(lambda one: features(graph, one), out_dims=1)(params)]
-    names = [] if probes is None else ["probes"]
-
-    def said(*values: Tensor) -> Tensor:
-        found: Tensor = metanet(graph, *values[:2], **dict(zip(names, values[2:], strict=True)))[0]
-        return found
-
-    told += [] if probes is None else [probes]
-    return said(*told) if metanet.side_by_side else torch.vmap(said, in_dims=1, out_dims=1)(*told)
-
-
 def statistics(params: Tensors) -> Tensor:
     """(B, 7 for each tensor): its mean, variance and quantiles."""
     columns = []
@@ -244,13 +218,6 @@ def statistics(params: Tensors) -> Tensor:
         columns += [flat.mean(1), flat.var(1, correction=0)]
         columns += list(flat.quantile(torch.tensor(QUANTILES).to(flat), dim=1))
     return torch.stack(columns, -1)
-
-
-def awaken(metanet: nn.Module) -> None:
-    """Draw the output layers, which start at zero so that a fresh rule is its base: a reader has no base."""
-    for parameter in metanet.parameters():
-        if parameter.dim() > 1 and not parameter.any():
-            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
 
 def silence(head: Head) -> None:

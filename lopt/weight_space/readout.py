@@ -14,18 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.graph.spec import PARAMETER_KINDS
-from lopt.metanets import METANETS
 from lopt.metanets.layers import PointwiseMlp
-from lopt.metanets.published.ng_gnn import NeuralGraph
-from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
+from lopt.weight_space.features import CONTEXT, FeatureOptions
+from lopt.weight_space.listening import Listener
 
 STATISTICS = 3
 
 
-class NetworkReadout(nn.Module):
+class NetworkReadout(Listener):
     """y = MLP([mean, max over tensors b of MLP([pool_b, kind_b])]) of what a metanet says of every scalar.
 
     metanet: a name in `METANETS`, made with `metanet_options`; channels: its outputs per scalar; outputs: Y;
@@ -43,15 +41,10 @@ class NetworkReadout(nn.Module):
         features: FeatureOptions | None = None,
         scales: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__()
-        self.features = WeightFeatures(features or FeatureOptions(), scales)
-        count = self.features.options.count
-        self.metanet = METANETS.make(
-            METANETS.options(metanet)(**(metanet_options or {})),
-            features=count, context=CONTEXT, outputs=channels,
-        )  # fmt: skip
+        features = features or FeatureOptions()
+        super().__init__(metanet, channels, metanet_options or {}, features, scales)
         self.kinds = nn.Parameter(0.1 * torch.randn(width, len(PARAMETER_KINDS)))
-        self.tensor = PointwiseMlp(STATISTICS * (channels + count) + CONTEXT, width, width)
+        self.tensor = PointwiseMlp(STATISTICS * (channels + features.count) + CONTEXT, width, width)
         self.network = PointwiseMlp(2 * width, width, outputs)
 
     def forward(
@@ -62,11 +55,7 @@ class NetworkReadout(nn.Module):
         probes (M, N): how its neurons answer to M inputs, from `lopt.weight_space.probes`; for "ng_gnn" and "ng_t".
         """
         features, context = self.features(graph, params)
-        if probes is not None and not isinstance(self.metanet, NeuralGraph):
-            name = type(self.metanet).__name__
-            raise ConfigError(f"readout: expected ng_gnn or ng_t with probes=M to read probes, found {name}")
-        extra = {} if probes is None else {"probes": probes}
-        said, _ = self.metanet(graph, features, context, **extra)
+        said = self.said(graph, features, context, probes)
         # The metanet's heads start at zero: with the features beside them the first gradient has somewhere to go.
         pooled = pool_tensors(graph, torch.cat([said, features]))
         kinds = [PARAMETER_KINDS.index(spec.kind) for spec in graph.parameters.values()]

@@ -12,8 +12,9 @@ from torch import Tensor
 from lopt.errors import ConfigError
 from lopt.weight_space.architecture import architecture
 from lopt.weight_space.fitting import FitOptions, fit, mean_loss, predict
+from lopt.weight_space.listening import awaken
 from lopt.weight_space.network_set import NetworkSet
-from lopt.weight_space.readers import PROBED, MetanetReader, awaken
+from lopt.weight_space.readers import PROBED, MetanetReader
 from lopt.weight_space.sirens import RECIPES, SirenShape, initial
 from lopt.weight_space.symmetries import flipped
 from lopt.weight_space.systems import METANET_READERS, NAMES, make_reader
