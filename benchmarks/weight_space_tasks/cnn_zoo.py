@@ -20,6 +20,7 @@ from torch import Tensor
 from benchmarks.runner.log import Record
 from lopt.weight_space.fitting import FitOptions, fit, predict
 from lopt.weight_space.network_set import NetworkSet
+from lopt.weight_space.ranks import signs, tau_b
 from lopt.weight_space.systems import make_reader
 from lopt.weight_space.zoo import ZOOS, make_zoo
 
@@ -70,17 +71,6 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
     }
 
 
-def tau_b(truth: Tensor, predicted: Tensor, pairs: Tensor | None = None) -> float:
-    """Kendall's: concordant less discordant pairs, over the geometric mean of those untied in each.
-
-    pairs (N, N): those that count.
-    """
-    left, right = _signs(truth), _signs(predicted)
-    if pairs is not None:
-        left, right = left * pairs, right * pairs
-    return ((left * right).sum() / (left.abs().sum() * right.abs().sum()).sqrt()).item()
-
-
 def alike(networks: NetworkSet) -> Tensor:
     """(N, N): whether two checkpoints are of the same step, share and third of the rates."""
     columns = networks.columns
@@ -108,10 +98,6 @@ def beside(records: Sequence[Record], statnn: Sequence[Record]) -> dict[str, Any
 
 def _taus(record: Record, weights: Tensor) -> Tensor:
     """tau-b with each checkpoint counted as often as a row of weights (D, N) says."""
-    left, right = (_signs(torch.tensor(record[name])) for name in ("truth", "predicted"))
+    left, right = (signs(torch.tensor(record[name])) for name in ("truth", "predicted"))
     both, one, other = (((weights @ m) * weights).sum(1) for m in (left * right, left.abs(), right.abs()))
     return both / (one * other).sqrt()
-
-
-def _signs(values: Tensor) -> Tensor:
-    return (values[:, None] - values).sign().double()

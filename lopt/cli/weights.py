@@ -13,7 +13,8 @@ DESCRIPTION = """Networks as data.
 
   make    fit thousands of implicit networks (SIREN), one to each image of a data set, and audit them;
           or to sines; prune perceptrons, for the masks of their winning tickets; or train small
-          convolutional classifiers (cnn-zoo), with their accuracy at several checkpoints.
+          convolutional classifiers, of one architecture (cnn-zoo) or of many (wild-park), with their
+          accuracy at several checkpoints.
           Stop it whenever you like: the same command goes on, also with a larger --count
   train   a reader that tells a number known of each network of a set, one that was made here or by
           `lopt.weight_space.network_set.collect` of your own; or, of SIRENs, an editor
@@ -26,6 +27,7 @@ examples:
   lopt weights make sines --count 2000 --out sines.safetensors
   lopt weights make tickets --count 256 --data ~/data --out tickets.safetensors
   lopt weights make cnn-zoo --count 2000 --data ~/data --out zoo.safetensors
+  lopt weights make wild-park --count 1536 --data ~/data --out park.safetensors
   lopt weights train zoo.safetensors --tell accuracy --out accuracy.safetensors
   lopt weights predict mine.safetensors --reader accuracy.safetensors
   lopt weights train mnist.safetensors --edit dilate --data ~/data --out dilate.safetensors
@@ -34,19 +36,20 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from lopt.weight_space.making import IMAGE_SETS
+    from lopt.weight_space.park import PARKS
     from lopt.weight_space.sirens import RECIPES
     from lopt.weight_space.tickets import TICKETS
     from lopt.weight_space.zoo import ZOOS
 
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     make = commands.add_parser("make", help="train networks", allow_abbrev=False)
-    names = [*IMAGE_SETS, "sines", *TICKETS, *ZOOS]
+    names = [*IMAGE_SETS, "sines", *TICKETS, *ZOOS, *PARKS]
     make.add_argument("name", choices=names, help="the data set of networks")
     make.add_argument("--recipe", choices=list(RECIPES), help="of networks of images (default: siren300)")
     make.add_argument(
         "--count",
         type=positive,
-        help="networks (default: 8000 of images, 2000 of sines and of a zoo, 256 tickets)",
+        help="networks (default: 8000 of images, 2000 of sines and of a zoo, 1536 of a park, 256 tickets)",
     )
     make.add_argument("--data", metavar="DIR", help="folder of the images (default: $LOPT_DATA)")
     make.add_argument(
@@ -141,6 +144,7 @@ def _edit(args: argparse.Namespace) -> int:
 
 def _make(args: argparse.Namespace) -> int:
     from lopt.weight_space.making import IMAGE_SETS
+    from lopt.weight_space.park import PARKS
     from lopt.weight_space.sines import make_sines
     from lopt.weight_space.tickets import TICKETS, make_tickets, said_of_tickets
     from lopt.weight_space.zoo import make_zoo, said_of_zoo
@@ -157,9 +161,24 @@ def _make(args: argparse.Namespace) -> int:
         )
     elif args.name in TICKETS:
         print(said_of_tickets(make_tickets(args.name, args.count or 256, out, args.data)))
+    elif args.name in PARKS:
+        return _park(args, out)
     else:
         print(said_of_zoo(make_zoo(args.name, args.count or 2000, out, args.data)))
     print(f"networks: {out}")
+    return 0
+
+
+def _park(args: argparse.Namespace, out: Path) -> int:
+    """Make networks of many architectures and audit them."""
+    from lopt.weight_space.park import PARKS, make_park
+    from lopt.weight_space.park_audit import audit_park
+
+    park = make_park(args.name, args.count or 1536, out, args.data)
+    report = audit_park(park, PARKS[args.name].measured)
+    report.write(out.with_suffix(".audit.json"))
+    print(report)
+    print(f"networks: {out}   audit: {out.with_suffix('.audit.json')}")
     return 0
 
 

@@ -11,6 +11,7 @@ from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.weight_space.convnets import ConvShape
 from lopt.weight_space.network_set import NetworkSet
+from lopt.weight_space.parknets import ParkShape
 from lopt.weight_space.perceptrons import PerceptronShape
 from lopt.weight_space.sirens import SirenShape
 
@@ -28,7 +29,7 @@ class Shape(Protocol):
         ...
 
 
-SHAPES = {"siren": SirenShape, "perceptron": PerceptronShape, "convnet": ConvShape}
+SHAPES = {"siren": SirenShape, "perceptron": PerceptronShape, "convnet": ConvShape, "parknet": ParkShape}
 """Those that lopt makes, by the "kind" in a header."""
 
 

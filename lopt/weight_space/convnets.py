@@ -15,10 +15,11 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lopt.config import Count, Settings
 from lopt.weight_space.network_set import Tensors
+from lopt.weight_space.windows import columns as columns_of
+from lopt.weight_space.windows import folded
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 CONVOLUTIONS = 3
@@ -140,7 +141,7 @@ def gradient(
         gradients[bias] = back.sum(-1)
         if number:
             gradients[weight] = (back @ columns[number].mT).view_as(params[weight])
-            back = _folded(params[weight].flatten(2).mT @ back, layers[number - 1])
+            back = folded(params[weight].flatten(2).mT @ back, layers[number - 1].shape)
         else:
             gradients[weight] = (back.flatten(0, 1) @ columns[0].mT).view_as(params[weight])
     return {name: gradients[name] for name in params}
@@ -156,10 +157,10 @@ def _forward(
     for number, (weight, bias) in enumerate(shape.names[:-1]):
         half //= 2
         if number:
-            columns.append(_columns(layers[-1]))
+            columns.append(columns_of(layers[-1]))
             x = torch.baddbmm(params[bias][..., None], params[weight].flatten(2), columns[-1])
         else:
-            columns.append(_columns(images[None, None])[0])
+            columns.append(columns_of(images[None, None])[0])
             x = (params[weight].flatten(2).flatten(0, 1) @ columns[0]).unflatten(0, params[bias].shape)
             x = x.add_(params[bias][..., None])
         x = (x.relu_() if shape.activation == "relu" else x.tanh_()).unflatten(2, (half, half, count))
@@ -176,21 +177,3 @@ def _slope(shape: ConvShape, layer: Tensor, kept: Tensor | None) -> Tensor:
     if shape.activation == "relu":
         return (layer > 0) * each
     return each - layer.square() * torch.where(each > 0, 1 / each, 0)
-
-
-def _columns(x: Tensor) -> Tensor:
-    """(B, K, h, h, M) -> (B, 9 K, h / 2 h / 2 M): what each position of a 3 x 3 convolution of stride 2 reads."""
-    padded = F.pad(x, (0, 0, 1, 0, 1, 0))
-    windows = padded.unfold(2, 3, 2).unfold(3, 3, 2)
-    return windows.permute(0, 1, 5, 6, 2, 3, 4).reshape(len(x), 9 * x.shape[1], -1)
-
-
-def _folded(columns: Tensor, like: Tensor) -> Tensor:
-    """The transpose of `_columns`."""
-    count, channels, size, _, examples = like.shape
-    taps = columns.view(count, channels, 3, 3, size // 2, size // 2, examples)
-    padded = like.new_zeros(count, channels, size + 1, size + 1, examples)
-    for row in range(3):
-        for column in range(3):
-            padded[:, :, row : row + size : 2, column : column + size : 2] += taps[:, :, row, column]
-    return padded[:, :, 1:, 1:]

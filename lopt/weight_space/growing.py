@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from lopt.errors import ConfigError
 from lopt.progress import progress
 from lopt.runs.provenance import provenance
-from lopt.weight_space.network_set import NetworkSet, load
 
 TURNS = (0,) * 12 + (1,) + (2,) * 3
 """Split of each of sixteen networks, as an index in `SPLITS`."""
@@ -23,28 +23,48 @@ def splits_of(numbers: range) -> Tensor:
     return torch.tensor([TURNS[n % len(TURNS)] for n in numbers], dtype=torch.uint8)
 
 
+class Growing(Protocol):
+    """A data set that can be gone on with: a `NetworkSet` or a `NetworkPark`."""
+
+    @property
+    def columns(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def header(self) -> Mapping[str, Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def headed(self, header: Mapping[str, Any]) -> Self: ...
+
+    def joined(self, other: Self) -> Self: ...
+
+    def save(self, path: Path) -> None: ...
+
+
+S = TypeVar("S", bound=Growing)
+
+
 def grown(
     out: Path,
     header: Mapping[str, Any],
     count: int,
-    made: Callable[[range], NetworkSet],
+    made: Callable[[range], S],
     between_saves: int,
+    load: Callable[[Path], S],
     figure: str = "psnr",
-) -> NetworkSet:
+) -> S:
     """The networks with numbers below `count`, those at `out` and then what `made` makes of the numbers missing there.
 
-    Written to `out` after every so many networks; figure: the column whose median is shown on the way.
+    Written to `out` after every so many networks, and read by `load`; figure: the column whose median is shown.
     Raises `ConfigError` if those at `out` have another header.
     """
-    networks = _begun(out, header)
+    networks = _begun(out, header, load)
     shown = progress(count, header["name"], "network", initial=0 if networks is None else len(networks))
     try:
         while networks is None or len(networks) < count:
             start = 0 if networks is None else len(networks)
             turn = made(range(start, min(start + between_saves, count)))
-            # In the order in which a file has them: readers that join tensors are drawn by it.
-            params = dict(sorted(turn.params.items()))
-            turn = NetworkSet(params, turn.columns, turn.splits, {**header, "provenance": provenance()})
+            turn = turn.headed({**header, "provenance": provenance()})
             networks = turn if networks is None else networks.joined(turn)
             networks.save(out)
             shown.update(len(turn))
@@ -54,7 +74,7 @@ def grown(
     return networks
 
 
-def _begun(out: Path, header: Mapping[str, Any]) -> NetworkSet | None:
+def _begun(out: Path, header: Mapping[str, Any], load: Callable[[Path], S]) -> S | None:
     """What is there of a data set, if anything."""
     if not out.exists():
         return None

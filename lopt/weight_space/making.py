@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lopt.errors import ConfigError
 from lopt.weight_space.growing import TURNS, grown, splits_of
-from lopt.weight_space.network_set import SPLITS, NetworkSet
+from lopt.weight_space.network_set import SPLITS, NetworkSet, load
 from lopt.weight_space.sirens import RECIPES, SirenShape, fit, grid
 from meta_tasks.data.images import ImageSet, load_images
 
@@ -44,7 +44,7 @@ def make(name: str, recipe: str, count: int, out: Path, root: str | Path | None 
         "recipe": {"name": recipe, **RECIPES[recipe].model_dump()},
         "architecture": _shape(images, recipe).model_dump(),
     }
-    return grown(out, header, count, lambda numbers: _fitted(images, recipe, numbers), BETWEEN_SAVES)
+    return grown(out, header, count, lambda numbers: _fitted(images, recipe, numbers), BETWEEN_SAVES, load)
 
 
 def places(images: ImageSet, numbers: range) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -69,18 +70,35 @@ class NetworkSet:
         columns = {name: torch.cat([value, other.columns[name]]) for name, value in self.columns.items()}
         return replace(self, params=params, columns=columns, splits=torch.cat([self.splits, other.splits]))
 
+    def headed(self, header: Mapping[str, Any]) -> NetworkSet:
+        """The same with another header, tensors in the order in which a file has them: readers are drawn by it."""
+        return replace(self, params=dict(sorted(self.params.items())), header=header)
+
+    def batch(self, index: Tensor) -> Tensors:
+        """The parameters of those that an index chooses, for a reader."""
+        return {name: value[index] for name, value in self.params.items()}
+
+    def shuffled(self, generator: torch.Generator) -> Tensor:
+        """(N): all in a random order."""
+        return torch.randperm(len(self), generator=generator)
+
+    @cached_property
+    def finite(self) -> Tensor:
+        """(N): whether all weights are."""
+        return torch.stack([value.flatten(1).isfinite().all(1) for value in self.params.values()]).all(0)
+
+    def tensors(self) -> Tensors:
+        """Of a file."""
+        params = {PARAMETER + name: value for name, value in self.params.items()}
+        return {**params, **self.columns, "split": self.splits}
+
+    def told(self) -> dict[str, Any]:
+        """What a file's header says of the graph."""
+        return {} if self.graph is None else {GRAPH: GRAPHS.dump_python(self.graph, mode="json")}
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, atomically."""
-        params = {PARAMETER + name: value for name, value in self.params.items()}
-        files.write(
-            path,
-            {**params, **self.columns, "split": self.splits},
-            FORMAT,
-            {**self.header, **self._graph(), "version": VERSION},
-        )
-
-    def _graph(self) -> dict[str, Any]:
-        return {} if self.graph is None else {GRAPH: GRAPHS.dump_python(self.graph, mode="json")}
+        files.write(path, self.tensors(), FORMAT, {**self.header, **self.told(), "version": VERSION})
 
 
 Network: TypeAlias = "Mapping[str, Tensor] | nn.Module | str | os.PathLike[str]"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lopt.weight_space.growing import grown, splits_of
-from lopt.weight_space.network_set import NetworkSet
+from lopt.weight_space.network_set import NetworkSet, load
 from lopt.weight_space.sirens import RECIPES, SirenShape, fit, grid
 
 SINES = {"amplitude": (0.25, 1.0), "frequency": (1.0, 8.0), "phase": (0.0, math.pi)}
@@ -31,7 +31,7 @@ def make_sines(count: int, out: Path) -> NetworkSet:
     Raises `ConfigError` if `out` has other networks.
     """
     header = {"name": "sines", "recipe": RECIPE.model_dump(), "architecture": SHAPE.model_dump()}
-    return grown(out, header, count, _fitted, BETWEEN_SAVES)
+    return grown(out, header, count, _fitted, BETWEEN_SAVES, load)
 
 
 def wanted(networks: NetworkSet) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lopt.config import Count, Settings, Share
 from lopt.weight_space.growing import grown, splits_of
-from lopt.weight_space.network_set import NetworkSet, Tensors
+from lopt.weight_space.network_set import NetworkSet, Tensors, load
 from lopt.weight_space.perceptrons import Examples, PerceptronShape, Schooling, accuracy, initial, train
 from meta_tasks.data.images import load_images
 
@@ -74,7 +74,7 @@ def make_tickets(name: str, count: int, out: Path, root: str | Path | None = Non
         return NetworkSet(params, columns, splits_of(numbers))
 
     header = {"name": name, "recipe": recipe.model_dump(), "architecture": shape.model_dump()}
-    return grown(out, header, count, made, COHORT, "accuracy")
+    return grown(out, header, count, made, COHORT, load, "accuracy")
 
 
 def imp(recipe: TicketRecipe, params: Tensors, examples: Examples) -> tuple[Tensors, Tensors]:

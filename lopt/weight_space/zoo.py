@@ -19,7 +19,7 @@ from torch import Tensor
 from lopt.config import Count, Settings
 from lopt.weight_space.convnets import CONVOLUTIONS, Adam, ConvShape, accuracy, gradient, initial
 from lopt.weight_space.growing import grown, splits_of
-from lopt.weight_space.network_set import NetworkSet
+from lopt.weight_space.network_set import NetworkSet, load
 from meta_tasks.data.images import load_images
 
 LUMA = (0.299, 0.587, 0.114)
@@ -75,7 +75,7 @@ def make_zoo(name: str, count: int, out: Path, root: str | Path | None = None) -
         start = first * recipe.cohort * views
         return whole.select(torch.arange(rows.start - start, rows.stop - start))
 
-    return grown(out, header, count * views, made, recipe.cohort * views, "accuracy")
+    return grown(out, header, count * views, made, recipe.cohort * views, load, "accuracy")
 
 
 def said_of_zoo(networks: NetworkSet) -> str:
