@@ -16,7 +16,7 @@ from lopt.weight_space.readers import PROBED, Reader
 from lopt.weight_space.sines import SINES, make_sines, wanted
 from lopt.weight_space.systems import NAMES, make_reader
 
-METHODS = (*NAMES, *(f"{name}+64" for name in PROBED))
+METHODS = (*(name for name in NAMES if name != "pixels_cnn"), *(f"{name}+64" for name in PROBED))
 BUDGET = {"recipe": "siren300", "networks": 2000, "passes": 16_000, "rate": 2e-3}
 QUICK = {**BUDGET, "networks": 320, "passes": 640}
 

@@ -121,17 +121,42 @@ class Head(nn.Sequential):
         super().__init__(nn.BatchNorm1d(sizes[0], momentum=0.3), Mlp(sizes, dropout))
 
 
+class ConvHead(nn.Sequential):
+    """Three convolutions on values (B, size * size * C) at the points of a grid, row by row; then their mean."""
+
+    def __init__(self, size: int, channels: int, outputs: int) -> None:
+        widths = (channels, 32, 64, 128)
+        layers: list[nn.Module] = []
+        for stride, inputs, width in zip((1, 2, 2), widths, widths[1:], strict=False):
+            convolution = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(width, momentum=0.3), nn.ReLU()]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], outputs))
+        self.size = size
+
+    def forward(self, values: Tensor) -> Tensor:
+        found: Tensor = super().forward(
+            values.view(len(values), self.size, self.size, -1).permute(0, 3, 1, 2)
+        )
+        return found
+
+
 class ProbeReader(Reader):
     """A head on what networks put out for M inputs: functions alone, no weight is read.
 
     Of classifiers it is told the shares of the classes, and logits by a logarithm, as scales differ by powers of ten.
+    head: in the place of an MLP, (B, M * reads) -> (B, outputs).
     """
 
-    def __init__(self, model: nn.Module, inputs: ProbeInputs, reads: int, outputs: int) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: ProbeInputs, reads: int, outputs: int, head: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.model = [model]  # in a list: its parameters are not the reader's
         self.inputs, self.classifies = inputs, not isinstance(model, Siren)
-        if self.classifies:
+        self.layers: nn.Module
+        if head is not None:
+            self.layers = head
+        elif self.classifies:
             self.layers = Head(2 * inputs.count * reads, 64, 64, outputs, dropout=DROPOUT)
         else:
             self.layers = Head(inputs.count * reads, 256, 256, outputs)

@@ -17,7 +17,15 @@ from lopt.metanets.published.chain import chain_of
 from lopt.metanets.published.wiring import SLOTS
 from lopt.weight_space.architecture import Architecture, architecture_of
 from lopt.weight_space.network_set import NetworkSet
-from lopt.weight_space.readers import FlatMlp, MetanetReader, ProbeInputs, ProbeReader, Reader, StatNn
+from lopt.weight_space.readers import (
+    ConvHead,
+    FlatMlp,
+    MetanetReader,
+    ProbeInputs,
+    ProbeReader,
+    Reader,
+    StatNn,
+)
 from lopt.weight_space.scale_gmn import ScaleGmn
 from lopt.weight_space.sirens import Siren, grid
 
@@ -34,8 +42,8 @@ METANET_READERS: dict[str, tuple[str, Options]] = {
 }
 """The metanet, and its options for networks with a graph."""
 
-FUNCTIONS = ("probes", "probegen", "pixels")
-"""Readers of functions alone."""
+FUNCTIONS = ("probes", "probegen", "pixels", "pixels_cnn")
+"""Readers of functions alone. Pixels are shown to an MLP, and to convolutions, which know where neighbours are."""
 
 NAMES = (*METANET_READERS, "scale_gmn", "flat_mlp", "statnn", *FUNCTIONS)
 
@@ -44,8 +52,9 @@ def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, 
     """A fresh reader of networks such as these, which set its scales.
 
     probes: learned inputs whose answers it reads, 64 for "probes" and "probegen" if it isn't said; size: of each
-    axis of the grid of given inputs that "pixels" has, of SIRENs. Raises `ConfigError` for an unknown name, or probes
-    for a reader that has no place for them or networks without code, `GraphError` for one that cannot read the graph.
+    axis of the grid of given inputs that "pixels" and "pixels_cnn" have, of SIRENs. Raises `ConfigError` for an unknown
+    name, probes for a reader that has no place for them or networks without code, `GraphError` for one that cannot
+    read the graph.
     """
     if name not in NAMES:
         raise ConfigError(f"there is no reader {name!r}; there are {', '.join(NAMES)}")
@@ -70,10 +79,15 @@ def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, 
 
 def _functions(of: Architecture, name: str, probes: int, outputs: int, size: int = 0) -> ProbeReader:
     assert of.model is not None, "checked before"
-    if name == "pixels":
+    if name == "pixels_cnn" and of.inputs != (2,):
+        raise ConfigError(
+            f"reader {name}: expected networks of images, with 2 inputs, found some with {of.inputs}"
+        )
+    if name in ("pixels", "pixels_cnn"):
         inputs = ProbeInputs(grid(*[size] * of.inputs[0]), "given")
-    else:
-        inputs = ProbeInputs(of.examples(probes or 64), "generated" if name == "probegen" else "learned")
+        head = ConvHead(size, of.reads, outputs) if name == "pixels_cnn" else None
+        return ProbeReader(of.model, inputs, of.reads, outputs, head)
+    inputs = ProbeInputs(of.examples(probes or 64), "generated" if name == "probegen" else "learned")
     return ProbeReader(of.model, inputs, of.reads, outputs)
 
 

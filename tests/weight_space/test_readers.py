@@ -22,7 +22,7 @@ from tests.helpers import seeded
 
 SHAPE = SirenShape(sizes=(2, 5, 5, 1))
 METANETS = [(name, 0) for name in METANET_READERS]
-FUNCTIONS = [("probes", 4), ("probegen", 4), ("pixels", 0)]
+FUNCTIONS = [("probes", 4), ("probegen", 4), ("pixels", 0), ("pixels_cnn", 0)]
 EQUIVARIANT = [*METANETS, ("scale_gmn", 0), *((name, 4) for name in PROBED), *FUNCTIONS]
 EVERY = [*EQUIVARIANT, ("flat_mlp", 0), ("statnn", 0)]
 
@@ -172,5 +172,16 @@ def test_mistakes_are_named() -> None:
         make_reader("x", data, 2)
     with pytest.raises(ConfigError, match="reader statnn: expected no probes, found 4"):
         make_reader("statnn", data, 2, probes=4)
+    sines = SirenShape(sizes=(1, 5, 1))
+    some = NetworkSet(
+        initial(sines, RECIPES["siren300"], range(2)),
+        {},
+        torch.zeros(2),
+        {"architecture": sines.model_dump()},
+    )
+    with pytest.raises(
+        ConfigError, match=r"pixels_cnn: expected networks of images, .* found some with \(1,\)"
+    ):
+        make_reader("pixels_cnn", some, 2)
     with pytest.raises(ConfigError, match="a target for each network, found 2 for 6"):
         fit(reader("statnn", 0), data, torch.zeros(2))
