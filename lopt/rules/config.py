@@ -13,6 +13,7 @@ from lopt.metanets import METANETS
 from lopt.rules.constants import CONSTANTS
 from lopt.rules.directions import DIRECTIONS
 from lopt.rules.forms import FORMS
+from lopt.rules.whitening import Whitening
 
 
 def _known(mapping: dict[str, Any], known: Any) -> dict[str, Any]:
@@ -47,6 +48,9 @@ class LearnedRuleConfig(Settings):
     """Base directions with their weights in the fresh rule; the order is that of the metanet's outputs."""
     update_form: Literal["mixture", "orthogonal", "preconditioned", "magnitude", "momentum"] = "mixture"
     """How raw outputs become a step: a name in `lopt.rules.forms.FORMS`."""
+    whitening: Whitening | None = None
+    """How update forms that orthogonalise whiten what they orthogonalise, if they do (`lopt.rules.whitening`), in the
+    place of a conditioner of theirs."""
     factored: bool = True
     """Whether scalars see the factored second moments of their tensors (a metanet of the graph can do without)."""
     anneal: bool = True
@@ -116,6 +120,10 @@ class LearnedRuleConfig(Settings):
     def _fit(self) -> LearnedRuleConfig:
         if "slow" in self.directions and len(self.decays) < 2:
             raise wrong("at least 2 of them for the direction slow", self.decays, "decays")
+        matrices = {"orthogonal", "grafted"} & {*self.directions}
+        if self.whitening and (matrices or not FORMS[self.update_form].orthogonal):
+            expected = "one that orthogonalises, of directions that do not (or no whitening)"
+            raise wrong(expected, self.update_form, "update_form")
         for index, name in enumerate(self.constants):
             if name not in CONSTANTS or name in self.constants[:index]:
                 raise wrong(f"distinct names out of {', '.join(CONSTANTS)}", name, "constants", index)
@@ -129,6 +137,7 @@ class LearnedRuleConfig(Settings):
             "relative": not self.relative,
             "pace": not self.pace,
             "headway": not self.pace,
+            "whitening": not self.whitening,
         }
         silent = [name for name in self.constants if off.get(name)]
         if silent:

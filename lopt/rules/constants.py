@@ -38,6 +38,7 @@ CONSTANTS: dict[str, int] = {
     "relative": 3,
     "pace": 3,
     "headway": 3,
+    "whitening": 2,
 }
 """How many of the features each constant follows. Decays are the same throughout a run, because the correction of
 their averages' bias takes them to be; so are those that say what happens when."""

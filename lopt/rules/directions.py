@@ -6,7 +6,7 @@ by a learning rate or a sign. Shapes: P scalars, B parameters (tensors), K decay
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from lopt.numerics.moments import TINY, Moments
 from lopt.numerics.newton_schulz import orthogonalised
 from lopt.numerics.segments import segment_expand
 from lopt.registry import Registry
+from lopt.rules.whitening import Around
 
 EPS = 1e-8
 """Adam's eps."""
@@ -50,6 +51,8 @@ class History(NamedTuple):
     """Whether what a metanet says is (B,), one for each tensor, in place of (P,)."""
     owner_of: Tensor | None = None
     """(P,) which tensor each scalar is of, where no derivative is wanted."""
+    around: Sequence[Around | None] = ()
+    """(B,) of hidden tensors that are whitened, what stands around their matrices; none: nothing is."""
 
     def expanded(self, row: Tensor) -> Tensor:
         """(B,) -> (P,)."""
@@ -118,8 +121,11 @@ def grafted(h: History) -> Tensor:
 def graft(h: History, momentum: Tensor, like: Tensor, conditioner: Tensor | None = None) -> Tensor:
     """(P,) and (P,): `like`, but for hidden matrices the orthogonalised momentum with the rms that `like` has there.
 
-    With a conditioner c (P,) that is c O(c momentum), where O orthogonalises.
+    With a conditioner c (P,) that is c O(c momentum), where O orthogonalises; whitened tensors have another one.
     """
+    if conditioner is not None and any(h.around):
+        parts = zip(conditioner.split(h.sizes), h.around, strict=True)
+        conditioner = torch.cat([torch.ones_like(part) if around else part for part, around in parts])
     if conditioner is None:
         return _for_hidden(h, momentum, _at_rms, like)
     return _for_hidden(h, conditioner * momentum, lambda o, a, c: _at_rms(c * o, a), like, conditioner)
@@ -146,9 +152,13 @@ def _for_hidden(
     parts = list(columns[1])
     hidden = {i: shape for i, shape in enumerate(h.hidden) if shape and h.sizes[i]}
     members = {i: [_members(column[i], shape) for column in columns] for i, shape in hidden.items()}
-    results = iter(orthogonalised([matrix for momenta, *_ in members.values() for matrix in momenta]))
+    around = {i: within for i, within in enumerate(h.around) if within}
+    given = {i: around[i](momenta) if i in around else momenta for i, (momenta, *_) in members.items()}
+    results = iter(orthogonalised([matrix for matrices in given.values() for matrix in matrices]))
     for i, (momenta, *seen) in members.items():
-        steps = [direction(next(results), *own).reshape(-1) for _, *own in zip(momenta, *seen, strict=True)]
+        found = [next(results) for _ in momenta]
+        found = around[i](found) if i in around else found
+        steps = [direction(o, *own).reshape(-1) for o, *own in zip(found, *seen, strict=True)]
         parts[i] = steps[0] if len(steps) == 1 else torch.cat(steps)
     return torch.cat(parts)
 

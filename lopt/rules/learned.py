@@ -37,6 +37,7 @@ from lopt.rules.forms import FORMS, Form
 from lopt.rules.observing import Clock, Decays, Given, View
 from lopt.rules.parted import Parted, finished
 from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
+from lopt.rules.whitening import Whitened, followed, started, whitened
 
 LONGEST_PACE = 100.0
 """Steps become at most so many times as long as without a pace, or as short."""
@@ -106,11 +107,14 @@ class LearnedRule(Rule):
         # Views of flat tensors, as after every step: one memory layout, so that steps are compiled once.
         flat = {key: torch.stack([zeros] * count) for key, count in rows.items() if count}
         parts = {key: value.split(sizes, -1) for key, value in {**flat, "second": zeros}.items()}
+        settings = self.config.whitening
+        roots = started(graph, settings, zeros) if settings else {}
         return {
             name: {
                 "step": counter.clone(),
                 "total_steps": total.clone(),
                 **{key: value.clone() for key, value in paced.items()},
+                **roots.get(name, {}),
                 **{key: part[i].reshape((*part[i].shape[:-1], *shape)) for key, part in parts.items()},
             }
             for i, (name, shape) in enumerate(shapes.items())
@@ -138,10 +142,12 @@ class LearnedRule(Rule):
         # Compiled, every piece would be code of its own.
         if torch.compiler.is_compiling() or at_once or not self._comes_in_pieces:
             return super().decide(graph, grads, state, params)
-        return self._decision(graph, grads, state, params, in_waves(graph, cut(graph)))
+        return self._decision(graph, grads, state, params, in_waves(graph, cut(graph)), host=True)
 
     def takes_shards(self, graph: ParameterGraph) -> bool:
-        return self._comes_in_pieces and in_whole_rows(graph)
+        settings = self.config.whitening
+        whole = settings is not None and whitened(graph, settings.largest)
+        return self._comes_in_pieces and in_whole_rows(graph) and not whole
 
     @property
     def _form(self) -> Form:
@@ -165,10 +171,12 @@ class LearnedRule(Rule):
         params: Tensors,
         waves: list[list[Bundle]],
         held: OneProcess = ALONE,
+        host: bool = False,
     ) -> Decision:
         """One pass over all pieces looks at them, and another one, wave by wave, makes their step.
 
-        That of a whole graph, in one piece, is a function; else the second pass writes the next state in place.
+        That of a whole graph, in one piece, is a function; else the second pass writes the next state in place. On the
+        `host` this may look at values.
         """
         given = Given.of(graph, grads, state, params)
         pieces = [piece for wave in waves for bundle in wave for piece in bundle.pieces]
@@ -181,7 +189,11 @@ class LearnedRule(Rule):
         # Features hold what noise is the mean square of: where all are at hand, it need not be made once more.
         with_noise = not (self.metanet.sees_scalars and pieces[0].all)
         decays, paced = Decays(*self._decays(clock.steps, moved)), self.config.pace > 0
-        view = View(graph, given, decays, pieces, with_noise, paced, held, self.fused)
+        settings, within = self.config.whitening, Whitened((), {})
+        if settings:
+            within = followed(graph, settings, grads, state, clock.steps, moved.factor("whitening"), host)
+        state = within.onto(state)
+        view = View(graph, given, decays, pieces, with_noise, paced, held, self.fused, within.around)
         words = self._words(view, clock, state)
         pace = self._pace(view, moved, clock, state)
 
@@ -275,7 +287,8 @@ class LearnedRule(Rule):
             drafts.append(Parted(bundle, read))
             for piece in bundle.pieces:
                 rms = momentum_rms[bundle.owners[0]], root_rms[bundle.owners[0]]
-                args = rms, words.of(piece), log_rate, gate, how, words.by_tensor, read is not None
+                evened = view.around[bundle.owners[0]] is None
+                args = rms, words.of(piece), log_rate, gate, how, words.by_tensor, read is not None, evened
                 draft: ranges.Draft = view.on_range(ranges.draft, piece, *args)
                 drafts[-1].add(draft)
         return drafts

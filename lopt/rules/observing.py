@@ -25,6 +25,7 @@ from lopt.rules.base import State, Tensors, working_dtype
 from lopt.rules.directions import EPS, History
 from lopt.rules.ranges import LIMIT, Range, Seen
 from lopt.rules.shards import OneProcess
+from lopt.rules.whitening import Around
 
 
 class Decays(NamedTuple):
@@ -155,9 +156,12 @@ class View:
         paced: bool,
         held: OneProcess,
         fuse: bool,
+        around: Sequence[Around | None] = (),
     ) -> None:
         self.graph, self.given, self.pieces, self.held = graph, given, pieces, held
         self._decays, self._fuse = decays, fuse
+        self.around = around or [None] * len(graph.sizes)
+        """(B,) what stands around hidden matrices that are whitened."""
         self._seen: dict[tuple[int, int], Seen] = {}
         self._ranges: dict[tuple[int, int], Range] = {}
         if not self.whole:
@@ -251,4 +255,5 @@ class View:
             [hidden[owner] for owner in piece.owners],
             by_tensor,
             piece.index(seen.params.device),
+            [self.around[owner] for owner in piece.owners],
         )

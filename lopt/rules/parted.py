@@ -83,9 +83,13 @@ def _orthogonalised(wave: Sequence[Parted], view: View) -> list[Tensor]:
     reads = {tensor.owner: tensor.read for tensor in wave}
 
     def orthogonal(owners: Sequence[int], wholes: Sequence[Tensor]) -> list[Tensor]:
+        around = [view.around[owner] for owner in owners]
         given = [_members(whole, reads[owner]) for owner, whole in zip(owners, wholes, strict=True)]
-        turned = iter(orthogonalised(list(chain(*given))))
-        return [_joined([next(turned).reshape(-1) for _ in matrices]) for matrices in given]
+        given = [own(matrices) if own else matrices for own, matrices in zip(around, given, strict=True)]
+        results = iter(orthogonalised(list(chain(*given))))
+        found = [[next(results) for _ in matrices] for matrices in given]
+        found = [own(matrices) if own else matrices for own, matrices in zip(around, found, strict=True)]
+        return [_joined([matrix.reshape(-1) for matrix in matrices]) for matrices in found]
 
     whole = view.held.of_whole(list(reads), [tensor.rows for tensor in wave], orthogonal)
     for tensor, row in zip(wave, whole, strict=True):

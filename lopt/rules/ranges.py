@@ -127,11 +127,13 @@ def draft(
     how: tuple[str, Sequence[tuple[str, float]]],
     by_tensor: bool,
     hidden: bool,
+    evened: bool,
 ) -> Draft:
     """The step by raw outputs (R, n), or by tensor by what is said (Q, 1); the new history is written over the old one.
 
     `rms` (1,) are those of the fastest momentum and of the second moment's root over the tensor; `how` is an update
-    form with its directions. A gate, () bool, leaves the history as it is if it is false.
+    form with its directions, `evened` whether its conditioner counts. A gate, () bool, leaves the history as it is if
+    it is false.
     """
     seen, form = seen or after(given), FORMS[how[0]]
     history = History(
@@ -141,7 +143,7 @@ def draft(
     length, *others = said if by_tensor else form.said(said, log_rate, dict(how[1]))
     direction = form.direction(history, dict(how[1]), others)
     if hidden:
-        conditioner = None if form.conditioner is None else form.conditioner(history)
+        conditioner = form.conditioner(history) if form.conditioner and evened else None
         momentum = direction * (seen.moments.root + EPS)
         row = momentum if conditioner is None else conditioner * momentum
         drafted = Draft(row, inner(direction, direction), None, length, conditioner)

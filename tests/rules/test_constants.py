@@ -20,7 +20,7 @@ from tests.rules.test_learned import equivariance_error
 OPTIONS: dict[str, Any] = {
     "directions": ("adam", "slow", "gradient"), "update_form": "preconditioned", "decays": (0.9, 0.99), "rate": 0.05,
     "scales": {"matrix": 0.35}, "relative": True, "warm_up": 0.1, "fade": 100.0, "weight_decay": 0.1,
-    "decay_horizon": 1500.0, "pace": 0.3,
+    "decay_horizon": 1500.0, "pace": 0.3, "whitening": {"every": 2},
 }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_fresh_constants_change_nothing(total: float | None) -> None:
 def test_a_rule_without_them_has_the_meta_parameters_that_it_had() -> None:
     assert not [name for name, _ in rule_of().named_parameters() if "constants" in name]
     count = sum(p.numel() for p in rule_of(*CONSTANTS).constants.parameters())
-    assert count == sum(CONSTANTS.values()) == 35
+    assert count == sum(CONSTANTS.values()) == 37
 
 
 @pytest.mark.parametrize("total", [None, 20.0])

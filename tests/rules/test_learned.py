@@ -318,10 +318,13 @@ def train(
         f"{name}/{key}": back(value.dim() - params[name].dim(), value, name) if key not in COUNTERS else value
         for name, entry in state.items()
         for key, value in entry.items()
+        if not key.startswith(SIDES)
     }
 
 
 COUNTERS = ("step", "total_steps", "pace")
+SIDES = ("rows_", "columns_")
+"""What is of a matrix's sides is permuted as no parameter is: it has a test of its own (`test_whitening`)."""
 
 
 Trained = tuple[dict[str, Tensor], dict[str, Tensor]]

@@ -1,0 +1,172 @@
+"""Whitening: what the gradients of a hidden matrix's rows, and of its columns, have in common, evened out.
+
+Second moments of both sides are followed, L <- b L + (1 - b) G G^T and R <- b R + (1 - b) G^T G, and their roots stand
+around a matrix X, A X B with A = (L / l + s^2)^(-1/4), l the mean eigenvalue of L, and B of R: Shampoo's (Gupta, Koren
+and Singer 2018, arXiv 1802.09568, algorithm 1) but for the mean in place of the sum. In coordinates Z = A^-1 P B^-1
+gradients are A G B, so that A O(A M B) B, where O orthogonalises, is steepest descent there in the spectral norm, seen
+from P. With diagonal moments this is what `directions.evening` does entry by entry; unlike eigenbases (SOAP), roots
+keep every symmetry: permuting rows permutes A.
+
+Shapes: M members of a tensor of r rows and c columns each, n of a side; B parameters (tensors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lopt.config import Count, Decay, Settings
+from lopt.graph import ParameterGraph
+from lopt.graph.made_once import made_once
+from lopt.graph.tensor_classes import Matrices, hidden_matrices
+from lopt.rules.base import State, Tensors
+
+FLOOR = 0.3
+"""s: of the root of the mean eigenvalue, what is added to all: rare gradients do not make the longest steps."""
+
+POWER = 0.25
+"""Of the inverse roots: both sides together take out half of the difference in size, as the root of a root does."""
+
+LIMIT = 1e15
+"""Larger gradients are read as this, so that their squares stay finite in float32."""
+
+TINY = 1e-30
+
+
+class Whitening(Settings):
+    """How hidden matrices are whitened."""
+
+    decay: Decay = 0.99
+    """b, of both sides' second moments."""
+    every: Count = 4
+    """Steps from one making of the roots to the next: it takes about as long as orthogonalisation."""
+    largest: Count = 256
+    """Rows or columns above which a side has but the diagonal of its moment: else n^2 memory and n^3 time. A matrix
+    with both sides longer is not whitened."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """The roots around the members of one tensor: (M, n, n), or their diagonals (M, n)."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __call__(self, matrices: Sequence[Tensor]) -> list[Tensor]:
+        """(r, c) of each member -> A X B."""
+        return [
+            _times(_times(x, rows).mT, columns).mT
+            for x, rows, columns in zip(matrices, self.rows.unbind(), self.columns.unbind(), strict=True)
+        ]
+
+
+def _times(x: Tensor, root: Tensor) -> Tensor:
+    """A X with A (n, n), or of its diagonal (n,)."""
+    return root @ x if root.dim() == 2 else root[:, None] * x
+
+
+@made_once
+def whitened(graph: ParameterGraph, largest: int) -> dict[str, Matrices]:
+    """The hidden tensors that are whitened, and how they are read."""
+    specs = zip(graph.parameters.values(), hidden_matrices(graph), strict=True)
+    return {
+        spec.name: read
+        for spec, read in specs
+        if read is not None and spec.numel and min(read.rows, read.columns) <= largest
+    }
+
+
+def started(graph: ParameterGraph, settings: Whitening, like: Tensor) -> State:
+    """By tensor the state before the first step: moments of zero, roots that change nothing."""
+    state: State = {}
+    for name, read in whitened(graph, settings.largest).items():
+        state[name] = {}
+        for side, n in (("rows", read.rows), ("columns", read.columns)):
+            if n > settings.largest:
+                state[name][f"{side}_moment"] = like.new_zeros(read.members, n)
+                continue
+            one = torch.eye(n, dtype=like.dtype, device=like.device).repeat(read.members, 1, 1)
+            state[name] |= {f"{side}_moment": torch.zeros_like(one), f"{side}_root": one}
+    return state
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """The roots at one step."""
+
+    around: Sequence[Around | None]
+    """(B,)"""
+    moved: Mapping[str, Mapping[str, Tensor]]
+    """By tensor its next state."""
+
+    def onto(self, state: State) -> State:
+        """With the next moments and roots in the place of these."""
+        return {**state, **{name: {**state[name], **own} for name, own in self.moved.items()}}
+
+
+def followed(
+    graph: ParameterGraph,
+    settings: Whitening,
+    grads: Tensors,
+    state: State,
+    steps: Tensor,
+    share: Tensor | float,
+    host: bool,
+) -> Whitened:
+    """Moments with these gradients, and roots where they are due, in the dtype of steps (B,), with this one.
+
+    The exponent of roots is `share`, a number or (B,), of a quarter.
+
+    On the `host` nothing is made that is not due; else, as under vmap, all is, and chosen.
+    """
+    due = (steps - 1) % settings.every == 0
+    now = due.tolist() if host else [None] * len(steps)
+    powers = (
+        (-POWER * torch.as_tensor(share, dtype=steps.dtype, device=steps.device)).expand_as(steps).unbind()
+    )
+    around: list[Around | None] = []
+    moved: dict[str, dict[str, Tensor]] = {}
+    reads = whitened(graph, settings.largest)
+    for i, name in enumerate(graph.parameters):
+        if name not in reads:
+            around.append(None)
+            continue
+        # State may come from a file of another precision.
+        own = {
+            key: value.to(steps.dtype)
+            for key, value in state[name].items()
+            if key.endswith(("_moment", "_root"))
+        }
+        grad = grads[name].to(steps.dtype).clamp(-LIMIT, LIMIT).reshape(reads[name])
+        roots = []
+        for side, seen in (("rows", grad), ("columns", grad.mT)):
+            moment, root = own[f"{side}_moment"], own.get(f"{side}_root")
+            product = (seen * seen).sum(-1) if root is None else seen @ seen.mT
+            own[f"{side}_moment"] = moment = moment.lerp(product, 1 - settings.decay)
+            if root is not None and now[i] is not False:
+                made = inverse_root(moment, powers[i])
+                own[f"{side}_root"] = root = made if now[i] else torch.where(due[i], made, root)
+            roots.append(inverse_root_of_diagonal(moment, powers[i]) if root is None else root)
+        around.append(Around(*roots))
+        moved[name] = own
+    return Whitened(around, moved)
+
+
+def inverse_root(moment: Tensor, power: Tensor | float) -> Tensor:
+    """(M, n, n) L -> (L / l + s^2)^power, to derivatives of L a constant; what is not finite counts as 0."""
+    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    even = (moment / (mean + TINY)).detach().nan_to_num(0.0, 0.0, 0.0)
+    values, vectors = torch.linalg.eigh(even)
+    return (vectors * _evened(values, power)[..., None, :]) @ vectors.mT
+
+
+def inverse_root_of_diagonal(moment: Tensor, power: Tensor | float) -> Tensor:
+    """(M, n) -> (M, n): the same of a diagonal matrix."""
+    return _evened((moment / (moment.mean(-1, keepdim=True) + TINY)).detach(), power)
+
+
+def _evened(values: Tensor, power: Tensor | float) -> Tensor:
+    return (values.clamp(min=0) + FLOOR * FLOOR) ** power
