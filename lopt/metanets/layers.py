@@ -28,6 +28,7 @@ class Pointwise(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
+        self.fan_in = inputs
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / math.sqrt(max(inputs, 1)))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
@@ -55,6 +56,7 @@ class WithContext(nn.Module):
         super().__init__()
         self.scalar = Pointwise(features, width, bias=False)
         self.context = Pointwise(context, width)
+        self.scalar.fan_in = self.context.fan_in = features + context
 
     def forward(self, graph: ParameterGraph, features: Tensor, context: Tensor) -> Tensor:
         return self.scalar(features).add_(segment_expand(self.context(context), graph.sizes))
@@ -80,3 +82,14 @@ def zeroed(module: M) -> M:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+def drawn_as_torch(module: nn.Module) -> None:
+    """Draw the weights and biases of all linear maps in it as `torch.nn.Linear` does: within 1 / sqrt(inputs).
+
+    Linear maps are what has a `fan_in`, the number of inputs of each output.
+    """
+    for part in module.modules():
+        if isinstance(inputs := getattr(part, "fan_in", None), int):
+            for parameter in part.parameters(recurse=False):
+                nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5)

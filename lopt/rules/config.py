@@ -34,8 +34,17 @@ class LearnedRuleConfig(Settings):
         default_factory=lambda: METANETS.choose({})
     )
     """One of `lopt.metanets.METANETS`: its name and the options of its constructor."""
+    inputs: Literal["ratios", "log_sign"] = "ratios"
+    """What the metanet reads: "ratios" of scalars that no scale shows in, and a context of time, horizon and sizes for
+    each tensor; "log_sign", as Neural Graphs has it: logarithm and sign of parameter, gradient and momenta, no context
+    (`lopt.features.log_sign`)."""
+    initial: Literal["base", "torch"] = "base"
+    """How the metanet's maps begin: "base" with heads at zero, so that the fresh rule is its base optimizer; "torch",
+    heads too, as `torch.nn.Linear` does."""
     rate: Annotated[float, Field(gt=0, le=1e3)] = 5e-3
     """Learning rate of the base optimizer that the fresh rule is; meta-trained from there."""
+    learned_rate: bool = True
+    """Whether it is; else it stays."""
     decays: Annotated[Several[Decay], Field(min_length=1, max_length=16)] = (0.9, 0.99, 0.999)
     """Decays of the momenta, fastest first."""
     second_decay: Decay = 0.999
@@ -118,6 +127,18 @@ class LearnedRuleConfig(Settings):
 
     @model_validator(mode="after")
     def _fit(self) -> LearnedRuleConfig:
+        if self.inputs == "log_sign":
+            if self.factored:
+                hint = ": no factored moment is among them"
+                raise wrong("false beside inputs: log_sign", True, "factored", hint=hint)
+            if not METANETS[self.metanet.name].sees_scalars:  # type: ignore[attr-defined]
+                hint = ": there is no context for it to read"
+                raise wrong(
+                    "a metanet that sees scalars, beside inputs: log_sign",
+                    self.metanet.name,  # type: ignore[attr-defined]
+                    "metanet",
+                    hint=hint,
+                )
         if "slow" in self.directions and len(self.decays) < 2:
             raise wrong("at least 2 of them for the direction slow", self.decays, "decays")
         matrices = {"orthogonal", "grafted"} & {*self.directions}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from lopt.config import from_mapping, to_mapping
-from lopt.features import per_scalar, per_tensor
+from lopt.features import log_sign, per_scalar, per_tensor
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.tensor_classes import (
@@ -25,6 +25,7 @@ from lopt.graph.tensor_classes import (
 )
 from lopt.metanets import METANETS
 from lopt.metanets.base import SPARING
+from lopt.metanets.layers import drawn_as_torch
 from lopt.metanets.pieces import Bundle, Piece, cut, in_waves, uncut
 from lopt.numerics import moments
 from lopt.numerics.schedules import annealing, decay_share, settling
@@ -66,17 +67,26 @@ class LearnedRule(Rule):
     is told the horizon. Other forms are in `lopt.rules.forms`.
     """
 
+    log_rate: Tensor
+    """() logarithm of the base rate, in units of `SPEED`."""
+
     def __init__(self, config: LearnedRuleConfig) -> None:
         super().__init__()
         self.config = config
-        kinds = len(config.decays)
+        kinds, raw = len(config.decays), config.inputs == "log_sign"
         self.metanet = METANETS.make(
             config.metanet,
-            features=per_scalar.count(kinds, config.factored),
-            context=per_tensor.count(kinds),
+            features=log_sign.count(kinds) if raw else per_scalar.count(kinds, config.factored),
+            context=0 if raw else per_tensor.count(kinds),
             outputs=FORMS[config.update_form].outputs(len(config.directions)),
         )
-        self.log_rate = nn.Parameter(torch.tensor(config.rate).log() / SPEED)
+        if config.initial == "torch":
+            drawn_as_torch(self.metanet)
+        log_rate = torch.tensor(config.rate).log() / SPEED
+        if config.learned_rate:
+            self.log_rate = nn.Parameter(log_rate)
+        else:  # of the same name, so that files look alike
+            self.register_buffer("log_rate", log_rate)
         learns = FORMS[config.update_form].learns_decay
         self.decay_shift = nn.Parameter(torch.zeros(())) if learns else None
         self.constants = Constants(config.constants)
@@ -160,6 +170,7 @@ class LearnedRule(Rule):
         return not (
             self.metanet.memory
             or (sees and (self.config.factored or not self.metanet.in_pieces))
+            or self.config.inputs == "log_sign"
             or {"factored", "orthogonal", "grafted"} & set(self.config.directions)
         )
 
@@ -232,18 +243,13 @@ class LearnedRule(Rule):
             root = view.look(piece).moments.root
             factored = moments.factored_root(root * root, graph.shapes)
         noise = view.noise
-        if sees and view.whole:
+        if self.config.inputs == "log_sign":
+            features = view.raw_features(piece)
+        elif sees and view.whole:
             features = view.features(piece, factored if self.config.factored else None)
             ratios = features[: len(self.config.decays) + 1]
             noise = segment_mean(ratios * ratios, graph.sizes)
-        stats = view.stats
-        context = torch.cat(
-            [
-                per_tensor.time_features(*clock),
-                per_tensor.noise_features(noise, stats.param, stats.grad, stats.agreement),
-                _static(graph).to(stats.param),
-            ]
-        ).to(like)
+        context = self._context(view, clock, noise).to(like)
         if not sees and not (view.whole and graph.numel < LONG):
             spoken = self.metanet.of_tensors(context).to(dtype)
             said = torch.stack(self._form.said(spoken, self._log_rate().to(dtype), self.config.directions))
@@ -271,6 +277,19 @@ class LearnedRule(Rule):
             return heard.raw(piece).to(dtype).contiguous()
 
         return Words(raw_of, heard.checked, False)
+
+    def _context(self, view: View, clock: Clock, noise: Tensor) -> Tensor:
+        """(C, B)."""
+        stats = view.stats
+        if self.config.inputs == "log_sign":
+            return stats.param.new_zeros(0, len(stats.param))
+        return torch.cat(
+            [
+                per_tensor.time_features(*clock),
+                per_tensor.noise_features(noise, stats.param, stats.grad, stats.agreement),
+                _static(view.graph).to(stats.param),
+            ]
+        )
 
     def _drafts(self, view: View, words: Words, wave: Sequence[Bundle], gate: Tensor | None) -> list[Parted]:
         """The steps of a wave's tensors, range by range, their next state written; nothing if it is not in ranges."""
@@ -363,7 +382,7 @@ class LearnedRule(Rule):
         return self.log_rate * SPEED
 
     def hastened(self, meta_parameters: Tensors, log_factors: Tensor) -> dict[str, Tensor]:
-        rates = meta_parameters["log_rate"]
+        rates = meta_parameters.get("log_rate", self.log_rate)
         return {**meta_parameters, "log_rate": rates + log_factors.to(rates) / SPEED}
 
     def _weight_decay(self, graph: ParameterGraph, moved: Moved, clock: Clock) -> Tensor:

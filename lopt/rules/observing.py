@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lopt.features import per_scalar
+from lopt.features.log_sign import log_sign_features
 from lopt.graph import ParameterGraph
 from lopt.graph.tensor_classes import Matrices
 from lopt.metanets.pieces import Piece, gathered
@@ -233,6 +234,13 @@ class View:
             return features
         seen, spread = self.look(piece), piece.spread(relations)
         return per_scalar.per_scalar_features(seen.params, seen.grads, seen.moments, factored, *spread)
+
+    def raw_features(self, piece: Piece) -> Tensor:
+        """(F, n) of `lopt.features.log_sign`, of a piece of whole tensors."""
+        seen = self.look(piece)
+        # What a mean takes in of each gradient, a sum has whole.
+        sums = seen.momenta / _for_scalars(self._decays.new, piece)
+        return log_sign_features(seen.params, seen.grads, sums)
 
     def history(
         self,

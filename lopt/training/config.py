@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
-from lopt.config import Count, Decay, Positive, Settings, Share, wrong
+from lopt.config import Count, Decay, NonNegative, Pair, Positive, Settings, Share, wrong
 from lopt.training.estimators import ESTIMATORS, Estimator
 
 
@@ -44,14 +44,19 @@ class MetaConfig(Settings):
     """Compile inner steps: two to three times as fast, after half a minute for each architecture that cohorts come to,
     or by evolution strategies a few seconds for one that an earlier run has compiled on the same machine. It pays with
     few `architectures`, where `cohort_turns` is in the hundreds, or on a GPU."""
-    outer_loss: Literal["mean", "log", "final", "best"] = "mean"
-    """What to lower: mean relative loss over the truncation, its logarithm, the last one or the best one alone."""
+    outer_loss: Literal["mean", "log", "final", "best", "plain"] = "mean"
+    """What to lower: mean relative loss over the truncation, its logarithm, the last one or the best one alone; or the
+    mean loss as it is."""
     outer_data: Literal["train", "validation"] = "train"
     """Split of the batches that the outer loss is measured on."""
     learning_rate: Annotated[float, Field(gt=0, le=1e3)] = 3e-3
     """Peak learning rate of the outer Adam."""
     warmup: Annotated[int, Field(ge=0, le=1_000_000)] = 20
     """Outer steps of linear warm-up; a cosine to zero follows."""
+    betas: Pair[Decay] = (0.9, 0.99)
+    """Decays of the outer Adam's moments."""
+    weight_decay: NonNegative = 0.0
+    """Of the meta-parameters, as a part of the meta-gradient that no clip sees."""
     clip: Positive = 0.2
     """Limit on the norm of the meta-gradient."""
     ema: Decay = 0.9

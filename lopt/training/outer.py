@@ -1,6 +1,6 @@
 """Outer losses: from the losses of an unroll to the one number that meta-training lowers.
 
-Relative losses above `LIMIT` have diverged: they count as the limit and give no gradient.
+Relative losses above `LIMIT` have diverged: they count as the limit and give no gradient, but for "plain".
 
 Shapes: K inner steps, T networks.
 """
@@ -42,5 +42,10 @@ def best(losses: Tensor, initial: Tensor) -> Tensor:
     return relative(losses, initial).amin(0)
 
 
-OUTER_LOSSES: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (mean, log, final, best)}
+def plain(losses: Tensor, initial: Tensor) -> Tensor:
+    """(T,) mean loss as it is: not cut, and tasks weigh by their scale."""
+    return losses.mean(0)
+
+
+OUTER_LOSSES: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (mean, log, final, best, plain)}
 """Each maps losses (K, T) and the initial losses (T,) to one value for each network."""

@@ -17,7 +17,12 @@ class OuterOptimizer:
 
     def __init__(self, rule: Rule, config: MetaConfig) -> None:
         self.rule, self.config = rule, config
-        self.adam = torch.optim.Adam(rule.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
+        self.adam = torch.optim.Adam(
+            rule.parameters(),
+            lr=config.learning_rate,
+            betas=(config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
+        )
         self.average = {name: p.detach().clone() for name, p in rule.named_parameters()}
 
     @property

@@ -204,11 +204,14 @@ class WireEncoder(nn.Module):
     def __init__(self, features: int, context: int, width: int, slots: int = SLOTS) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(width, features, slots) / math.sqrt(features))
-        self.context = nn.Linear(context, width)
+        self.context = nn.Linear(context, width) if context else None
+        self.fan_in = features * slots
         self.kinds = nn.Parameter(0.1 * torch.randn(len(PARAMETER_KINDS), width))
 
     def forward(self, wires: Iterable[Wire], parts: Sequence[Tensor], context: Tensor) -> Tensor:
-        known = self.context(context.movedim(0, -1))
+        known = context.new_zeros(*context.shape[1:], len(self.weight))
+        if self.context is not None:
+            known = self.context(context.movedim(0, -1))
         columns = [known.new_zeros(known.shape[-1], *known.shape[:-2], 0)]
         for wire in wires:
             folded = wire.fold(parts[wire.number])
@@ -226,6 +229,7 @@ class WireHead(nn.Module):
 
     def __init__(self, width: int, outputs: int, slots: int = SLOTS) -> None:
         super().__init__()
+        self.fan_in = width
         self.weight = nn.Parameter(torch.zeros(outputs, slots, width))
         self.bias = nn.Parameter(torch.zeros(outputs, slots))
 

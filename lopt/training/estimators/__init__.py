@@ -6,6 +6,7 @@ from lopt.registry import Registry
 from lopt.training.estimators.backprop import TruncatedBackprop
 from lopt.training.estimators.base import Estimate, Estimator, has_diverged, initial_losses
 from lopt.training.estimators.es import ES
+from lopt.training.estimators.greedy import Greedy
 from lopt.training.estimators.lives import WholeLives
 from lopt.training.estimators.mixture import Mixture
 from lopt.training.estimators.pes import NRES, PES
@@ -16,6 +17,7 @@ __all__ = [
     "PES",
     "Estimate",
     "Estimator",
+    "Greedy",
     "Mixture",
     "TruncatedBackprop",
     "WholeLives",
@@ -31,6 +33,7 @@ ESTIMATORS: Registry[type[Estimator]] = Registry(
 
 for _name, _estimator in {
     "backprop": TruncatedBackprop,
+    "greedy": Greedy,
     "es": ES,
     "pes": PES,
     "nres": NRES,
