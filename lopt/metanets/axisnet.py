@@ -25,6 +25,7 @@ from lopt.graph.made_once import made_once
 from lopt.graph.spec import PARAMETER_KINDS
 from lopt.metanets.base import SPARING, Heard, Layers, Metanet, Size, SizeOrZero
 from lopt.metanets.cutouts import Cutout, Strip, cutout
+from lopt.metanets.layers import affine_of
 from lopt.metanets.paths import Paths
 from lopt.metanets.pieces import Piece
 from lopt.metanets.plan import (
@@ -67,7 +68,7 @@ class AxisNet(Metanet):
         super().__init__()
         self.paths = Paths(features, paths) if paths else None
         self.kind_embedding = nn.Parameter(0.1 * torch.randn(len(PARAMETER_KINDS), neuron_width))
-        self.encode_context = nn.Linear(context, neuron_width)
+        self.encode_context = affine_of(context, neuron_width)
         self.layers = nn.ModuleList(
             AxisLayer(width if layer else features + paths, neuron_width if layer else 0, width, neuron_width)
             for layer in range(layers)
@@ -162,6 +163,7 @@ class ScalarUpdate(nn.Module):
 
     def __init__(self, width: int, neurons: int, contexts: int, outputs: int) -> None:
         super().__init__()
+        self.fan_in = width
         self.scalar = nn.Parameter(torch.randn(outputs, width) / width**0.5)
         self.context = nn.Linear(contexts, outputs)
         self.neuron = nn.Linear(neurons, len(MESSAGE_ROLES) * outputs, bias=False) if neurons else None

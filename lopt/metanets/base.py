@@ -20,6 +20,7 @@ Size = Annotated[int, Field(ge=1, le=4096)]
 """A width, or how many of something a metanet has."""
 SizeOrZero = Annotated[int, Field(ge=0, le=4096)]
 Layers = Annotated[int, Field(ge=1, le=64)]
+LayersOrZero = Annotated[int, Field(ge=0, le=64)]
 
 SPARING = 1 << 21
 """Scalars from which memory is worth more than time to a metanet that sees them: below, a vector for each of them takes

@@ -49,6 +49,32 @@ class PointwiseMlp(nn.Module):
         return self.outer(relu_(self.inner(x)))
 
 
+class ScalarNet(nn.Module):
+    """raw = W_(L+1) relu(... relu(W_1 f + V e + b)): a network of L hidden layers for every scalar.
+
+    f are its own features, e what it has heard of others: (F, ..., P), (D, ..., P) -> (R, ..., P). The outputs are
+    zero at first.
+    """
+
+    def __init__(self, features: int, heard: int, width: int, layers: int, outputs: int) -> None:
+        super().__init__()
+        self.own, self.heard = Pointwise(features, width), Pointwise(heard, width, bias=False)
+        self.own.fan_in = self.heard.fan_in = features + heard
+        self.inner = nn.ModuleList(Pointwise(width, width) for _ in range(layers - 1))
+        self.head = zeroed(Pointwise(width, outputs))
+
+    def read(self, heard: Tensor) -> Tensor:
+        """V e: (D, ..., n) -> (width, ..., n), before it is repeated for all scalars that hear the same."""
+        return self.heard(heard)
+
+    def forward(self, features: Tensor, read: Tensor) -> Tensor:
+        """With V e of every scalar."""
+        hidden = relu_(self.own(features) + read)
+        for layer in self.inner:
+            hidden = relu_(layer(hidden))
+        return self.head(hidden)
+
+
 class WithContext(nn.Module):
     """W f + V c + b with the context c of each scalar's tensor: (F, P), (C, B) -> (D, P)."""
 
@@ -84,12 +110,25 @@ def zeroed(module: M) -> M:
     return module
 
 
+class Constant(nn.Linear):
+    """A bias without inputs, zero at first: torch would warn that there is no weight to draw."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.bias)
+
+
+def affine_of(inputs: int, outputs: int) -> nn.Linear:
+    """`torch.nn.Linear`, which may have no inputs."""
+    return nn.Linear(inputs, outputs) if inputs else Constant(inputs, outputs)
+
+
 def drawn_as_torch(module: nn.Module) -> None:
     """Draw the weights and biases of all linear maps in it as `torch.nn.Linear` does: within 1 / sqrt(inputs).
 
-    Linear maps are what has a `fan_in`, the number of inputs of each output.
+    Linear maps are what has a `fan_in`, the number of inputs of each output, and torch's own.
     """
     for part in module.modules():
-        if isinstance(inputs := getattr(part, "fan_in", None), int):
+        inputs = part.in_features if isinstance(part, nn.Linear) else getattr(part, "fan_in", None)
+        if isinstance(inputs, int) and inputs:
             for parameter in part.parameters(recurse=False):
                 nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5)

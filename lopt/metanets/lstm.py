@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from lopt.graph import ParameterGraph
-from lopt.metanets.base import Layers, Metanet, Size
-from lopt.metanets.layers import Pointwise, WithContext, zeroed
+from lopt.metanets.base import Layers, LayersOrZero, Metanet, Size
+from lopt.metanets.layers import Pointwise, ScalarNet, WithContext, zeroed
 from lopt.numerics.segments import segment_expand, segment_mean
 
 
@@ -51,16 +51,27 @@ class TensorLstm(Metanet):
 
         e = relu(W f + V c + b),   h_b, c_b = LSTM(mean(e over tensor b), h_(b-1), c_(b-1)),   raw = H relu(U e + T h_b)
 
-    One tensor hears of those before it; the scalars of a tensor stay a set.
+    One tensor hears of those before it; the scalars of a tensor stay a set. This is the LSTM of Neural Graphs' and
+    earlier comparisons (Metz et al. 2020, arXiv 2009.11243), which there reads another layer of e, and whose states go
+    beside the scalars' own features into a network of `scalar_layers` hidden layers (`ScalarNet`), if there are any.
     """
 
-    def __init__(self, features: int, context: int, outputs: int, width: Size = 16) -> None:
+    def __init__(
+        self,
+        features: int,
+        context: int,
+        outputs: int,
+        width: Size = 16,
+        scalar_layers: LayersOrZero = 0,
+    ) -> None:
         super().__init__()
         self.first = WithContext(features, context, width)
         self.inputs = Pointwise(width, 4 * width)
         self.recurrent = Pointwise(width, 4 * width, bias=False)
-        self.scalar, self.tensor = Pointwise(width, width), Pointwise(width, width, bias=False)
-        self.head = zeroed(Pointwise(width, outputs))
+        self.scalars = ScalarNet(features, width, width, scalar_layers, outputs) if scalar_layers else None
+        if self.scalars is None:
+            self.scalar, self.tensor = Pointwise(width, width), Pointwise(width, width, bias=False)
+            self.head = zeroed(Pointwise(width, outputs))
 
     def forward(
         self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
@@ -68,6 +79,8 @@ class TensorLstm(Metanet):
         sizes = graph.sizes
         scalars = relu(self.first(graph, features, context))
         heard = self._walk(segment_mean(scalars, sizes))
+        if self.scalars is not None:
+            return self.scalars(features, segment_expand(self.scalars.read(heard), sizes)), None
         return self.head(relu(self.scalar(scalars) + segment_expand(self.tensor(heard), sizes))), None
 
     def _walk(self, means: Tensor) -> Tensor:

@@ -51,7 +51,11 @@ def can_draw(distribution: SpecDistribution, values: dict[str, Any]) -> bool:
     return all(can_be(distribution.of(name), value) for name, value in rest.items())
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+ON_PURPOSE = {"neural_graphs"}
+"""Configs that meta-train on a task of a test suite, as the paper has it; what comes of them says so."""
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem not in ON_PURPOSE], ids=lambda path: path.stem)
 def test_no_config_trains_on_a_test_task_or_chooses_by_one(path: Path) -> None:
     config = load(RunConfig, path)
     chosen_by = [TASKS[v] if isinstance(v, str) else (v.family, v.options) for v in config.validation]

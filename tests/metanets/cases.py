@@ -95,6 +95,7 @@ CASES = {
     "mlp": Case("mlp", {"width": 6}, knows_neurons=False),
     "lstm": Case("lstm", {"width": 3}, knows_neurons=False),
     "tensor_lstm": Case("tensor_lstm", {"width": 4}, knows_neurons=False),
+    "tensor_lstm, scalars": Case("tensor_lstm", {"width": 4, "scalar_layers": 2}, knows_neurons=False),
     "tensor_mlp": Case("tensor_mlp", {"width": 4}, knows_neurons=False),
     "deepsets": Case("deepsets", {"width": 6}, knows_neurons=False),
     "nfn": Case("nfn", {"width": 4}, ("mlp", "chain")),
@@ -103,10 +104,15 @@ CASES = {
         "nfn", {"width": 3, "symmetry": "hnp", "depth": 3, "ends": (4, 3)}, ("mlp",),
         tiny={"width": 3, "symmetry": "hnp", "depth": 2, "ends": (3, 2)},
     ),
+    "nfn, scalars": Case("nfn", {"width": 4, "positions": True, "scalar_layers": 2}, ("mlp", "chain")),
     "dwsnet": Case("dwsnet", {"width": 3, "ends": (4, 3)}, ("mlp",), tiny={"width": 3, "depth": 2, "ends": (3, 2)}),
     "unf": Case("unf", {"width": 4}),
     "ng_gnn": Case("ng_gnn", {"width": 5}),
     "ng_t": Case("ng_t", {"node_width": 6, "edge_width": 4, "attention_width": 6, "heads": 2}),
+    "ng_gnn, scalars": Case("ng_gnn", {"width": 5, "positions": True, "scalar_layers": 2}),
+    "ng_t, scalars": Case("ng_t", {
+        "node_width": 6, "edge_width": 4, "attention_width": 6, "heads": 2, "positions": True, "scalar_layers": 1,
+    }),
     "gmn": Case("gmn", {"width": 5}),
 }  # fmt: skip
 

@@ -16,9 +16,11 @@ from torch.nn.functional import relu
 from lopt.config import Pair
 from lopt.errors import ConfigError, GraphError
 from lopt.graph import ParameterGraph
-from lopt.metanets.base import Layers, Metanet, Size
+from lopt.metanets.base import Layers, LayersOrZero, Metanet, Size
+from lopt.metanets.layers import Pointwise, ScalarNet
 from lopt.metanets.published.chain import EquivariantLinear, Link, SharedLinear, chain_of, chain_slots
-from lopt.metanets.published.wiring import SLOTS, WireEncoder, WireHead, wiring_of
+from lopt.metanets.published.positions import position_codes
+from lopt.metanets.published.wiring import SLOTS, WireEncoder, WireHead, Wiring, copied, wiring_of
 
 Depth = Annotated[int, Field(ge=1, le=16)]
 """Layers of the networks that it reads; the coefficients are as many as the square of it."""
@@ -39,6 +41,11 @@ class Nfn(Metanet):
     layers share theirs, and a chain of any depth will do. taps: the most kernel taps (or positions behind a
     flatten); they are channels of the first and last map.
 
+    positions: whether a weight is told where its input and its output are, and a bias where its neuron is: inputs and
+    outputs of the network one by one, hidden neurons by layer. scalar_layers: hidden layers of a network for each
+    scalar that reads its own features beside what its weight w_l' or bias v_l' has become, the same for all taps
+    (`ScalarNet`), as Neural Graphs' optimizers have it; 0: raw outputs are linear in that.
+
     Raises `GraphError` on a network that is no chain of linear or convolution layers, or of another depth or ends.
     """
 
@@ -53,6 +60,8 @@ class Nfn(Metanet):
         depth: Depth | None = None,
         ends: Pair[Size] | None = None,
         taps: Size = SLOTS,
+        positions: bool = False,
+        scalar_layers: LayersOrZero = 0,
     ) -> None:
         super().__init__()
         _check_symmetry(symmetry, depth, ends)
@@ -64,10 +73,17 @@ class Nfn(Metanet):
             else EquivariantLinear(chain_slots(depth, width, width, self.ends))
             for _ in range(layers)
         )
-        self.heads = nn.ModuleList(WireHead(width, outputs, slots) for slots in (taps, 1))
+        self.width = width
+        self.codes = nn.ModuleList(Pointwise(width, width, bias=False) for _ in range(3 * positions))
+        self.heads = nn.ModuleList(
+            WireHead(width, outputs, slots) for slots in ((taps, 1) if not scalar_layers else ())
+        )
+        self.scalars = ScalarNet(features, width, width, scalar_layers, outputs) if scalar_layers else None
 
     def prepare(self, graph: ParameterGraph) -> None:
         self._check(chain_of(graph, self.taps))
+        if self.codes:
+            position_codes(wiring_of(graph, self.taps), self.width)
 
     def forward(
         self, graph: ParameterGraph, features: Tensor, context: Tensor, memory: Tensor | None = None
@@ -76,13 +92,21 @@ class Nfn(Metanet):
         self._check(links)
         wiring = wiring_of(graph, self.taps)
         values = self._encoded(links, wiring.parts(features), context)
+        if self.codes:
+            values = self._placed(wiring, links, values)
         shapes = [value.shape for value in values]
         values = values if self.ends is None else [fold(v, i, len(links)) for i, v in enumerate(values)]
         for layer in self.layers:
             values = [relu(value) for value in layer(values)]
         if self.ends is not None:
             values = [unfold(v, i, shape) for i, (v, shape) in enumerate(zip(values, shapes, strict=True))]
-        return wiring.join(self._decoded(links, values)), None
+        if self.scalars is None:
+            return wiring.join(self._decoded(links, values)), None
+        read: dict[int, Tensor] = {}
+        for link, weight, bias in zip(links, values[::2], values[1::2], strict=True):
+            read |= copied([link.weight], self.scalars.read(weight.flatten(1)))
+            read |= copied([link.bias], self.scalars.read(bias)) if link.bias else {}
+        return self.scalars(features, wiring.join(read)), None
 
     def _check(self, links: tuple[Link, ...]) -> None:
         if self.depth is not None and len(links) != self.depth:
@@ -100,6 +124,17 @@ class Nfn(Metanet):
             bias = weight.new_zeros(weight.shape[:2])
             values += [weight, bias if link.bias is None else self.encode[1]([link.bias], parts, context)]
         return values
+
+    def _placed(self, wiring: Wiring, links: tuple[Link, ...], values: list[Tensor]) -> list[Tensor]:
+        """Values with codes of where they are."""
+        codes = position_codes(wiring, self.width).to(values[0])
+        of_targets, of_sources, of_neurons = (layer(codes) for layer in self.codes)
+        placed = []
+        for link, weight, bias in zip(links, values[::2], values[1::2], strict=True):
+            target, source = link.weight.target, link.weight.source
+            placed.append(weight + of_targets[:, target, None] + of_sources[:, None, source])
+            placed.append(bias + of_neurons[:, target])
+        return placed
 
     def _decoded(self, links: tuple[Link, ...], values: list[Tensor]) -> dict[int, Tensor]:
         raw: dict[int, Tensor] = {}

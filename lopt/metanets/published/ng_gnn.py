@@ -16,15 +16,17 @@ from torch.nn.functional import relu
 
 from lopt.graph import ParameterGraph
 from lopt.graph.pyg_styles import NODE_KINDS
-from lopt.metanets.base import Layers, Metanet, Size, SizeOrZero
-from lopt.metanets.layers import ChannelNorm, Pointwise, PointwiseMlp
+from lopt.metanets.base import Layers, LayersOrZero, Metanet, Size, SizeOrZero
+from lopt.metanets.layers import ChannelNorm, Pointwise, PointwiseMlp, ScalarNet
 from lopt.metanets.published.exchange import ENDS, End, Exchange, Execution, exchange_of
+from lopt.metanets.published.positions import position_codes
 from lopt.metanets.published.wiring import (
     Wire,
     WireEncoder,
     WireHead,
     Wiring,
     check_probes,
+    copied,
     probes_of_nodes,
     wiring_of,
 )
@@ -44,10 +46,11 @@ class NeuralGraph(Metanet):
     nodes: NodeEncoder
     encode: WireEncoder
     layers: nn.ModuleList
-    heads: NeuralGraphHeads
+    heads: NeuralGraphHeads | ScalarHeads
 
     def prepare(self, graph: ParameterGraph) -> None:
         exchange_of(wiring_of(graph), self.execution).prepare()
+        self.nodes.prepare(wiring_of(graph))
 
     def forward(
         self,
@@ -69,6 +72,8 @@ class NeuralGraph(Metanet):
         edges = self.encode(wiring.edges, parts, context)
         for layer in self.layers:
             nodes, edges = layer(exchange, nodes, edges)
+        if isinstance(self.heads, ScalarHeads):
+            return self.heads(wiring, nodes, edges, features), None
         return self.heads(wiring, nodes, edges, attributes), None
 
 
@@ -86,6 +91,9 @@ class NgGnn(NeuralGraph):
 
     execution: "dense" along axes, or "edges" by gather and scatter, which is slower and gives the same.
     probes: M, how many probe features it reads of every neuron (section 3 of the paper; `lopt.weight_space.probes`).
+    positions: whether neurons are told where they are: inputs and outputs one by one, hidden ones by layer.
+    scalar_layers: hidden layers of a network for each scalar (`ScalarHeads`), as the paper's optimizers have it; 0: raw
+        outputs are linear in their edge's hidden channels, so that nine taps have no more between them than those hold.
     """
 
     def __init__(
@@ -97,27 +105,36 @@ class NgGnn(NeuralGraph):
         layers: Layers = 2,
         execution: Execution = "dense",
         probes: SizeOrZero = 0,
+        positions: bool = False,
+        scalar_layers: LayersOrZero = 0,
     ) -> None:
         super().__init__()
         self.execution = execution
-        self.nodes = NodeEncoder(features, context, width, probes)
+        self.nodes = NodeEncoder(features, context, width, probes, positions)
         self.encode = WireEncoder(features, context, width)
         self.layers = nn.ModuleList(NgGnnLayer(width) for _ in range(layers))
-        self.heads = NeuralGraphHeads(width, width, outputs)
+        self.heads = heads_of(features, width, width, outputs, scalar_layers)
 
 
 class NodeEncoder(nn.Module):
     """h = role + mean of the neuron's encoded attributes + W p: features (F, P) -> nodes (D, N), attributes (D, A).
 
-    p are the neuron's M probe features, for a metanet that reads any.
+    p are the neuron's M probe features, for a metanet that reads any. With `positions`, a code of its place is added.
     """
 
-    def __init__(self, features: int, context: int, width: int, probes: int = 0) -> None:
+    def __init__(
+        self, features: int, context: int, width: int, probes: int = 0, positions: bool = False
+    ) -> None:
         super().__init__()
-        self.count = probes
+        self.count, self.width, self.positions = probes, width, positions
         self.attributes = WireEncoder(features, context, width)
         self.roles = nn.Parameter(torch.randn(len(NODE_KINDS), width) / math.sqrt(width))
         self.probes = Pointwise(probes, width, bias=False) if probes else None
+
+    def prepare(self, wiring: Wiring) -> None:
+        """Derive what is needed ahead of the first step."""
+        if self.positions:
+            position_codes(wiring, self.width)
 
     def forward(
         self, wiring: Wiring, parts: Sequence[Tensor], context: Tensor, probes: Tensor | None = None
@@ -136,7 +153,19 @@ class NodeEncoder(nn.Module):
         encoded = torch.cat(columns, -1)
         if self.probes is not None and probes is not None:
             encoded = encoded + self.probes(probes_of_nodes(wiring, probes.to(encoded)))
+        if self.positions:
+            codes = position_codes(wiring, self.width).to(encoded)
+            encoded = encoded + codes.reshape(len(codes), *[1] * (encoded.dim() - 2), -1)
         return encoded, attributes
+
+
+def heads_of(
+    features: int, node_width: int, edge_width: int, outputs: int, scalar_layers: int
+) -> NeuralGraphHeads | ScalarHeads:
+    """`ScalarHeads` with so many layers, or without any `NeuralGraphHeads`."""
+    if scalar_layers:
+        return ScalarHeads(features, node_width, edge_width, outputs, scalar_layers)
+    return NeuralGraphHeads(node_width, edge_width, outputs)
 
 
 class NeuralGraphHeads(nn.Module):
@@ -157,6 +186,31 @@ class NeuralGraphHeads(nn.Module):
             known.append((value.unflatten(-1, wire.grid) + node).flatten(-3))
         raw.update(self.node_out(wiring.attributes, relu(torch.cat(known, -1))))
         return wiring.join(raw)
+
+
+class ScalarHeads(nn.Module):
+    """A network for each scalar that reads its own features beside what its edge, or the neuron it is of, has become.
+
+    e' = W_2 relu(W_1 e) for edges and V_2 relu(V_1 h) for attributes of neurons h, the same for all taps; see
+    `ScalarNet`. As Neural Graphs' optimizers have it, but that there a bias reads another neuron.
+    """
+
+    def __init__(
+        self, features: int, node_width: int, edge_width: int, outputs: int, scalar_layers: int
+    ) -> None:
+        super().__init__()
+        self.edge = PointwiseMlp(edge_width, edge_width, edge_width)
+        self.node = PointwiseMlp(node_width, node_width, edge_width)
+        self.scalars = ScalarNet(features, edge_width, edge_width, scalar_layers, outputs)
+
+    def forward(self, wiring: Wiring, nodes: Tensor, edges: Tensor, features: Tensor) -> Tensor:
+        """(D, N), (D, E), (F, P) -> (R, P)."""
+        read = copied(wiring.edges, self.scalars.read(self.edge(edges)))
+        at_nodes = self.scalars.read(self.node(nodes))
+        for wire in wiring.attributes:
+            own = at_nodes[..., wire.target][..., :, None, None]
+            read |= copied([wire], own.expand(*at_nodes.shape[:-1], *wire.grid).flatten(-3))
+        return self.scalars(features, wiring.join(read))
 
 
 class NgGnnLayer(nn.Module):

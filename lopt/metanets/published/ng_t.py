@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from lopt.errors import ConfigError
-from lopt.metanets.base import Layers, Size, SizeOrZero
+from lopt.metanets.base import Layers, LayersOrZero, Size, SizeOrZero
 from lopt.metanets.layers import ChannelNorm, Pointwise
 from lopt.metanets.published.exchange import ENDS, End, Exchange, Execution
-from lopt.metanets.published.ng_gnn import NeuralGraph, NeuralGraphHeads, NodeEncoder
+from lopt.metanets.published.ng_gnn import NeuralGraph, NodeEncoder, heads_of
 from lopt.metanets.published.wiring import WireEncoder
 
 OTHER: dict[End, End] = {"target": "source", "source": "target"}
@@ -34,6 +34,7 @@ class NgT(NeuralGraph):
 
     execution: "dense" along axes, or "edges" by gather and scatter, which is slower and gives the same.
     probes: M, how many probe features it reads of every neuron (section 3 of the paper; `lopt.weight_space.probes`).
+    positions, scalar_layers: as in `NgGnn`; the scalars' network is as wide as edges are.
     """
 
     def __init__(
@@ -48,18 +49,20 @@ class NgT(NeuralGraph):
         layers: Layers = 2,
         execution: Execution = "dense",
         probes: SizeOrZero = 0,
+        positions: bool = False,
+        scalar_layers: LayersOrZero = 0,
     ) -> None:
         super().__init__()
         if attention_width % heads:
             expected = f"a multiple of heads ({heads})"
             raise ConfigError(f"metanet: attention_width must be {expected}, found {attention_width}")
         self.execution = execution
-        self.nodes = NodeEncoder(features, context, node_width, probes)
+        self.nodes = NodeEncoder(features, context, node_width, probes, positions)
         self.encode = WireEncoder(features, context, edge_width)
         self.layers = nn.ModuleList(
             NgTLayer(node_width, edge_width, attention_width, heads) for _ in range(layers)
         )
-        self.heads = NeuralGraphHeads(node_width, edge_width, outputs)
+        self.heads = heads_of(features, node_width, edge_width, outputs, scalar_layers)
 
 
 class NgTLayer(nn.Module):

@@ -51,6 +51,7 @@ class Unf(Metanet):
         super().__init__()
         self.scalar = Pointwise(features, width, bias=False)
         self.context = Pointwise(context, width)
+        self.scalar.fan_in = self.context.fan_in = features + context
         self.kinds = nn.Parameter(0.1 * torch.randn(width, len(PARAMETER_KINDS)))
         self.layers = nn.ModuleList(UnfLayer(width) for _ in range(layers))
         self.head = zeroed(Pointwise(width, outputs))

@@ -26,7 +26,7 @@ from lopt.graph import Block, ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.pyg_styles import NODE_KINDS, Place, neuron_places
 from lopt.graph.spec import PARAMETER_KINDS, Segment
-from lopt.metanets.layers import product
+from lopt.metanets.layers import affine_of, product
 from lopt.metanets.plan import Plan, plan_of
 
 SLOTS = 9
@@ -194,6 +194,16 @@ class _NodeSets:
         return self.sets[key][0]
 
 
+def copied(wires: Iterable[Wire], values: Tensor) -> dict[int, Tensor]:
+    """(D, ..., edges) -> (D, ..., scalars of the block) by number: all scalars of an edge have what it has."""
+    wires = list(wires)
+    parts = values.split([wire.size for wire in wires], -1) if wires else ()
+    return {
+        wire.number: wire.unfold(part[:, None].expand(-1, wire.slots, *part.shape[1:]))
+        for wire, part in zip(wires, parts, strict=True)
+    }
+
+
 class WireEncoder(nn.Module):
     """Folded features, and what is known of the tensor, to hidden channels.
 
@@ -204,14 +214,12 @@ class WireEncoder(nn.Module):
     def __init__(self, features: int, context: int, width: int, slots: int = SLOTS) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(width, features, slots) / math.sqrt(features))
-        self.context = nn.Linear(context, width) if context else None
+        self.context = affine_of(context, width)
         self.fan_in = features * slots
         self.kinds = nn.Parameter(0.1 * torch.randn(len(PARAMETER_KINDS), width))
 
     def forward(self, wires: Iterable[Wire], parts: Sequence[Tensor], context: Tensor) -> Tensor:
-        known = context.new_zeros(*context.shape[1:], len(self.weight))
-        if self.context is not None:
-            known = self.context(context.movedim(0, -1))
+        known = self.context(context.movedim(0, -1))
         columns = [known.new_zeros(known.shape[-1], *known.shape[:-2], 0)]
         for wire in wires:
             folded = wire.fold(parts[wire.number])
