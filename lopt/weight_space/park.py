@@ -111,7 +111,6 @@ def _trained(recipe: ParkRecipe, shape: ParkShape, number: int, root: str | Path
     columns["share"] = torch.from_numpy(shares).float()
     images, labels = _examples(recipe, shape.colours, "train", root)
     tested, wanted = (v[: recipe.measured] for v in _examples(recipe, shape.colours, "test", root))
-    tested = tested.permute(1, 2, 3, 0).contiguous()
     seen = np.stack([generator.permutation(len(labels))[: recipe.examples] for _ in numbers])
     params = initial(shape, numbers, columns["gain"])
     optimizer = Adam(params, columns["rate"], columns["decay"])

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from typing_extensions import Self
 
@@ -125,16 +126,12 @@ def initial(shape: ParkShape, seeds: Sequence[int], gains: Tensor) -> Tensors:
 
 
 def logits(shape: ParkShape, params: Tensors, images: Tensor) -> Tensor:
-    """(B, classes, M) for images (B, C, H, H, M), or (1, C, H, H, M) for all networks alike."""
+    """(B, classes, M) for images (B, C, H, H, M)."""
     function, x, half = ACTIVATIONS[shape.activation][0], images, shape.size
     for n, (weight, bias) in enumerate(shape.names[:-1]):
         half //= shape.stride(n)
         read = Windows.apply(x, shape.kernels[n], shape.stride(n))
-        flat = params[weight].flatten(2)
-        if len(read) == 1 < len(flat):  # one product for all networks
-            said = (flat.flatten(0, 1) @ read[0]).unflatten(0, flat.shape[:2]) + params[bias][..., None]
-        else:
-            said = torch.baddbmm(params[bias][..., None], flat, read)
+        said = torch.baddbmm(params[bias][..., None], params[weight].flatten(2), read)
         found = function(said).unflatten(2, (half, half, images.shape[-1]))
         x = x + found if shape.adds(n) else found
     weight, bias = shape.names[-1]
@@ -150,10 +147,13 @@ def gradient(shape: ParkShape, params: Tensors, images: Tensor, labels: Tensor) 
 
 
 @torch.no_grad()
-def accuracy(shape: ParkShape, params: Tensors, images: Tensor, labels: Tensor, batch: int = 50) -> Tensor:
-    """(B): the share of images (C, H, H, M) whose class is told."""
-    right = [
-        (logits(shape, params, part[None]).argmax(1) == wanted).sum(1)
-        for part, wanted in zip(images.split(batch, -1), labels.split(batch), strict=True)
-    ]
-    return torch.stack(right).sum(0) / len(labels)
+def accuracy(shape: ParkShape, params: Tensors, images: Tensor, labels: Tensor, batch: int = 1000) -> Tensor:
+    """(B): the share of images (M, C, H, H) whose class is told."""
+    model, found = shape.build(), []
+    for n in range(
+        len(params[shape.names[0][0]])
+    ):  # large batches of one are faster than what is written out
+        one = {name: value[n] for name, value in params.items()}
+        parts = zip(images.split(batch), labels.split(batch), strict=True)
+        found.append(sum((functional_call(model, one, (x,)).argmax(1) == y).sum() for x, y in parts))
+    return torch.stack([torch.as_tensor(right) for right in found]) / len(labels)
