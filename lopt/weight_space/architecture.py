@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,7 +18,7 @@ from lopt.weight_space.perceptrons import PerceptronShape
 from lopt.weight_space.sirens import SirenShape
 
 
-class Shape(Protocol):
+class Shape(Hashable, Protocol):
     """What a header says of an architecture."""
 
     @property
@@ -70,7 +72,8 @@ def architecture_of(networks: NetworkSet) -> Architecture:
     return architecture(SHAPES[found["kind"]](**found))
 
 
+@cache
 def architecture(shape: Shape) -> Architecture:
-    """Of networks of a shape."""
+    """Of networks of a shape, traced once. The model is everybody's: run it with parameters of your own."""
     model = shape.build()
     return Architecture(ParameterGraph.trace(model, (torch.zeros(2, *shape.inputs),)), model, shape.inputs)

@@ -20,6 +20,7 @@ from lopt.features import per_tensor
 from lopt.features.per_scalar import squash
 from lopt.graph import Block, ParameterGraph
 from lopt.graph.made_once import made_once
+from lopt.graph.spec import ParameterSpec
 from lopt.numerics.segments import segment_expand
 
 VALUES = 3
@@ -66,7 +67,7 @@ class WeightFeatures(nn.Module):
 
     def forward(self, graph: ParameterGraph, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         flat = graph.flatten(params)
-        rms = torch.stack([torch.sqrt(params[name].square().mean() + 1e-12) for name in graph.parameters])
+        rms = rms_of_tensors(graph, params)
         scale = self.scales.to(flat) if self.names == tuple(graph.parameters) else rms
         relative = flat / (segment_expand(scale[None], graph.sizes)[0] + 1e-6)
         rows = [squash(relative), 0.5 * torch.log(relative * relative + 1e-4), squash(flat)]
@@ -80,8 +81,18 @@ class WeightFeatures(nn.Module):
             features.append(places(graph).to(flat))
         if self.options.activations:
             features.append(activations(graph).to(flat))
-        static = per_tensor.static_features(graph, flat)
-        return torch.cat(features), torch.cat([torch.log(rms + 1e-4)[None] / 4, static])
+        return torch.cat(features), tensor_context(graph, params)
+
+
+def rms_of_tensors(graph: ParameterGraph, params: Mapping[str, Tensor]) -> Tensor:
+    """(B): of the scalars of each tensor."""
+    return torch.stack([torch.sqrt(params[name].square().mean() + 1e-12) for name in graph.parameters])
+
+
+def tensor_context(graph: ParameterGraph, params: Mapping[str, Tensor]) -> Tensor:
+    """(C, B): of each tensor the logarithm of its rms, sizes and depth."""
+    rms = rms_of_tensors(graph, params)
+    return torch.cat([torch.log(rms + 1e-4)[None] / 4, per_tensor.static_features(graph, rms)])
 
 
 def phases(graph: ParameterGraph, params: Mapping[str, Tensor], flat: Tensor, w0: float) -> Tensor:
@@ -125,6 +136,12 @@ def activations(graph: ParameterGraph) -> Tensor:
         return hot.reshape(-1, *[1] * len(block.shape)).expand(-1, *block.shape)
 
     return _by_block(graph, len(ACTIVATIONS), of)
+
+
+def fed_activations(graph: ParameterGraph, spec: ParameterSpec) -> set[str | None]:
+    """Of the neurons that a parameter feeds."""
+    axes = [axis for axis, role in zip(spec.axes, spec.roles, strict=True) if role == "out"]
+    return {graph.groups[group].activation for axis in axes for segment in axis for group in segment}
 
 
 def _places_in(graph: ParameterGraph, block: Block) -> Tensor:

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
@@ -28,8 +28,27 @@ from lopt.weight_space.network_set import NetworkSet, Tensors
 
 Change = Callable[[Tensors, torch.Generator], Tensors]
 """Of B networks into others that mean the same."""
-Loss = Callable[[nn.Module, Tensors, Tensor], Tensor]
+Loss = Callable[[nn.Module, Any, Tensor], Tensor]
 """Of a reader on B networks with their targets: their mean loss."""
+
+
+class Networks(Protocol):
+    """What is learned from: a `NetworkSet` or a `NetworkPark`."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor) -> Any:
+        """What a reader is given of those that an index chooses."""
+        ...
+
+    def shuffled(self, generator: torch.Generator) -> Tensor:
+        """(N): all in a random order."""
+        ...
+
+    @property
+    def finite(self) -> Tensor:
+        """(N): whether all weights are."""
+        ...
 
 
 class FitOptions(Settings):
@@ -77,10 +96,10 @@ def loss_of(targets: Tensor, smoothing: float = 0.0) -> Loss:
 
 def fit(
     reader: nn.Module,
-    networks: NetworkSet,
+    networks: Networks,
     targets: Tensor,
     options: FitOptions | None = None,
-    validation: tuple[NetworkSet, Tensor] | None = None,
+    validation: tuple[Networks, Tensor] | None = None,
     change: Change | None = None,
     loss: Loss | None = None,
     desc: str = "reader",
@@ -123,9 +142,9 @@ def fit(
     try:
         for step in range(steps):
             if len(order) < options.batch:
-                order = torch.cat([order, torch.randperm(len(networks), generator=generator)])
+                order = torch.cat([order, networks.shuffled(generator)])
             index, order = order[: options.batch], order[options.batch :]
-            params = {name: value[index] for name, value in networks.params.items()}
+            params = networks.batch(index)
             params = params if change is None else change(params, generator)
             found = measure(reader, params, targets[index])
             optimizer.zero_grad()
@@ -152,12 +171,10 @@ def fit(
     return Fitted(losses, scores, start, best, seconds, 1000 * seconds / (steps * options.batch))
 
 
-def check_finite(networks: NetworkSet, targets: Tensor) -> None:
+def check_finite(networks: Networks, targets: Tensor) -> None:
     """Raise `DataError` for networks with weights or targets that are not: one would make all that is learned NaN."""
-    finite = torch.stack(
-        [t.flatten(1).isfinite().all(1) for t in (*networks.params.values(), targets[:, None])]
-    )
-    bad = (~finite.all(0)).nonzero().flatten().tolist()
+    finite = networks.finite & targets[:, None].flatten(1).isfinite().all(1)
+    bad = (~finite).nonzero().flatten().tolist()
     if bad:
         raise DataError(
             f"networks: expected finite weights and targets, found {len(bad)} of {len(networks)} with others, first"
@@ -166,29 +183,27 @@ def check_finite(networks: NetworkSet, targets: Tensor) -> None:
 
 
 @torch.no_grad()
-def predict(reader: nn.Module, params: Tensors, batch: int = 256) -> Tensor:
-    """(N, Y): logits of classes, or numbers, for N networks (N, *shape), in evaluation mode."""
+def predict(reader: nn.Module, networks: Tensors | Networks, batch: int = 256) -> Tensor:
+    """(N, Y): logits of classes, or numbers, for N networks or their parameters (N, *shape), in evaluation mode."""
     training = reader.training
     reader.eval()
-    count = len(next(iter(params.values())))
-    parts = [
-        reader({name: value[i : i + batch] for name, value in params.items()}) for i in range(0, count, batch)
-    ]
+    if isinstance(networks, dict):
+        networks = NetworkSet(networks, {}, torch.zeros(len(next(iter(networks.values())))))
+    parts = [reader(networks.batch(rows)) for rows in torch.arange(len(networks)).split(batch)]
     reader.train(training)
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def mean_loss(
-    reader: nn.Module, networks: NetworkSet, targets: Tensor, loss: Loss | None = None, batch: int = 256
+    reader: nn.Module, networks: Networks, targets: Tensor, loss: Loss | None = None, batch: int = 256
 ) -> float:
     """Of all networks, in evaluation mode."""
     measure, training = loss or loss_of(targets), reader.training
     reader.eval()
     total = 0.0
-    for i in range(0, len(networks), batch):
-        params = {name: value[i : i + batch] for name, value in networks.params.items()}
-        wanted = targets[i : i + batch]
-        total += measure(reader, params, wanted).item() * len(wanted)
+    for rows in torch.arange(len(networks)).split(batch):
+        wanted = targets[rows]
+        total += measure(reader, networks.batch(rows), wanted).item() * len(wanted)
     reader.train(training)
     return total / len(networks)

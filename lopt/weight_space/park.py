@@ -45,7 +45,7 @@ class ParkRecipe(Settings):
     """Of which architectures have one number or the other."""
     examples: Count = 8192
     """Of the training images: what the shares are of."""
-    batch: Count = 32
+    batch: Count = 16
     checkpoints: Several[Count] = (100, 250, 600)
     """Steps, the last of which is the end."""
     measured: Count = 10_000
