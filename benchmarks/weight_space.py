@@ -20,7 +20,9 @@ mask found for the very network (imp), and with as many weights of each matrix c
 magnitude); @inputs: of the first matrix also as many for each pixel. Metanets see a fifth as many networks there. In
 "cnn-zoo" they tell the test accuracy of small convolutional classifiers of CIFAR-10: Kendall's tau-b and r2 over
 checkpoints of networks never seen; tau_strata of pairs with one step, share of data and third of the rates. In
-"cnn-zoo-fresh" the same readers are tested on networks made after all was chosen.
+"cnn-zoo-fresh" the same readers are tested on networks made after all was chosen. "wild-park" is of classifiers of many
+architectures, tested on architectures never seen: tau_architecture of pairs of one, tau_activation of pairs with one
+activation and step; +64 as above, the functions first on twice as many; "activation" is the mean of these alone.
 Every finished run is a line in benchmarks/results/weight_space/log.jsonl, and no run is done twice: stop it whenever
 you like. The data sets of networks are made on the way, or gone on with.
 """
@@ -37,7 +39,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner.log import Log, Record, canonical
-from benchmarks.weight_space_tasks import cnn_zoo, cnn_zoo_fresh, sines, tickets
+from benchmarks.weight_space_tasks import cnn_zoo, cnn_zoo_fresh, sines, tickets, wild_park
 from lopt.cli.arguments import positive
 from lopt.comparison.report import write_results
 from lopt.files import user_path
@@ -69,7 +71,13 @@ FIRST = 10
 """Passes that the part of a metanet which reads functions alone has to itself, for each of the whole's."""
 VIEWS = {"inr-cifar10": Views(mirror=True)}
 """Of tasks that have others than the rest."""
-OWN = {"sines": sines, "tickets": tickets, "cnn-zoo": cnn_zoo, "cnn-zoo-fresh": cnn_zoo_fresh}
+OWN = {
+    "sines": sines,
+    "tickets": tickets,
+    "cnn-zoo": cnn_zoo,
+    "cnn-zoo-fresh": cnn_zoo_fresh,
+    "wild-park": wild_park,
+}
 """Tasks with networks and budgets of their own."""
 
 
@@ -292,7 +300,7 @@ def _figures(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _figure(task: str) -> str:
-    if task.startswith("cnn-zoo"):
+    if task.startswith("cnn-zoo") or task == "wild-park":
         return "tau"
     return {DILATION: "mse_x100", "sines": "r2"}.get(task, "accuracy")
 

@@ -80,12 +80,17 @@ def alike(networks: NetworkSet) -> Tensor:
 
 
 def beside(records: Sequence[Record], statnn: Sequence[Record]) -> dict[str, Any]:
-    """How far the tau of a method is above StatNN's with the same seeds, the mean, and 95 % of the draws."""
+    """How far the tau of a method is above StatNN's with the same seeds, the mean, and 95 % of the draws.
+
+    Drawn are networks, or where there are several their architectures, each with all that is of it.
+    """
     others = {record["seed"]: record for record in statnn}
     pairs = [(record, others[record["seed"]]) for record in records if record["seed"] in others]
     if not pairs or records[0]["method"] == "statnn":
         return {}
-    owners = torch.tensor(pairs[0][0]["network"]).unique(return_inverse=True)[1]
+    owners = torch.tensor(pairs[0][0].get("architecture", pairs[0][0]["network"])).unique(
+        return_inverse=True
+    )[1]
     count = int(owners.max()) + 1
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(count, (DRAWS, count), generator=generator)

@@ -8,12 +8,13 @@ from torch import Tensor
 def tau_b(truth: Tensor, predicted: Tensor, pairs: Tensor | None = None) -> float:
     """Concordant less discordant pairs, over the geometric mean of those untied in each (N).
 
-    pairs (N, N): those that count.
+    pairs (N, N): those that count. 0 where there is no order at all, that of guessing.
     """
     left, right = signs(truth), signs(predicted)
     if pairs is not None:
         left, right = left * pairs, right * pairs
-    return ((left * right).sum() / (left.abs().sum() * right.abs().sum()).sqrt()).item()
+    untied = (left.abs().sum() * right.abs().sum()).sqrt().item()
+    return (left * right).sum().item() / untied if untied else 0.0
 
 
 def signs(values: Tensor) -> Tensor:

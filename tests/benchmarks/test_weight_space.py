@@ -101,6 +101,7 @@ def test_tau_is_kendalls_and_the_interval_is_paired() -> None:
     truth = torch.randint(6, (40,), generator=generator).float()
     predicted = (truth + 3 * torch.randn(40, generator=generator)).round()
     assert cnn_zoo.tau_b(truth, predicted) == pytest.approx(stats.kendalltau(truth, predicted).statistic)
+    assert cnn_zoo.tau_b(truth, torch.zeros(40)) == 0
     halves = torch.arange(40) < 20
     pairs = (halves[:, None] == halves) & halves
     assert cnn_zoo.tau_b(truth, predicted, pairs) == pytest.approx(
@@ -114,6 +115,10 @@ def test_tau_is_kendalls_and_the_interval_is_paired() -> None:
     assert 0 < found["low"] < found["difference"] < found["high"]
     assert cnn_zoo.beside([{**other, "method": "gmn"}], [other])["against_statnn"]["high"] == 0, "paired"
     assert cnn_zoo.beside([other], [other]) == {}
+    of = {"architecture": [n // 20 for n in range(40)]}
+    wide = cnn_zoo.beside([{**own, **of}], [{**other, **of}])["against_statnn"]
+    assert wide["difference"] == found["difference"]
+    assert wide["low"] != found["low"], "architectures are drawn, not networks"
 
 
 def test_a_zoo_is_read_and_stands_beside_statnn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,3 +165,31 @@ def test_editors_stand_beside_no_edit_and_the_networks_own_error(
     assert max(errors["deepsets"], errors["deepsets*4"]) < errors["no_edit"]
     assert found["deepsets*4"]["meta_parameters"] > found["deepsets"]["meta_parameters"]
     assert "MSE x 100" in capsys.readouterr().out
+
+
+def test_a_park_is_read_on_architectures_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
+    arguments = [
+        "--quick",
+        "--networks",
+        str(tmp_path / "networks"),
+        "--tasks",
+        "wild-park",
+        "--passes",
+        "384",
+    ]
+    methods = ["activation", "statnn", "ng_gnn+64"]
+    weight_space.main([*arguments, "--only", *methods])
+    records = Log(tmp_path / "weight_space").records()
+    assert [record["method"] for record in records] == methods
+    probed = records[-1]
+    assert probed["before"]["seconds"] < probed["seconds"]
+    assert all(len(set(record["architecture"])) == 3 for record in records), "of sixteen"
+    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["wild-park"]
+    assert set(found) == set(methods)
+    assert found["activation"]["tau_activation"] == 0, "that of guessing"
+    assert found["activation"]["tau"] > 0.1
+    assert found["statnn"]["tau"] > 0.3
+    assert {"r2", "tau_architecture", "ms", "meta_parameters"} <= set(found["ng_gnn+64"])
+    interval = found["ng_gnn+64"]["against_statnn"]
+    assert interval["low"] <= interval["difference"] <= interval["high"]
