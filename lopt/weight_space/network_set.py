@@ -122,6 +122,28 @@ def collect(
     validation, two for testing, in the order of their first network. All must have the same parameters; buffers that
     are no floating-point numbers are left out. Raises `DataError` for networks that do not go together.
     """
+    networks = listed(networks)
+    states = [state_of(network) for network in networks]
+    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in states]
+    for number, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise DataError(
+                f"networks: expected all as the first, {shapes[0]}, found number {number} with {shape}; "
+                "`park_collecting.collect_park` takes several architectures"
+            )
+    own = list(range(len(states))) if groups is None else list(groups)
+    table = tabled(columns or {}, len(states))
+    if len(own) != len(states):
+        raise DataError(f"groups: expected one for each of {len(states)} networks, found {len(own)}")
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(own))}
+    splits = torch.tensor([TURNS[numbers[group] % len(TURNS)] for group in own], dtype=torch.uint8)
+    params = {name: torch.stack([state[name] for state in states]) for name in shapes[0]}
+    graph = None if example is None else _traced(factory, networks[0], example, params)
+    return NetworkSet(params, table, splits, graph=graph)
+
+
+def listed(networks: str | os.PathLike[str] | Sequence[Network]) -> Sequence[Network]:
+    """Networks, or the files of a folder that may be some, in the order of their names. Raises `DataError` for none."""
     if isinstance(networks, str | os.PathLike):
         folder = files.user_path(networks)
         if not folder.is_dir():
@@ -129,25 +151,18 @@ def collect(
         networks = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     if isinstance(networks, nn.Module | Mapping):
         raise DataError("networks: expected several, found one; write [network] for a set of it alone")
-    states = [state_of(network) for network in networks]
-    if not states:
+    if not networks:
         raise DataError("networks: expected one or more, found none")
-    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in states]
-    for number, shape in enumerate(shapes):
-        if shape != shapes[0]:
-            raise DataError(
-                f"networks: expected all as the first, {shapes[0]}, found number {number} with {shape}"
-            )
-    own = list(range(len(states))) if groups is None else list(groups)
-    table = {name: _column(name, values) for name, values in (columns or {}).items()}
-    for name, length in {"groups": len(own), **{name: len(value) for name, value in table.items()}}.items():
-        if length != len(states):
-            raise DataError(f"{name}: expected one for each of {len(states)} networks, found {length}")
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(own))}
-    splits = torch.tensor([TURNS[numbers[group] % len(TURNS)] for group in own], dtype=torch.uint8)
-    params = {name: torch.stack([state[name] for state in states]) for name in shapes[0]}
-    graph = None if example is None else _traced(factory, networks[0], example, params)
-    return NetworkSet(params, table, splits, graph=graph)
+    return networks
+
+
+def tabled(columns: Mapping[str, Sequence[float]], count: int) -> Tensors:
+    """What is known of so many networks, as tensors. Raises `DataError` for a column that is none."""
+    table = {name: _column(name, values) for name, values in columns.items()}
+    for name, value in table.items():
+        if len(value) != count:
+            raise DataError(f"{name}: expected one for each of {count} networks, found {len(value)}")
+    return table
 
 
 def _column(name: str, values: Any) -> Tensor:
