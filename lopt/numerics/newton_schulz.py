@@ -29,12 +29,11 @@ def orthogonalised(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
     """`newton_schulz` of each matrix.
 
     Each step is X <- (a + b G + c G^2) X with the Gram matrix G = X X^T of the shorter side. All these polynomials
-    of the first G commute, so for long matrices they are multiplied up and X itself is touched twice in all.
+    of the first G commute, so for long matrices they are multiplied up and X itself is touched twice in all: what it
+    is first divided by, its norm, is the root of G's trace, and G and the last factor are divided in its place.
     Matrices that share r (if long) or r and c are stacked: many small products cost what their number does.
     """
     wide = [m.mT if m.shape[0] > m.shape[1] else m for m in matrices]
-    # Clamped under the root: the derivative of the root at zero is infinite.
-    wide = [x / torch.sqrt((x * x).sum().clamp_min(EPS * EPS)) for x in wide]
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, x in enumerate(wide):
         rows, columns = x.shape
@@ -42,10 +41,14 @@ def orthogonalised(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
     results = list(wide)
     for shape, members in groups.items():
         if len(shape) == 1:
-            factors = polynomial(_stack([wide[i] @ wide[i].mT for i in members]), steps)
+            gram = _stack([wide[i] @ wide[i].mT for i in members])
+            square = _at_least(gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None])
+            factors = polynomial(gram / square, steps) / torch.sqrt(square)
             steps_of = [factor @ wide[i] for factor, i in zip(_unstack(factors), members, strict=True)]
         else:
-            steps_of = _unstack(iterated(_stack([wide[i] for i in members]), steps))
+            x = _stack([wide[i] for i in members])
+            square = _at_least((x * x).sum((-2, -1), keepdim=True))
+            steps_of = _unstack(iterated(x / torch.sqrt(square), steps))
         for index, x in zip(members, steps_of, strict=True):
             results[index] = x.mT if matrices[index].shape[0] > matrices[index].shape[1] else x
     return results
@@ -78,6 +81,11 @@ def _sum(beta: float, x: Tensor, alpha: float, y: Tensor, z: Tensor) -> Tensor:
     """beta x + alpha y z, in one pass over matrices (r, c) or stacks of them (L, r, c)."""
     function = torch.addmm if x.dim() == 2 else torch.baddbmm
     return function(x, y, z, beta=beta, alpha=alpha)
+
+
+def _at_least(square: Tensor) -> Tensor:
+    """Clamped under the root that follows: the derivative of the root at zero is infinite."""
+    return square.clamp_min(EPS * EPS)
 
 
 def _stack(matrices: list[Tensor]) -> Tensor:
