@@ -25,9 +25,9 @@ def squash(x: Tensor) -> Tensor:
     return x * _one_plus_square(x).rsqrt_()
 
 
-def squashed_square(x: Tensor) -> Tensor:
-    """squash(x)^2, in fewer passes and without the root."""
-    return x * x / _one_plus_square(x)
+def squashed_square(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors of squash(x)^2, which takes no root."""
+    return x, x / _one_plus_square(x)
 
 
 def _one_plus_square(x: Tensor) -> Tensor:

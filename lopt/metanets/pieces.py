@@ -15,7 +15,7 @@ from torch import Tensor
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.spec import ParameterSpec
-from lopt.graph.tensor_classes import hidden_matrices, is_hidden_matrix, matrices_of
+from lopt.graph.tensor_classes import Matrices, hidden_matrices, is_hidden_matrix, matrices_of
 from lopt.metanets.plan import in_rows, plan_of
 from lopt.numerics.segments import segment_expand
 
@@ -78,7 +78,7 @@ class Piece:
         return values.index_select(-1, self._index.to(values.device))
 
     def spread(self, values: Tensor) -> Tensor:
-        """(S, B) for each tensor -> (S, n) for each scalar."""
+        """(..., B) for each tensor -> (..., n) for each scalar."""
         return segment_expand(self.of(values), self.sizes, self.index(values.device))
 
     def index(self, device: torch.device) -> Tensor | None:
@@ -116,10 +116,27 @@ class Bundle:
         return self.pieces[0].sizes if len(self.pieces) == 1 else [sum(p.sizes[0] for p in self.pieces)]
 
 
+@dataclass(frozen=True, eq=False)
+class Wave:
+    """Bundles that are finished at the same time."""
+
+    bundles: list[Bundle]
+    reads: list[Matrices | None]
+    """How the first tensor of each is read as matrices, if it feeds hidden neurons."""
+    numels: list[int]
+    """N of the same tensor, held here or not."""
+
+    @classmethod
+    def of(cls, graph: ParameterGraph, bundles: list[Bundle]) -> Wave:
+        firsts = [bundle.owners[0] for bundle in bundles]
+        reads = hidden_matrices(graph)
+        return cls(bundles, [reads[i] for i in firsts], [graph.sizes[i] for i in firsts])
+
+
 @made_once
-def uncut(graph: ParameterGraph) -> list[Bundle]:
+def uncut(graph: ParameterGraph) -> list[Wave]:
     """The whole graph as one piece."""
-    return [Bundle([Piece(list(range(len(graph.sizes))), graph.sizes, all=True)])]
+    return [Wave.of(graph, [Bundle([Piece(list(range(len(graph.sizes))), graph.sizes, all=True)])])]
 
 
 @made_once
@@ -143,8 +160,8 @@ def cut(graph: ParameterGraph, most: int = CACHED, alone: int = LARGE) -> list[B
     return [*large, *(Bundle([Piece(owners, [numels[owner] for owner in owners])]) for owners in groups)]
 
 
-def in_waves(graph: ParameterGraph, bundles: Sequence[Bundle], most: int = WAVE) -> list[list[Bundle]]:
-    """Bundles that are finished at the same time: tensors in ranges, of which all are hidden or none is."""
+def in_waves(graph: ParameterGraph, bundles: Sequence[Bundle], most: int = WAVE) -> list[Wave]:
+    """Together go tensors in ranges, of which all are hidden or none is."""
     waves: list[list[Bundle]] = []
     last: dict[bool, list[Bundle]] = {}
     held: dict[bool, int] = {}
@@ -160,7 +177,7 @@ def in_waves(graph: ParameterGraph, bundles: Sequence[Bundle], most: int = WAVE)
         else:
             last[hidden], held[hidden] = [bundle], size
             waves.append(last[hidden])
-    return waves
+    return [Wave.of(graph, wave) for wave in waves]
 
 
 def together(owners: Sequence[int], sizes: Sequence[int], most: int = CACHED) -> list[list[int]]:

@@ -38,7 +38,7 @@ def means_of(sums: Tensor, sizes: list[int]) -> Tensor:
 
 
 def segment_expand(values: Tensor, sizes: list[int], index: Tensor | None = None) -> Tensor:
-    """(S, B) -> (S, P): each tensor's value repeated for all of its scalars.
+    """(..., B) -> (..., P): each tensor's value repeated for all of its scalars.
 
     Slices and `cat` instead of an index: their derivative is a sum, not a scatter. Where no derivative is wanted an
     `index` (P,), which tensor each scalar is of, is faster. Of one tensor it is a view.

@@ -55,11 +55,13 @@ class History(NamedTuple):
     """(B,) of hidden tensors that are whitened, what stands around their matrices; none: nothing is."""
 
     def expanded(self, row: Tensor) -> Tensor:
-        """(B,) -> (P,)."""
-        return segment_expand(row[None], self.sizes, self.owner_of)[0]
+        """(B,) -> (P,), or of one tensor (1,)."""
+        if len(self.sizes) == 1:
+            return row  # one number, which goes with all
+        return segment_expand(row, self.sizes, self.owner_of)
 
     def spread(self, row: Tensor) -> Tensor:
-        """What a metanet says, (P,) or (B,) -> (P,)."""
+        """What a metanet says, (P,) or (B,) -> (P,), or of one tensor (1,)."""
         return self.expanded(row) if self.by_tensor else row
 
 

@@ -26,7 +26,7 @@ from lopt.graph.tensor_classes import (
 from lopt.metanets import METANETS
 from lopt.metanets.base import SPARING
 from lopt.metanets.layers import drawn_as_torch
-from lopt.metanets.pieces import Bundle, Piece, cut, in_waves, uncut
+from lopt.metanets.pieces import Piece, Wave, cut, in_waves, uncut
 from lopt.numerics import moments
 from lopt.numerics.schedules import annealing, decay_share, settling
 from lopt.numerics.segments import LONG, segment_expand, segment_mean
@@ -35,9 +35,10 @@ from lopt.rules.base import BoundRule, Decision, Rule, State, Tensors, working_d
 from lopt.rules.config import LearnedRuleConfig
 from lopt.rules.constants import SPEED, Constants, Moved
 from lopt.rules.forms import FORMS, Form
-from lopt.rules.observing import Clock, Decays, Given, View
-from lopt.rules.parted import Parted, finished
+from lopt.rules.observing import Given, View
+from lopt.rules.parted import Parted, ends_of, finished
 from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
+from lopt.rules.timing import Clock, Decays, Timed, Timetable
 from lopt.rules.whitening import Whitened, followed, started, whitened
 
 LONGEST_PACE = 100.0
@@ -90,6 +91,10 @@ class LearnedRule(Rule):
         learns = FORMS[config.update_form].learns_decay
         self.decay_shift = nn.Parameter(torch.zeros(())) if learns else None
         self.constants = Constants(config.constants)
+        self._timetable = Timetable()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_timetable": Timetable()}  # it holds graphs
 
     def on(self, graph: ParameterGraph, meta_parameters: Tensors | None = None) -> BoundRule:
         bound = super().on(graph, meta_parameters)
@@ -133,9 +138,7 @@ class LearnedRule(Rule):
     def forward(
         self, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors
     ) -> tuple[Tensors, State]:
-        waves = [[bundle] for bundle in uncut(graph)]
-        ((deltas, next_state),) = self._decision(graph, grads, state, params, waves).parts(None)
-        return deltas, next_state
+        return self._whole(self._timed, graph, grads, state, params)
 
     def decide(
         self,
@@ -146,13 +149,14 @@ class LearnedRule(Rule):
         shards: Shards | None = None,
     ) -> Decision:
         if shards is not None:
-            return self._decision(graph, grads, state, params, shards.waves, shards)
+            return self._decision(self._at, graph, grads, state, params, shards.waves, shards)
         # All at once where that is faster: a metanet then looks at every scalar once. Kernels are of pieces.
         at_once = self.metanet.sees_scalars and graph.numel < SPARING and not self.fused
         # Compiled, every piece would be code of its own.
         if torch.compiler.is_compiling() or at_once or not self._comes_in_pieces:
-            return super().decide(graph, grads, state, params)
-        return self._decision(graph, grads, state, params, in_waves(graph, cut(graph)), host=True)
+            whole = self._whole(self._at, graph, grads, state, params)
+            return Decision(list(whole[0].values()), lambda gate: iter([whole]))
+        return self._decision(self._at, graph, grads, state, params, _waves(graph), host=True)
 
     def takes_shards(self, graph: ParameterGraph) -> bool:
         settings = self.config.whitening
@@ -174,13 +178,27 @@ class LearnedRule(Rule):
             or {"factored", "orthogonal", "grafted"} & set(self.config.directions)
         )
 
-    def _decision(
+    def _whole(
         self,
+        timed: Callable[[ParameterGraph, Clock], Timed],
         graph: ParameterGraph,
         grads: Tensors,
         state: State,
         params: Tensors,
-        waves: list[list[Bundle]],
+    ) -> tuple[Tensors, State]:
+        """The deltas and next state of all at once."""
+        decision = self._decision(timed, graph, grads, state, params, uncut(graph))
+        ((deltas, next_state),) = decision.parts(None)
+        return deltas, next_state
+
+    def _decision(
+        self,
+        timing: Callable[[ParameterGraph, Clock], Timed],
+        graph: ParameterGraph,
+        grads: Tensors,
+        state: State,
+        params: Tensors,
+        waves: list[Wave],
         held: OneProcess = ALONE,
         host: bool = False,
     ) -> Decision:
@@ -190,51 +208,48 @@ class LearnedRule(Rule):
         `host` this may look at values.
         """
         given = Given.of(graph, grads, state, params)
-        pieces = [piece for wave in waves for bundle in wave for piece in bundle.pieces]
-        steps, horizon = (
-            torch.stack([state[name][key] for name in graph.parameters]).to(given.dtype)
-            for key in ("step", "total_steps")
-        )
-        clock = Clock(steps + 1, horizon)
-        moved = self.constants(*clock)
+        pieces = [piece for wave in waves for bundle in wave.bundles for piece in bundle.pieces]
+        clock = Clock.of(graph, state, given.dtype)
+        timed = timing(graph, clock)
         # Features hold what noise is the mean square of: where all are at hand, it need not be made once more.
         with_noise = not (self.metanet.sees_scalars and pieces[0].all)
-        decays, paced = Decays(*self._decays(clock.steps, moved)), self.config.pace > 0
         settings, within = self.config.whitening, Whitened((), {})
         if settings:
-            within = followed(graph, settings, grads, state, clock.steps, moved.factor("whitening"), host)
+            within = followed(graph, settings, grads, state, clock.steps, timed.whitening, host)
         state = within.onto(state)
-        view = View(graph, given, decays, pieces, with_noise, paced, held, self.fused, within.around)
-        words = self._words(view, clock, state)
-        pace = self._pace(view, moved, clock, state)
+        paced = self.config.pace > 0
+        view = View(graph, given, timed.decays, pieces, with_noise, paced, held, self.fused, within.around)
+        words = self._words(view, timed, state)
+        pace = self._pace(view, timed, state)
 
         def parts(gate: Tensor | None) -> Iterator[tuple[Tensors, State]]:
-            decay = self._weight_decay(graph, moved, clock) if self.config.weight_decay else None
-            factor = self._factor(view, moved, clock)
+            decay = timed.decay if self.config.weight_decay else None
+            factor = self._factor(view, timed)
             if pace is not None:
                 factor = factor * pace
             bound = self.config.max_step * view.stats.param.clamp(min=0.1)
+            now = {"step": clock.steps.unbind(), **({} if pace is None else {"pace": pace.unbind()})}
             for wave in waves:
-                drafts = self._drafts(view, words, wave, gate)
-                if drafts:
-                    deltas = [[own] for own in finished(drafts, view, factor, bound, decay)]
+                ends = None if view.whole else ends_of(wave, self._form.orthogonal)
+                if ends is not None:
+                    drafts = self._drafts(view, words, wave, ends.hidden, gate)
+                    deltas = finished(drafts, ends, view, factor, bound, decay)
+                    del drafts  # before what follows, and the next wave makes its own
                 else:
-                    (piece,) = wave[0].pieces
+                    (piece,) = wave.bundles[0].pieces
                     step = self._step(view, words, piece, gate)
                     if decay is not None:
-                        step = step - piece.spread(decay[None])[0] * view.params(piece)
+                        step = step - piece.spread(decay) * view.params(piece)
                     scale = torch.minimum(piece.of(factor), piece.of(bound) / view.rms(piece, step))
-                    scale = segment_expand(scale[None], piece.sizes, piece.index(scale.device))[0]
-                    deltas = [(step * scale).split(piece.sizes)]
+                    scale = segment_expand(scale, piece.sizes, piece.index(scale.device))
+                    deltas = [*(step * scale).split(piece.sizes)]
                     del step
-                del drafts  # before what follows, and the next wave makes its own
-                for bundle, own in zip(wave, deltas, strict=True):
-                    yield self._named(view, bundle, own, clock.steps, pace, state, words.memory)
-                del deltas, own
+                yield self._named(view, wave, deltas, now, state, words.memory)
+                del deltas
 
         return Decision([view.means, *words.checked], parts)
 
-    def _words(self, view: View, clock: Clock, state: State) -> Words:
+    def _words(self, view: View, timed: Timed, state: State) -> Words:
         """What the metanet has to say."""
         graph, dtype, like = view.graph, view.given.dtype, self.log_rate.dtype
         sees, piece = self.metanet.sees_scalars, view.pieces[0]
@@ -249,7 +264,7 @@ class LearnedRule(Rule):
             features = view.features(piece, factored if self.config.factored else None)
             ratios = features[: len(self.config.decays) + 1]
             noise = segment_mean(ratios * ratios, graph.sizes)
-        context = self._context(view, clock, noise).to(like)
+        context = self._context(view, timed, noise).to(like)
         if not sees and not (view.whole and graph.numel < LONG):
             spoken = self.metanet.of_tensors(context).to(dtype)
             said = torch.stack(self._form.said(spoken, self._log_rate().to(dtype), self.config.directions))
@@ -278,36 +293,33 @@ class LearnedRule(Rule):
 
         return Words(raw_of, heard.checked, False)
 
-    def _context(self, view: View, clock: Clock, noise: Tensor) -> Tensor:
+    def _context(self, view: View, timed: Timed, noise: Tensor) -> Tensor:
         """(C, B)."""
         stats = view.stats
         if self.config.inputs == "log_sign":
             return stats.param.new_zeros(0, len(stats.param))
         return torch.cat(
             [
-                per_tensor.time_features(*clock),
+                timed.features,
                 per_tensor.noise_features(noise, stats.param, stats.grad, stats.agreement),
                 _static(view.graph).to(stats.param),
             ]
         )
 
-    def _drafts(self, view: View, words: Words, wave: Sequence[Bundle], gate: Tensor | None) -> list[Parted]:
-        """The steps of a wave's tensors, range by range, their next state written; nothing if it is not in ranges."""
-        form, directions = self._form, self.config.directions
+    def _drafts(
+        self, view: View, words: Words, wave: Wave, hidden: bool, gate: Tensor | None
+    ) -> list[Parted]:
+        """The steps of a wave's tensors, range by range, their next state written."""
         log_rate = self._log_rate().to(view.given.dtype)
-        how = self.config.update_form, tuple(directions.items())
+        how = self.config.update_form, tuple(self.config.directions.items())
         drafts: list[Parted] = []
         momentum_rms, root_rms = view.stats.momentum.split(1), view.stats.root.split(1)
-        for bundle in wave:
-            read = hidden_matrices(view.graph)[bundle.owners[0]] if form.orthogonal else None
-            # One piece may be of a tensor with several members, each to be orthogonalised by itself.
-            if not bundle.pieces[0].is_range or (read and read.members > 1 and not bundle.parted):
-                return []
-            drafts.append(Parted(bundle, read))
+        for bundle in wave.bundles:
+            drafts.append(Parted(bundle))
+            rms = momentum_rms[bundle.owners[0]], root_rms[bundle.owners[0]]
             for piece in bundle.pieces:
-                rms = momentum_rms[bundle.owners[0]], root_rms[bundle.owners[0]]
                 evened = view.around[bundle.owners[0]] is None
-                args = rms, words.of(piece), log_rate, gate, how, words.by_tensor, read is not None, evened
+                args = rms, words.of(piece), log_rate, gate, how, words.by_tensor, hidden, evened
                 draft: ranges.Draft = view.on_range(ranges.draft, piece, *args)
                 drafts[-1].add(draft)
         return drafts
@@ -326,41 +338,70 @@ class LearnedRule(Rule):
     def _named(
         self,
         view: View,
-        bundle: Bundle,
+        wave: Wave,
         deltas: Sequence[Tensor],
-        steps: Tensor,
-        pace: Tensor | None,
+        now: Mapping[str, Sequence[Tensor]],
         state: State,
         memory: Tensor | None,
     ) -> tuple[Tensors, State]:
-        """The deltas of a bundle's tensors and their next state, by name and in shape."""
+        """The deltas of a wave's tensors and their next state, by name and in shape."""
         names, shapes = list(view.graph.parameters), view.given.shapes
         changed: dict[str, Sequence[Tensor]] = {"momenta": view.given.momenta, "second": view.given.second}
         if view.whole:
-            seen = view.look(bundle.pieces[0])
+            seen = view.look(view.pieces[0])
             rows = {"momenta": seen.momenta, "second": seen.second, "memory": memory}
-            changed = {key: row.split(bundle.sizes, -1) for key, row in rows.items() if row is not None}
+            changed = {key: row.split(view.graph.sizes, -1) for key, row in rows.items() if row is not None}
         moved, next_state = {}, {}
-        for owner, delta in zip(bundle.owners, deltas, strict=True):
+        owners = (owner for bundle in wave.bundles for owner in bundle.owners)
+        for owner, delta in zip(owners, deltas, strict=True):
             name, shape = names[owner], shapes[owner]
             moved[name] = delta.reshape(shape)
-            next_state[name] = {**state[name], "step": steps[owner]}
-            if pace is not None:
-                next_state[name]["pace"] = pace[owner]
+            next_state[name] = {**state[name], **{key: values[owner] for key, values in now.items()}}
             for key, tensors in changed.items():
                 value, old = tensors[owner], state[name][key]
                 same = not view.whole and value.data_ptr() == old.data_ptr()
                 next_state[name][key] = old if same else value.reshape((*value.shape[:-1], *shape))
         return moved, next_state
 
-    def _decays(self, steps: Tensor, moved: Moved) -> tuple[Tensor, Tensor | float, Tensor]:
-        """The weights 1 - decay of what is new, and (K + 1, B) bias corrections, the last one of the second moment.
+    def _at(self, graph: ParameterGraph, clock: Clock) -> Timed:
+        """`_timed`, in a user's steps out of a table."""
+        if torch.compiler.is_compiling() or clock.steps.device.type != "cpu":
+            return self._timed(graph, clock)
+        of = [self.log_rate, self.decay_shift, self.constants.weights]
+        return self._timetable.at(
+            graph, clock, lambda later: self._timed(graph, later), [x for x in of if x is not None]
+        )
 
-        The weights are (K, 1) for the momenta and a number for the second moment; as a learned constant, that of the
-        fastest momentum makes it (K, B), and that of the second moment (B,).
-        """
+    def _timed(self, graph: ParameterGraph, clock: Clock) -> Timed:
+        """What follows from the clock, the config and the constants."""
+        config, (steps, horizon) = self.config, clock
+        moved, ones = self.constants(*clock), torch.ones_like(steps)
+        factor = ones
+        if config.anneal:
+            warm_up, power = moved.share("warm_up", config.warm_up), moved.factor("cool_down")
+            factor = annealing(steps, horizon, warm_up, config.fade, power)
+        if config.scales or config.widest:
+            factor = factor * steps.new_tensor(scales_of(graph, config.scales, config.widest))
+        rate = self._log_rate().exp().to(steps.dtype) * moved.factor("weight_decay")
+        decayed = steps.new_tensor([of_class != "vector" for of_class in classes(graph)])
+        gain = config.pace * moved.factor("pace") * settling(*clock)
+        return Timed(
+            self._decays(steps, moved),
+            per_tensor.time_features(*clock),
+            factor * moved.rates(classes(graph)),
+            ones * moved.factor("relative"),
+            decayed * rate * config.weight_decay * decay_share(steps, horizon, config.decay_horizon),
+            torch.where(steps > 1, gain, torch.zeros_like(gain)),
+            ones * moved.offset("headway"),
+            ones * moved.factor("whitening"),
+        )
+
+    def _decays(self, steps: Tensor, moved: Moved) -> Decays:
         config = self.config
-        new, new_second = 1 - steps.new_tensor(config.decays)[:, None], 1 - config.second_decay
+        new, new_second = (
+            1 - steps.new_tensor(config.decays)[:, None],
+            steps.new_tensor([1 - config.second_decay]),
+        )
         corrections = 1 / moments.weight_seen(steps, (*config.decays, config.second_decay))
         if self.decay_shift is not None:
             logit = torch.logit(steps.new_tensor(config.decays[0])) + (self.decay_shift * SPEED).to(
@@ -373,9 +414,9 @@ class LearnedRule(Rule):
             new = torch.cat([-torch.expm1(log)[None], new[1:].expand(-1, len(steps))])
             corrections = torch.cat([(-1 / torch.expm1(log * steps))[None], corrections[1:]])
         if (log := moved.log_decay("second_decay", config.second_decay)) is not None:
+            new_second = -torch.expm1(log)
             corrections = torch.cat([corrections[:-1], (-1 / torch.expm1(log * steps))[None]])
-            return new, -torch.expm1(log), corrections
-        return new, new_second, corrections
+        return Decays(new, new_second, corrections)
 
     def _log_rate(self) -> Tensor:
         """() the logarithm of the base rate."""
@@ -385,34 +426,17 @@ class LearnedRule(Rule):
         rates = meta_parameters.get("log_rate", self.log_rate)
         return {**meta_parameters, "log_rate": rates + log_factors.to(rates) / SPEED}
 
-    def _weight_decay(self, graph: ParameterGraph, moved: Moved, clock: Clock) -> Tensor:
-        """(B,) how much of each tensor is taken away at the full base rate; nothing of vectors."""
-        steps, horizon = clock
-        decayed = steps.new_tensor([of_class != "vector" for of_class in classes(graph)])
-        rate = self._log_rate().exp().to(steps.dtype)
-        share = decay_share(steps, horizon, self.config.decay_horizon)
-        rate = rate * moved.factor("weight_decay")
-        return decayed * rate * self.config.weight_decay * share
-
-    def _factor(self, view: View, moved: Moved, clock: Clock) -> Tensor:
+    def _factor(self, view: View, timed: Timed) -> Tensor:
         """(B,) what each tensor's step is multiplied by, unless that is too long: annealing, scales, caution."""
-        graph, (steps, horizon) = view.graph, clock
-        factor = torch.ones_like(steps)
-        if self.config.anneal:
-            warm_up = moved.share("warm_up", self.config.warm_up)
-            power = moved.factor("cool_down")
-            factor = annealing(steps, horizon, warm_up, self.config.fade, power)
-        if self.config.scales or self.config.widest:
-            factor = factor * steps.new_tensor(scales_of(graph, self.config.scales, self.config.widest))
+        factor = timed.factor
         if self.config.relative:
-            exponent = moved.factor("relative")
-            factor = factor * relative_rates(graph, view.stats.param) ** exponent
+            factor = factor * relative_rates(view.graph, view.stats.param) ** timed.relative
         if self.config.caution:
             usual = self.config.caution * view.stats.root
             factor = factor * (usual / view.stats.grad).clamp(max=1) ** 2
-        return factor * moved.rates(classes(graph))
+        return factor
 
-    def _pace(self, view: View, moved: Moved, clock: Clock, state: State) -> Tensor | None:
+    def _pace(self, view: View, timed: Timed, state: State) -> Tensor | None:
         """(B,) how many times as long each tensor's steps have become, if they do.
 
         Its logarithm grows by k s (h - h0) in a step, h the cosine of the gradient and the direction of the steps
@@ -424,9 +448,7 @@ class LearnedRule(Rule):
         if headway is None:
             return None
         before = torch.stack([state[name]["pace"] for name in view.graph.parameters]).to(headway.dtype)
-        gain = self.config.pace * moved.factor("pace") * settling(*clock)
-        ahead = headway - moved.offset("headway")
-        grown = before * torch.where(clock.steps > 1, gain * ahead, torch.zeros_like(ahead)).exp()
+        grown = before * (timed.gain * (headway - timed.level)).exp()
         return grown.clamp(1 / LONGEST_PACE, LONGEST_PACE)
 
     def gauges(self) -> dict[str, float]:
@@ -434,7 +456,7 @@ class LearnedRule(Rule):
         figures = {"base_rate": self._log_rate().exp().item()}
         if self.decay_shift is not None:
             figures["momentum_decay"] = (
-                1 - self._decays(self.decay_shift.detach().new_ones(1), Moved({}))[0][0].item()
+                1 - self._decays(self.decay_shift.detach().new_ones(1), Moved({})).new[0].item()
             )
         names = self.constants.names
         return figures | {f"constants/{name}": SPEED * self.constants.of(name)[0].item() for name in names}
@@ -447,6 +469,11 @@ class LearnedRule(Rule):
     def from_description(cls, description: Mapping[str, Any]) -> LearnedRule:
         """The inverse of `describe`, with fresh meta-parameters."""
         return cls(from_mapping(LearnedRuleConfig, description, "rule"))
+
+
+@made_once
+def _waves(graph: ParameterGraph) -> list[Wave]:
+    return in_waves(graph, cut(graph))
 
 
 @made_once

@@ -26,33 +26,8 @@ from lopt.rules.base import State, Tensors, working_dtype
 from lopt.rules.directions import EPS, History
 from lopt.rules.ranges import LIMIT, Range, Seen
 from lopt.rules.shards import OneProcess
+from lopt.rules.timing import Decays
 from lopt.rules.whitening import Around
-
-
-class Decays(NamedTuple):
-    """Of running means at one step."""
-
-    new: Tensor
-    """(K, 1) or (K, B) weights 1 - decay of what is new, for the momenta."""
-    new_second: Tensor | float
-    """The same for the second moment: a number or (B,)."""
-    corrections: Tensor
-    """(K + 1, B) corrections of the bias, the last one of the second moment."""
-
-    def of_tensors(self, count: int) -> Tensor:
-        """(B, 2 K + 2) the weights, and then the corrections, of each of so many tensors."""
-        second = torch.as_tensor(self.new_second, dtype=self.new.dtype, device=self.new.device)
-        rows = self.new.expand(-1, count), second.expand(1, count), self.corrections.expand(-1, count)
-        return torch.cat(rows).T.contiguous()
-
-
-class Clock(NamedTuple):
-    """Where in a run each tensor is."""
-
-    steps: Tensor
-    """(B,) with this one."""
-    horizon: Tensor
-    """(B,) planned; 0: unknown."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +87,11 @@ def _flat(tensor: Tensor, shape: torch.Size) -> Tensor:
     return tensor.reshape(*tensor.shape[: tensor.dim() - len(shape)], shape.numel())
 
 
-def _for_scalars(weights: Tensor | float, piece: Piece) -> Tensor | float:
+def _for_scalars(weights: Tensor, piece: Piece) -> Tensor:
     """(..., B) for each tensor -> (..., n); what is the same for all tensors as it is."""
-    if isinstance(weights, float) or weights.shape[-1] == 1:
+    if weights.shape[-1] == 1:
         return weights
-    return piece.spread(weights[None])[0] if weights.dim() == 1 else piece.spread(weights)
+    return piece.spread(weights)
 
 
 class Statistics(NamedTuple):
@@ -133,15 +108,13 @@ class Statistics(NamedTuple):
     """The cosine of the gradient and the direction of the steps before it; None where no rule asks for it."""
 
     @classmethod
-    def of(cls, means: Tensor) -> Statistics:
-        """Of the means (5, B) or (7, B) of `products`."""
-        param, grad, momentum, root = torch.sqrt(means[:4].clamp(min=0) + moments.TINY)
-        agreement = means[4] / ((grad + per_scalar.FLOOR) * (momentum + per_scalar.FLOOR))
-        if len(means) == 5:
-            return cls(param, grad, momentum, root, agreement)
-        way = torch.sqrt(means[6].clamp(min=0) + moments.TINY)
-        headway = means[5] / ((grad + per_scalar.FLOOR) * (way + per_scalar.FLOOR))
-        return cls(param, grad, momentum, root, agreement, headway)
+    def of(cls, means: Tensor, paced: bool) -> Statistics:
+        """Of the means (5, B) or (7, B) of the products of `ranges.pairs`."""
+        squares = 5 if paced else 4
+        param, grad, momentum, root, *way = torch.sqrt(means[:squares].clamp(min=0) + moments.TINY)
+        others = torch.stack([momentum, *way])
+        cosines = means[squares:] / ((grad + per_scalar.FLOOR) * (others + per_scalar.FLOOR))
+        return cls(param, grad, momentum, root, *cosines)
 
 
 class View:
@@ -171,9 +144,9 @@ class View:
         self.means = means_of(held.summed(gathered(sums, pieces, len(graph.sizes))), graph.sizes)
         """(S, B): what all that is said of tensors is made of."""
         count = 7 if paced else 5
-        self.stats = Statistics.of(self.means[:count])
+        self.stats = Statistics.of(self.means[:count], paced)
         self.noise = self.means[count:]
-        """(K + 1, B) the means of `noise`."""
+        """(K + 1, B) the means of `ranges.noise`."""
 
     @property
     def whole(self) -> bool:
@@ -185,9 +158,8 @@ class View:
         if piece.is_range:
             return torch.stack(self.on_range(ranges.sums, piece, paced, with_noise))[:, None]
         seen = self.look(piece)
-        products = (a * b for a, b in ranges.pairs(seen, paced))
-        rows = chain(products, ranges.noise(seen) if with_noise else ())
-        return segment_sums(rows, piece.sizes)
+        pairs = chain(ranges.pairs(seen, paced), ranges.noise(seen) if with_noise else ())
+        return segment_sums((a * b for a, b in pairs), piece.sizes)
 
     def on_range(self, function: Callable[..., Any], piece: Piece, *args: Any) -> Any:
         """A function in `ranges` of a piece of one tensor; fused, it sees the history by itself."""

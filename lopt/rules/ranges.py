@@ -6,6 +6,7 @@ Shapes: n scalars of the range, K decays, R raw outputs; what is the same for al
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -71,20 +72,22 @@ def after(given: Range) -> Seen:
 
 
 def pairs(seen: Seen, paced: bool) -> list[tuple[Tensor, Tensor]]:
-    """Five pairs of rows (n,), or seven, the means of whose products `Statistics` are made of.
+    """Five pairs of rows (n,), or seven, the means of whose products `Statistics` are made of: squares at first.
 
-    The last two tell how the gradient agrees with where the steps before it went, the momentum over the root.
+    A pace asks how the gradient agrees with where the steps before it went, the momentum over the root.
     """
     p, g, m, root = seen.params, seen.grads, seen.moments.momenta[0], seen.moments.root
-    found = [(p, p), (g, g), (m, m), (root, root), (g, m)]
+    squares, others = [p, g, m, root], [m]
     if paced:
         way = seen.before / (root + EPS)
-        found += [(g, way), (way, way)]
-    return found
+        squares.append(way)
+        others.append(way)
+    return [*((x, x) for x in squares), *((g, x) for x in others)]
 
 
-def noise(seen: Seen) -> Iterator[Tensor]:
-    """K + 1 rows (n,): the squares of squashed momenta and gradient over the root of the second moment."""
+def noise(seen: Seen) -> Iterator[tuple[Tensor, Tensor]]:
+    """K + 1 pairs of rows (n,), whose products are the squares of squashed momenta and gradient over the root of the
+    second moment."""
     reciprocal = per_scalar.reciprocal(seen.moments.root)
     return (per_scalar.squashed_square(row * reciprocal) for row in (*seen.moments.momenta, seen.grads))
 
@@ -92,8 +95,7 @@ def noise(seen: Seen) -> Iterator[Tensor]:
 def sums(given: Range, seen: Seen | None, paced: bool, with_noise: bool) -> tuple[Tensor, ...]:
     """Those of the products of `pairs` and of `noise`, each (); what is seen follows from what is given."""
     seen = seen or after(given)
-    products = (inner(a, b) for a, b in pairs(seen, paced))
-    return *products, *(row.sum() for row in (noise(seen) if with_noise else ()))
+    return tuple(inner(a, b) for a, b in chain(pairs(seen, paced), noise(seen) if with_noise else ()))
 
 
 def features(given: Range, seen: Seen | None, relations: Tensor) -> Tensor:
@@ -168,11 +170,11 @@ def turned(
     return before, inner(own, own), inner(own, params.to(own.dtype).clamp(-LIMIT, LIMIT))
 
 
-def ended(row: Tensor, params: Tensor | None, scale: Tensor, shrink: Tensor | None) -> None:
+def ended(row: Tensor, params: Tensor, scale: Tensor, shrink: Tensor | None) -> None:
     """row <- scale row + shrink params, in place; `scale` and `shrink` are (1,)."""
     row.mul_(scale)
-    if params is not None and shrink is not None:
-        row.addcmul_(params.to(row.dtype).clamp(-LIMIT, LIMIT), shrink)
+    if shrink is not None:
+        row.addcmul_(params.to(row.dtype), shrink)
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

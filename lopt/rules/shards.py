@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lopt.graph import ParameterGraph
 from lopt.graph.tensor_classes import is_hidden_matrix, matrices_of
-from lopt.metanets.pieces import CACHED, LARGE, Bundle, Piece, together, units
+from lopt.metanets.pieces import CACHED, LARGE, Bundle, Piece, Wave, together, units
 
 Function = Callable[[Sequence[int], Sequence[Tensor]], list[Tensor]]
 """Of tensors by their numbers, each (numel,) -> (numel,)."""
@@ -52,7 +52,7 @@ class Shards(OneProcess):
     rank: int
     held: list[list[int]]
     """(B, N) how many scalars of each tensor each rank holds."""
-    waves: list[list[Bundle]]
+    waves: list[Wave]
     """What is finished together: hidden matrices, each of which the rank of its place in the wave makes whole; or
     other tensors."""
 
@@ -110,7 +110,7 @@ def _chunks(rows: int, ranks: int) -> list[int]:
     return [min(max(rows - rank * most, 0), most) for rank in range(ranks)]
 
 
-def _waves(graph: ParameterGraph, held: list[list[int]], rank: int, ranks: int) -> list[list[Bundle]]:
+def _waves(graph: ParameterGraph, held: list[list[int]], rank: int, ranks: int) -> list[Wave]:
     """The same on every rank, but for the scalars in them."""
     hidden: list[tuple[int, int]] = []
     large: list[int] = []
@@ -125,10 +125,11 @@ def _waves(graph: ParameterGraph, held: list[list[int]], rank: int, ranks: int) 
     waves = [costly[start : start + ranks] for start in range(0, len(costly), ranks)]
     waves += [[owner] for owner in large]
     before, sizes = [sum(counts[:rank]) for counts in held], [counts[rank] for counts in held]
-    return [
+    bundles = [
         *([_large(graph, owner, before[owner], sizes[owner]) for owner in wave] for wave in waves),
         *([_small(owners, before, sizes)] for owners in together(small, graph.sizes)),
     ]
+    return [Wave.of(graph, wave) for wave in bundles]
 
 
 def _small(owners: list[int], before: list[int], sizes: list[int]) -> Bundle:

@@ -113,20 +113,18 @@ def followed(
     grads: Tensors,
     state: State,
     steps: Tensor,
-    share: Tensor | float,
+    share: Tensor,
     host: bool,
 ) -> Whitened:
     """Moments with these gradients, and roots where they are due, in the dtype of steps (B,), with this one.
 
-    The exponent of roots is `share`, a number or (B,), of a quarter.
+    The exponent of roots is `share` (B,) of a quarter.
 
     On the `host` nothing is made that is not due; else, as under vmap, all is, and chosen.
     """
     due = (steps - 1) % settings.every == 0
     now = due.tolist() if host else [None] * len(steps)
-    powers = (
-        (-POWER * torch.as_tensor(share, dtype=steps.dtype, device=steps.device)).expand_as(steps).unbind()
-    )
+    powers = (-POWER * share).unbind()
     around: list[Around | None] = []
     moved: dict[str, dict[str, Tensor]] = {}
     reads = whitened(graph, settings.largest)

@@ -17,7 +17,7 @@ def test_what_is_taken_and_put_back_is_everything(network, most):
     graph = lopt.ParameterGraph.trace(model, (inputs,))
     flat = [p.detach().reshape(-1) for p in model.parameters()]
     stacked = [torch.stack([tensor, -tensor]) for tensor in flat]
-    for bundles in (uncut(graph), cut(graph, most, 8)):
+    for bundles in (uncut(graph)[0].bundles, cut(graph, most, 8)):
         found = [torch.full_like(tensor, torch.nan) for tensor in stacked]
         counts = torch.zeros(len(flat))
         for bundle in bundles:

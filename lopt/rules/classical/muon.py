@@ -86,7 +86,7 @@ class Muon(ClassicalRule):
         for wave in shards.waves:
             own = [
                 (owner, names[owner])
-                for bundle in wave
+                for bundle in wave.bundles
                 for owner in bundle.owners
                 if names[owner] not in rest
             ]
