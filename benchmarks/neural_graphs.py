@@ -3,7 +3,8 @@
     lopt benchmark neural_graphs --data DIR [--rules runs/metanets-*] [--only adam muon] [--tasks fm-16]
 
 Rules: lopt-base, lopt-small, and every metanet meta-trained on FashionMNIST alone with the same budget
-(configs/metanets.yaml; benchmarks/rules/neural_graphs).
+(configs/metanets.yaml; benchmarks/rules/neural_graphs); "neural_graphs-" those of the paper's own protocol
+(configs/neural_graphs.yaml).
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ FULL = Benchmark(
         10,000 test images, seeds 101 to 105. The metanets are meta-trained on FashionMNIST alone with one budget
         (configs/metanets.yaml; "metanets-fresh" is the rule that they all start as), three of them with several
         meta-seeds, two of them also with a warm-up over the first tenth of the horizon ("_warm_up"); rules run as
-        they are (lr 1) and are told the horizon. lopt-base was changed twice after a look at C10-32, on other tasks
+        they are (lr 1) and are told the horizon. "neural_graphs-" are by the paper's protocol in few outer steps
+        (configs/neural_graphs.yaml, LOG.md): they were meta-trained on the training images and network of FM-16
+        itself, so that C10-32 alone tests them. lopt-base was changed twice after a look at C10-32, on other tasks
         both times: it got a weight decay after losing to Muon there, and the form "preconditioned", as lopt-small
         did, after being level with Muon (LOG.md).
     """,
