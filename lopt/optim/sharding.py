@@ -51,12 +51,18 @@ def shards_of(graph: ParameterGraph, tensors: Sequence[Any]) -> Shards | None:
 
 
 def laid_out(rows: Tensor, param: Any) -> Tensor:
-    """This rank's part as a tensor cut as `param` is, but for leading axes; what has other axes as it is."""
+    """This rank's part as a tensor cut as `param` is, but for leading axes.
+
+    What has other axes is whole on every rank, and so are numbers, which stay plain.
+    """
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
     lead = rows.dim() - param.dim()
     if lead < 0 or rows.shape[lead:] != local(param).shape:
-        return rows
-    from torch.distributed.tensor import DTensor, Shard
-
+        everywhere = [Replicate()] * param.device_mesh.ndim
+        return (
+            DTensor.from_local(rows, param.device_mesh, everywhere, run_check=False) if rows.dim() else rows
+        )
     placements = [Shard(p.dim + lead) if isinstance(p, Shard) else p for p in param.placements]
     shape = torch.Size([*rows.shape[:lead], *param.shape])
     stride = torch.empty(shape, device="meta").stride()

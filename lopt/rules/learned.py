@@ -39,7 +39,7 @@ from lopt.rules.observing import Given, View
 from lopt.rules.parted import Parted, ends_of, finished
 from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
 from lopt.rules.timing import Clock, Decays, Timed, Timetable
-from lopt.rules.whitening import Whitened, followed, started, whitened
+from lopt.rules.whitening import Whitened, followed, started
 
 LONGEST_PACE = 100.0
 """Steps become at most so many times as long as without a pace, or as short."""
@@ -159,9 +159,7 @@ class LearnedRule(Rule):
         return self._decision(self._at, graph, grads, state, params, _waves(graph), host=True)
 
     def takes_shards(self, graph: ParameterGraph) -> bool:
-        settings = self.config.whitening
-        whole = settings is not None and whitened(graph, settings.largest)
-        return self._comes_in_pieces and in_whole_rows(graph) and not whole
+        return self._comes_in_pieces and in_whole_rows(graph)
 
     @property
     def _form(self) -> Form:
@@ -215,7 +213,7 @@ class LearnedRule(Rule):
         with_noise = not (self.metanet.sees_scalars and pieces[0].all)
         settings, within = self.config.whitening, Whitened((), {})
         if settings:
-            within = followed(graph, settings, grads, state, clock.steps, timed.whitening, host)
+            within = followed(graph, settings, grads, state, clock.steps, timed.whitening, host, held.whole)
         state = within.onto(state)
         paced = self.config.pace > 0
         view = View(graph, given, timed.decays, pieces, with_noise, paced, held, self.fused, within.around)

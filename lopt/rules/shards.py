@@ -31,6 +31,10 @@ class OneProcess:
         """Contiguous sums over the scalars held here, made in place those over the scalars of all ranks."""
         return values
 
+    def whole(self, owner: int, rows: Tensor) -> Tensor:
+        """What is held of a tensor -> all of it, flat, on every rank."""
+        return rows
+
     def of_whole(self, owners: Sequence[int], rows: Rows, function: Function) -> list[Tensor]:
         """`function` of whole tensors (`owners`) of one wave: what is held of each, in pieces -> (n,).
 
@@ -75,6 +79,10 @@ class Shards(OneProcess):
         flag = here.int() if isinstance(here, Tensor) else torch.tensor(int(here), device="cpu")
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN, self.group)
         return flag.bool() if told else bool(flag)
+
+    def whole(self, owner: int, rows: Tensor) -> Tensor:
+        held = self.held[owner]
+        return self._exchanged(rows.flatten().repeat(len(held)), [rows.numel()] * len(held), held)
 
     def of_whole(self, owners: Sequence[int], rows: Rows, function: Function) -> list[Tensor]:
         there = [sum(map(len, row)) for row in rows]

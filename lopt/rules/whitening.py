@@ -12,7 +12,7 @@ Shapes: M members of a tensor of r rows and c columns each, n of a side; B param
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,9 @@ LIMIT = 1e15
 """Larger gradients are read as this, so that their squares stay finite in float32."""
 
 TINY = 1e-30
+
+KEPT = ("_moment", "_root")
+"""How the names of a side's state end."""
 
 
 class Whitening(Settings):
@@ -80,16 +83,20 @@ def whitened(graph: ParameterGraph, largest: int) -> dict[str, Matrices]:
 
 
 def started(graph: ParameterGraph, settings: Whitening, like: Tensor) -> State:
-    """By tensor the state before the first step: moments of zero, roots that change nothing."""
+    """By tensor the state before the first step: moments of zero, roots that change nothing.
+
+    Flat, the upper triangles (M n (n + 1) / 2,) or the diagonals (M n,): half the memory, and none has the shape of a
+    parameter, by which states are laid out over ranks.
+    """
     state: State = {}
     for name, read in whitened(graph, settings.largest).items():
         state[name] = {}
         for side, n in (("rows", read.rows), ("columns", read.columns)):
             if n > settings.largest:
-                state[name][f"{side}_moment"] = like.new_zeros(read.members, n)
+                state[name][f"{side}_moment"] = like.new_zeros(read.members * n)
                 continue
             one = torch.eye(n, dtype=like.dtype, device=like.device).repeat(read.members, 1, 1)
-            state[name] |= {f"{side}_moment": torch.zeros_like(one), f"{side}_root": one}
+            state[name] |= {f"{side}_moment": packed(torch.zeros_like(one)), f"{side}_root": packed(one)}
     return state
 
 
@@ -115,15 +122,16 @@ def followed(
     steps: Tensor,
     share: Tensor,
     host: bool,
+    whole: Callable[[int, Tensor], Tensor],
 ) -> Whitened:
     """Moments with these gradients, and roots where they are due, in the dtype of steps (B,), with this one.
 
-    The exponent of roots is `share` (B,) of a quarter.
+    The exponent of roots is `share` (B,) of a quarter; `whole` makes what is held of a tensor the tensor.
 
     On the `host` nothing is made that is not due; else, as under vmap, all is, and chosen.
     """
     due = (steps - 1) % settings.every == 0
-    now = due.tolist() if host else [None] * len(steps)
+    now = due.tolist() if host and _has_values(due) else [None] * len(steps)
     powers = (-POWER * share).unbind()
     around: list[Around | None] = []
     moved: dict[str, dict[str, Tensor]] = {}
@@ -132,25 +140,46 @@ def followed(
         if name not in reads:
             around.append(None)
             continue
+        read, own, roots = reads[name], dict[str, Tensor](), list[Tensor]()
         # State may come from a file of another precision.
-        own = {
-            key: value.to(steps.dtype)
-            for key, value in state[name].items()
-            if key.endswith(("_moment", "_root"))
-        }
-        grad = grads[name].to(steps.dtype).clamp(-LIMIT, LIMIT).reshape(reads[name])
-        roots = []
-        for side, seen in (("rows", grad), ("columns", grad.mT)):
-            moment, root = own[f"{side}_moment"], own.get(f"{side}_root")
-            product = (seen * seen).sum(-1) if root is None else seen @ seen.mT
-            own[f"{side}_moment"] = moment = moment.lerp(product, 1 - settings.decay)
-            if root is not None and now[i] is not False:
-                made = inverse_root(moment, powers[i])
-                own[f"{side}_root"] = root = made if now[i] else torch.where(due[i], made, root)
-            roots.append(inverse_root_of_diagonal(moment, powers[i]) if root is None else root)
+        before = {key: value.to(steps.dtype) for key, value in state[name].items() if key.endswith(KEPT)}
+        grad = whole(i, grads[name].to(steps.dtype)).clamp(-LIMIT, LIMIT).reshape(read)
+        for side, n, seen in (("rows", read.rows, grad), ("columns", read.columns, grad.mT)):
+            full = f"{side}_root" in before
+            product = packed(seen @ seen.mT) if full else (seen * seen).sum(-1).flatten()
+            own[f"{side}_moment"] = moment = before[f"{side}_moment"].lerp(product, 1 - settings.decay)
+            if not full:
+                roots.append(inverse_root_of_diagonal(moment.reshape(-1, n), powers[i]))
+                continue
+            root = before[f"{side}_root"]
+            if now[i] is not False:
+                made = packed(inverse_root(unpacked(moment, n), powers[i]))
+                root = made if now[i] else torch.where(due[i], made, root)
+            own[f"{side}_root"] = root
+            roots.append(unpacked(root, n))
         around.append(Around(*roots))
         moved[name] = own
     return Whitened(around, moved)
+
+
+def packed(matrices: Tensor) -> Tensor:
+    """(M, n, n) symmetric -> (M n (n + 1) / 2,): their upper triangles."""
+    rows, columns = torch.triu_indices(matrices.shape[-1], matrices.shape[-1], device=matrices.device)
+    return matrices[:, rows, columns].flatten()
+
+
+def unpacked(triangles: Tensor, n: int) -> Tensor:
+    """The inverse of `packed`."""
+    i = torch.arange(n, device=triangles.device)
+    low, high = torch.minimum(i[:, None], i), torch.maximum(i[:, None], i)
+    # Row r of a triangle begins behind r rows, of n, n - 1, ... entries.
+    place = low * n - low * (low - 1) // 2 + high - low
+    return triangles.reshape(-1, n * (n + 1) // 2)[:, place]
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether it may be asked for its values: a graph of kernels in the making has none, nor has the meta device."""
+    return not (tensor.is_meta or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()))
 
 
 def inverse_root(moment: Tensor, power: Tensor | float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 import lopt
 from lopt.numerics import fused as kernels
 from lopt.rules import LearnedRule
+
+AXISNET = Path(__file__).parents[2] / "benchmarks" / "rules" / "axisnet.safetensors"
 
 
 def steps(
@@ -58,6 +61,7 @@ def lengths() -> nn.Module:
         ("lopt-small", torch.float32, 1e-4),
         ("lopt-small", torch.float64, 1e-6),
         ("lopt-base", torch.float64, 1e-6),
+        (lopt.load_rule(AXISNET), torch.float64, 1e-6),
         (paced(), torch.float64, 1e-6),
     ],
 )

@@ -27,7 +27,9 @@ SILENT = "attention.key.bias"
 """A softmax does not hear of it: its gradient is rounding, whose signs are those of the machine."""
 
 SHIPPED = ("lopt-small", "lopt-base")
+IN_PIECES = (*SHIPPED, "axisnet")
 OTHERS = (
+    "axisnet",
     "ablation/adam-base.0",
     "ablation/mixture.0",
     "ablation/paths.0",

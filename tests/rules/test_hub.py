@@ -77,7 +77,7 @@ def test_pushing_again_replaces_and_a_revision_keeps(server: FakeHub, file: Path
     first = server.commit("me/mine")
     lopt.load_rule(f"hf:me/mine@{first}")
     lopt.push_rule("lopt-base", "me/mine")
-    assert lopt.load_rule("hf:me/mine").config.metanet.name == "axisnet"
+    assert lopt.load_rule("hf:me/mine").config.metanet.name == "tensor_mlp"
     assert lopt.load_rule(f"hf:me/mine@{first}").config.metanet.name == "mlp"
 
 

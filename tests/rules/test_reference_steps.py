@@ -10,7 +10,7 @@ from lopt.metanets.pieces import cut
 from lopt.rules import learned, observing
 from tests.rules import reference_steps as reference
 
-FAST = {("lopt-small", "language_model"), ("lopt-base", "attention"), ("lopt-base", "grouped")}
+FAST = {("lopt-small", "language_model"), ("lopt-base", "attention"), ("axisnet", "grouped")}
 KNOWN = reference.known()
 
 
@@ -27,7 +27,7 @@ def test_steps_are_those_of_the_file(rule, network):
     assert (expected[..., 1] > 0).any()
 
 
-@pytest.mark.parametrize("rule", reference.SHIPPED)
+@pytest.mark.parametrize("rule", reference.IN_PIECES)
 @pytest.mark.parametrize("network", ["ensemble", "attention", "encoder"])
 @pytest.mark.parametrize("sparing", [0, learned.SPARING])
 def test_steps_in_small_pieces_are_the_same(rule, network, sparing, monkeypatch):

@@ -108,7 +108,8 @@ def sharded(folder: Path) -> dict[str, object]:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    cases = ("mlp:lopt-small", "mlp:adamw", "transformer:lopt-base", "transformer:muon", "experts:lopt-small")
+    cases = ("mlp:lopt-small", "mlp:adamw", "transformer:axisnet", "transformer:muon", "experts:lopt-small")
+    cases = (*cases, "transformer:lopt-base", "experts:lopt-base")
     shards = shards_worker.results(folder, *cases, "skipped")
     result = {"ddp": data_parallel(), "fsdp2": sharded(folder), "shards": shards}
     torch.save(result, folder / f"{dist.get_rank()}.pt")

@@ -22,6 +22,7 @@ from lopt.rules.shards import Shards
 from meta_tasks.networks import TransformerLanguageModel, mlp
 
 STEPS = 4
+AXISNET = Path(__file__).parents[2] / "benchmarks" / "rules" / "axisnet.safetensors"
 
 Build = Callable[[], tuple[nn.Module, Tensor]]
 
@@ -52,7 +53,10 @@ NETWORKS: dict[str, Build] = {
 
 def rule_of(name: str) -> Rule:
     """A rule; a learned one with its metanet away from where it was trained to, so that each part has a say."""
-    rule = lopt.load_rule(name) if name.startswith("lopt") else lopt.make_rule(name)
+    shipped = name.startswith("lopt")
+    rule = (
+        lopt.load_rule(name if shipped else AXISNET) if shipped or name == "axisnet" else lopt.make_rule(name)
+    )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in rule.parameters():
