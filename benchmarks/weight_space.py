@@ -69,8 +69,8 @@ EDITORS = ("no_edit", "own_error", *METANET_READERS, *(f"{name}*4" for name in M
 DILATION = "dilation"
 FIRST = 10
 """Passes that the part of a metanet which reads functions alone has to itself, for each of the whole's."""
-VIEWS = {"inr-cifar10": Views(mirror=True)}
-"""Of tasks that have others than the rest."""
+VIEWS = {"inr-cifar10": Views(degrees=18, stretch=0.18, shear=0.18, shift=0.15, mirror=True)}
+"""Of tasks that have others than the rest, chosen on validation networks."""
 OWN = {
     "sines": sines,
     "tickets": tickets,
@@ -248,6 +248,8 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     """task -> method -> figures over the seeds, and where they come from.
 
     Of each method its longest training, with as many networks as there were; the others are under "other_budgets".
+    as_it_came: with how many seeds training made a reader no better, so that it is what it was before: a metanet with
+    probes its reader of functions alone.
     """
     summary: dict[str, dict[str, Any]] = {}
     others: list[dict[str, Any]] = []
@@ -294,6 +296,7 @@ def _figures(records: Sequence[Record]) -> dict[str, Any]:
         "deviation": statistics.stdev(values) if len(values) > 1 else None,
         "seeds": len(values),
         **{name: statistics.mean(record[name] for record in records) for name in further},
+        **({"as_it_came": came} if (came := sum(record.get("best") == -1 for record in records)) else {}),
         "ms": statistics.median(record["ms"] for record in records),
         "meta_parameters": records[-1]["meta_parameters"],
     }

@@ -63,6 +63,17 @@ def test_what_reads_functions_alone_is_trained_first(tmp_path: Path, monkeypatch
     assert "first" not in plain
 
 
+def test_the_summary_says_whose_training_gained_nothing() -> None:
+    one = {
+        "task": "inr-digits", "method": "ng_gnn+64", "seed": 0, "recipe": "siren300", "networks": 32, "passes": 64,
+        "rate": 2e-3, "accuracy": 50.0, "ms": 1.0, "seconds": 1.0, "meta_parameters": 9, "provenance": {"commit": "x"},
+    }  # fmt: skip
+    records = [{**one, "best": -1}, {**one, "seed": 1, "best": 3}, {**one, "method": "pixels", "best": 0}]
+    found = weight_space.summarise(records)["summary"]["inr-digits"]
+    assert found["ng_gnn+64"]["as_it_came"] == 1
+    assert "as_it_came" not in found["pixels"]
+
+
 def test_sines_have_their_own_budget_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(weight_space.sines.QUICK, "networks", 32)
     monkeypatch.setattr(weight_space, "QUICK", tmp_path)
