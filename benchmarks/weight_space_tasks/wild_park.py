@@ -36,7 +36,7 @@ METHODS = (
     "gmn+64",
 )
 """Not those that are for one chain of layers (nfn_np, nfn_hnp, dwsnet) or one shape (flat_mlp): nothing is padded."""
-BUDGET = {"recipe": "wild-park", "networks": 1024, "passes": 16_000, "rate": 2e-3}
+BUDGET = {"recipe": "wild-park", "networks": 1536, "passes": 16_000, "rate": 2e-3}
 QUICK = {"recipe": "wild-park-digits", "networks": 128, "passes": 480, "rate": 2e-3}
 DECAY = 0.05
 FIRST = 2
