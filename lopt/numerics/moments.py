@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LIMIT = 1e15
+"""Larger gradients and parameters are read as this, so that their squares stay finite in float32."""
+
 TINY = 1e-30
 """Added under square roots: keeps their derivative finite at 0, far below Adam's eps of 1e-8."""
 

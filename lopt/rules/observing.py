@@ -24,7 +24,7 @@ from lopt.numerics.segments import LONG, means_of, segment_sum, segment_sums
 from lopt.rules import ranges
 from lopt.rules.base import State, Tensors, working_dtype
 from lopt.rules.directions import EPS, History
-from lopt.rules.ranges import LIMIT, Range, Seen
+from lopt.rules.ranges import Range, Seen
 from lopt.rules.shards import OneProcess
 from lopt.rules.timing import Decays
 from lopt.rules.whitening import Around
@@ -59,7 +59,7 @@ class Given:
 
     def values(self, piece: Piece, tensors: Sequence[Tensor]) -> Tensor:
         """(n,) parameters or gradients."""
-        return piece.take(tensors).to(self.dtype).clamp(-LIMIT, LIMIT)
+        return piece.take(tensors).to(self.dtype).clamp(-moments.LIMIT, moments.LIMIT)
 
     def after(self, piece: Piece, decays: Decays) -> Seen:
         """The scalars of a piece with their new history."""

@@ -13,12 +13,9 @@ import torch
 from torch import Tensor
 
 from lopt.features import per_scalar
-from lopt.numerics.moments import TINY, Moments
+from lopt.numerics.moments import LIMIT, TINY, Moments
 from lopt.rules.directions import EPS, History
 from lopt.rules.forms import FORMS
-
-LIMIT = 1e15
-"""Larger gradients and parameters are read as this, so that their squares stay finite in float32."""
 
 
 class Range(NamedTuple):

@@ -22,6 +22,7 @@ from lopt.config import Count, Decay, Settings
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.tensor_classes import Matrices, hidden_matrices
+from lopt.numerics.moments import LIMIT, TINY
 from lopt.rules.base import State, Tensors
 
 FLOOR = 0.3
@@ -29,11 +30,6 @@ FLOOR = 0.3
 
 POWER = 0.25
 """Of the inverse roots: both sides together take out half of the difference in size, as the root of a root does."""
-
-LIMIT = 1e15
-"""Larger gradients are read as this, so that their squares stay finite in float32."""
-
-TINY = 1e-30
 
 KEPT = ("_moment", "_root")
 """How the names of a side's state end."""
@@ -184,7 +180,10 @@ def _has_values(tensor: Tensor) -> bool:
 
 def inverse_root(moment: Tensor, power: Tensor | float) -> Tensor:
     """(M, n, n) L -> (L / l + s^2)^power, to derivatives of L a constant; what is not finite counts as 0."""
-    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    n = moment.shape[-1]
+    # Compiling `diagonal` tells users of a deprecated function within torch.
+    trace = (moment * torch.eye(n, dtype=moment.dtype, device=moment.device)).sum((-2, -1), keepdim=True)
+    mean = trace / n
     even = (moment / (mean + TINY)).detach().nan_to_num(0.0, 0.0, 0.0)
     values, vectors = torch.linalg.eigh(even)
     return (vectors * _evened(values, power)[..., None, :]) @ vectors.mT
