@@ -155,11 +155,11 @@ def _for_hidden(
     hidden = {i: shape for i, shape in enumerate(h.hidden) if shape and h.sizes[i]}
     members = {i: [_members(column[i], shape) for column in columns] for i, shape in hidden.items()}
     around = {i: within for i, within in enumerate(h.around) if within}
-    given = {i: around[i](momenta) if i in around else momenta for i, (momenta, *_) in members.items()}
+    given = {i: around[i].put(momenta) if i in around else momenta for i, (momenta, *_) in members.items()}
     results = iter(orthogonalised([matrix for matrices in given.values() for matrix in matrices]))
     for i, (momenta, *seen) in members.items():
         found = [next(results) for _ in momenta]
-        found = around[i](found) if i in around else found
+        found = around[i].put(found) if i in around else found
         steps = [direction(o, *own).reshape(-1) for o, *own in zip(found, *seen, strict=True)]
         parts[i] = steps[0] if len(steps) == 1 else torch.cat(steps)
     return torch.cat(parts)

@@ -125,10 +125,10 @@ def _orthogonalised(wave: Sequence[Parted], ends: Ends, view: View) -> list[Tens
         given: list[Sequence[Tensor]] = [
             whole.reshape(*ends.reads[owner]).unbind() for owner, whole in zip(owners, wholes, strict=True)
         ]
-        given = [own(matrices) if own else matrices for own, matrices in zip(around, given, strict=True)]
+        given = [own.put(matrices) if own else matrices for own, matrices in zip(around, given, strict=True)]
         results = iter(orthogonalised(list(chain(*given))))
         found = [[next(results) for _ in matrices] for matrices in given]
-        found = [own(matrices) if own else matrices for own, matrices in zip(around, found, strict=True)]
+        found = [own.put(matrices) if own else matrices for own, matrices in zip(around, found, strict=True)]
         return [_joined([matrix.reshape(-1) for matrix in matrices]) for matrices in found]
 
     whole = view.held.of_whole(list(ends.reads), [tensor.rows for tensor in wave], orthogonal)

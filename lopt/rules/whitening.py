@@ -13,7 +13,7 @@ Shapes: M members of a tensor of r rows and c columns each, n of a side; B param
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,14 +47,13 @@ class Whitening(Settings):
     with both sides longer is not whitened."""
 
 
-@dataclass(frozen=True)
-class Around:
+class Around(NamedTuple):
     """The roots around the members of one tensor: (M, n, n), or their diagonals (M, n)."""
 
     rows: Tensor
     columns: Tensor
 
-    def __call__(self, matrices: Sequence[Tensor]) -> list[Tensor]:
+    def put(self, matrices: Sequence[Tensor]) -> list[Tensor]:
         """(r, c) of each member -> A X B."""
         return [
             _times(_times(x, rows).mT, columns).mT
@@ -96,8 +95,7 @@ def started(graph: ParameterGraph, settings: Whitening, like: Tensor) -> State:
     return state
 
 
-@dataclass(frozen=True)
-class Whitened:
+class Whitened(NamedTuple):
     """The roots at one step."""
 
     around: Sequence[Around | None]

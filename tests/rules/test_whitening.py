@@ -75,7 +75,7 @@ def test_roots_even_out_half_of_what_differs() -> None:
     q, _ = torch.linalg.qr(torch.randn(6, 6, generator=seeded(1), dtype=torch.float64))
     grads = q @ (size[:, None] * noise * size) @ q.mT
     roots = [inverse_root((x @ x.mT).mean(0, keepdim=True), -0.25) for x in (grads, grads.mT)]
-    evened = torch.stack(Around(roots[0].expand(4000, 6, 6), roots[1].expand(4000, 6, 6))(grads.unbind()))
+    evened = torch.stack(Around(roots[0].expand(4000, 6, 6), roots[1].expand(4000, 6, 6)).put(grads.unbind()))
     spread = (q.mT @ evened @ q).square().mean((0, 2)).sqrt()
     before = (q.mT @ grads @ q).square().mean((0, 2)).sqrt()
     assert before.amax() / before.amin() > 9
@@ -190,6 +190,19 @@ def test_many_networks_at_once_are_each_by_itself() -> None:
     together = torch.vmap(trained)(stacked)
     for i, params in enumerate(several):
         assert relative_error({n: p[i] for n, p in together.items()}, trained(params)) < 1e-9
+
+
+def test_a_compiled_step_is_the_same() -> None:
+    """All of it traced, at steps at which roots are due and at others."""
+    rule, x = rule_of(), torch.randn(6, 2, 4, 4, generator=seeded(3), dtype=torch.float64)
+    (model, optimizer), (twin, other) = steps(rule, 1), steps(rule, 1)
+    compiled = torch.compile(other.step, backend="eager", dynamic=False)
+    for step in range(4):
+        for each, go in ((model, optimizer.step), (twin, compiled)):
+            each.zero_grad()
+            (each(x) - step).square().mean().backward()
+            go()
+    assert relative_error(dict(twin.named_parameters()), dict(model.named_parameters())) < 1e-9
 
 
 def test_a_saved_run_goes_on_bit_for_bit() -> None:
