@@ -75,5 +75,9 @@ def architecture_of(networks: NetworkSet) -> Architecture:
 @cache
 def architecture(shape: Shape) -> Architecture:
     """Of networks of a shape, traced once. The model is everybody's: run it with parameters of your own."""
-    model = shape.build()
-    return Architecture(ParameterGraph.trace(model, (torch.zeros(2, *shape.inputs),)), model, shape.inputs)
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # else who asks first would go on with other numbers than the next
+        model = shape.build()
+        graph = ParameterGraph.trace(model, (torch.zeros(2, *shape.inputs),))
+    return Architecture(graph, model, shape.inputs)
