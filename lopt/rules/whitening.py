@@ -178,10 +178,7 @@ def _has_values(tensor: Tensor) -> bool:
 
 def inverse_root(moment: Tensor, power: Tensor | float) -> Tensor:
     """(M, n, n) L -> (L / l + s^2)^power, to derivatives of L a constant; what is not finite counts as 0."""
-    n = moment.shape[-1]
-    # Compiling `diagonal` tells users of a deprecated function within torch.
-    trace = (moment * torch.eye(n, dtype=moment.dtype, device=moment.device)).sum((-2, -1), keepdim=True)
-    mean = trace / n
+    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     even = (moment / (mean + TINY)).detach().nan_to_num(0.0, 0.0, 0.0)
     values, vectors = torch.linalg.eigh(even)
     return (vectors * _evened(values, power)[..., None, :]) @ vectors.mT
