@@ -22,7 +22,7 @@ from torch import Tensor
 from lopt import files
 from lopt.errors import DataError, RuleFileError
 from lopt.weight_space.architecture import Architecture, architecture_of
-from lopt.weight_space.network_set import GRAPH, GRAPHS, PARAMETER, SPLITS, NetworkSet, Tensors
+from lopt.weight_space.network_set import GRAPH, GRAPHS, PARAMETER, NetworkSet, Tensors, in_split
 
 FORMAT, VERSION = "lopt-park", 1
 TOGETHER = 8
@@ -97,12 +97,7 @@ class NetworkPark:
 
     def split(self, name: str) -> NetworkPark:
         """Those of one of the `SPLITS`. Raises `DataError` if there are none."""
-        if name not in SPLITS:
-            raise DataError(f"networks: expected a split out of {', '.join(SPLITS)}, found {name!r}")
-        chosen = self.splits == SPLITS.index(name)
-        if not chosen.any():
-            raise DataError(f"networks: expected some of the split {name!r}, found none among {len(self)}")
-        return self.select(chosen)
+        return self.select(in_split(self.splits, name))
 
     def joined(self, other: NetworkPark) -> NetworkPark:
         """These and then the others, which have other architectures."""

@@ -57,12 +57,7 @@ class NetworkSet:
 
     def split(self, name: str) -> NetworkSet:
         """Those of one of the `SPLITS`. Raises `DataError` if there are none."""
-        if name not in SPLITS:
-            raise DataError(f"networks: expected a split out of {', '.join(SPLITS)}, found {name!r}")
-        chosen = self.splits == SPLITS.index(name)
-        if not chosen.any():
-            raise DataError(f"networks: expected some of the split {name!r}, found none among {len(self)}")
-        return self.select(chosen)
+        return self.select(in_split(self.splits, name))
 
     def joined(self, other: NetworkSet) -> NetworkSet:
         """These and then the others, of the same architecture."""
@@ -99,6 +94,16 @@ class NetworkSet:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, atomically."""
         files.write(path, self.tensors(), FORMAT, {**self.header, **self.told(), "version": VERSION})
+
+
+def in_split(splits: Tensor, name: str) -> Tensor:
+    """(N): which networks are in one of the `SPLITS`, by the split of each. Raises `DataError` if none are."""
+    if name not in SPLITS:
+        raise DataError(f"networks: expected a split out of {', '.join(SPLITS)}, found {name!r}")
+    chosen = splits == SPLITS.index(name)
+    if not chosen.any():
+        raise DataError(f"networks: expected some of the split {name!r}, found none among {len(splits)}")
+    return chosen
 
 
 Network: TypeAlias = "Mapping[str, Tensor] | nn.Module | str | os.PathLike[str]"
