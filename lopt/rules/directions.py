@@ -14,10 +14,9 @@ from torch import Tensor
 
 from lopt.graph.tensor_classes import Matrices
 from lopt.numerics.moments import TINY, Moments
-from lopt.numerics.newton_schulz import orthogonalised
 from lopt.numerics.segments import segment_expand
 from lopt.registry import Registry
-from lopt.rules.whitening import Around
+from lopt.rules.whitening import Around, orthogonalised_members
 
 EPS = 1e-8
 """Adam's eps."""
@@ -154,12 +153,9 @@ def _for_hidden(
     parts = list(columns[1])
     hidden = {i: shape for i, shape in enumerate(h.hidden) if shape and h.sizes[i]}
     members = {i: [_members(column[i], shape) for column in columns] for i, shape in hidden.items()}
-    around = {i: within for i, within in enumerate(h.around) if within}
-    given = {i: around[i].put(momenta) if i in around else momenta for i, (momenta, *_) in members.items()}
-    results = iter(orthogonalised([matrix for matrices in given.values() for matrix in matrices]))
-    for i, (momenta, *seen) in members.items():
-        found = [next(results) for _ in momenta]
-        found = around[i].put(found) if i in around else found
+    around = [h.around[i] if h.around else None for i in members]
+    results = orthogonalised_members([momenta for momenta, *_ in members.values()], around)
+    for found, (i, (_, *seen)) in zip(results, members.items(), strict=True):
         steps = [direction(o, *own).reshape(-1) for o, *own in zip(found, *seen, strict=True)]
         parts[i] = steps[0] if len(steps) == 1 else torch.cat(steps)
     return torch.cat(parts)

@@ -39,7 +39,7 @@ from lopt.rules.observing import Given, View
 from lopt.rules.parted import Parted, ends_of, finished
 from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
 from lopt.rules.timing import Clock, Decays, Timed, Timetable
-from lopt.rules.whitening import Whitened, followed, started
+from lopt.rules.whitening import Around, followed, started
 
 LONGEST_PACE = 100.0
 """Steps become at most so many times as long as without a pace, or as short."""
@@ -156,7 +156,7 @@ class LearnedRule(Rule):
         if torch.compiler.is_compiling() or at_once or not self._comes_in_pieces:
             whole = self._whole(self._at, graph, grads, state, params)
             return Decision(list(whole[0].values()), lambda gate: iter([whole]))
-        return self._decision(self._at, graph, grads, state, params, _waves(graph), host=True)
+        return self._decision(self._at, graph, grads, state, params, _waves(graph))
 
     def takes_shards(self, graph: ParameterGraph) -> bool:
         return self._comes_in_pieces and in_whole_rows(graph)
@@ -198,12 +198,11 @@ class LearnedRule(Rule):
         params: Tensors,
         waves: list[Wave],
         held: OneProcess = ALONE,
-        host: bool = False,
     ) -> Decision:
         """One pass over all pieces looks at them, and another one, wave by wave, makes their step.
 
-        That of a whole graph, in one piece, is a function; else the second pass writes the next state in place. On the
-        `host` this may look at values.
+        That of a whole graph, in one piece, is a function; else the second pass writes the next state in place, and
+        values may be looked at.
         """
         given = Given.of(graph, grads, state, params)
         pieces = [piece for wave in waves for bundle in wave.bundles for piece in bundle.pieces]
@@ -211,12 +210,13 @@ class LearnedRule(Rule):
         timed = timing(graph, clock)
         # Features hold what noise is the mean square of: where all are at hand, it need not be made once more.
         with_noise = not (self.metanet.sees_scalars and pieces[0].all)
-        settings, within = self.config.whitening, Whitened((), {})
+        settings, around = self.config.whitening, list[Around | None]()
         if settings:
+            host = not pieces[0].all
             within = followed(graph, settings, grads, state, clock.steps, timed.whitening, host, held.whole)
-        state = within.onto(state)
+            state, around = within.onto(state), list(within.around)
         paced = self.config.pace > 0
-        view = View(graph, given, timed.decays, pieces, with_noise, paced, held, self.fused, within.around)
+        view = View(graph, given, timed.decays, pieces, with_noise, paced, held, self.fused, around)
         words = self._words(view, timed, state)
         pace = self._pace(view, timed, state)
 

@@ -18,10 +18,10 @@ from lopt.graph.made_once import made_once
 from lopt.graph.tensor_classes import Matrices
 from lopt.metanets.pieces import Bundle, Wave
 from lopt.numerics.moments import TINY
-from lopt.numerics.newton_schulz import orthogonalised
 from lopt.rules import ranges
 from lopt.rules.directions import EPS
 from lopt.rules.observing import View
+from lopt.rules.whitening import orthogonalised_members
 
 
 class Ends(NamedTuple):
@@ -121,14 +121,10 @@ def _orthogonalised(wave: Sequence[Parted], ends: Ends, view: View) -> list[Tens
     """(N,) what rows are views of from here on."""
 
     def orthogonal(owners: Sequence[int], wholes: Sequence[Tensor]) -> list[Tensor]:
-        around = [view.around[owner] for owner in owners]
-        given: list[Sequence[Tensor]] = [
+        given = [
             whole.reshape(*ends.reads[owner]).unbind() for owner, whole in zip(owners, wholes, strict=True)
         ]
-        given = [own.put(matrices) if own else matrices for own, matrices in zip(around, given, strict=True)]
-        results = iter(orthogonalised(list(chain(*given))))
-        found = [[next(results) for _ in matrices] for matrices in given]
-        found = [own.put(matrices) if own else matrices for own, matrices in zip(around, found, strict=True)]
+        found = orthogonalised_members(given, [view.around[owner] for owner in owners])
         return [_joined([matrix.reshape(-1) for matrix in matrices]) for matrices in found]
 
     whole = view.held.of_whole(list(ends.reads), [tensor.rows for tensor in wave], orthogonal)

@@ -23,6 +23,7 @@ from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.tensor_classes import Matrices, hidden_matrices
 from lopt.numerics.moments import LIMIT, TINY
+from lopt.numerics.newton_schulz import orthogonalised
 from lopt.rules.base import State, Tensors
 
 FLOOR = 0.3
@@ -59,6 +60,16 @@ class Around(NamedTuple):
             _times(_times(x, rows).mT, columns).mT
             for x, rows, columns in zip(matrices, self.rows.unbind(), self.columns.unbind(), strict=True)
         ]
+
+
+def orthogonalised_members(
+    tensors: Sequence[Sequence[Tensor]], around: Sequence[Around | None]
+) -> list[list[Tensor]]:
+    """O(X) of the matrix X (r, c) of each member of several tensors, or A O(A X B) B of those that are whitened."""
+    given = [own.put(members) if own else members for own, members in zip(around, tensors, strict=True)]
+    results = iter(orthogonalised([matrix for members in given for matrix in members]))
+    found = [[next(results) for _ in members] for members in given]
+    return [own.put(members) if own else members for own, members in zip(around, found, strict=True)]
 
 
 def _times(x: Tensor, root: Tensor) -> Tensor:

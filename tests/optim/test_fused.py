@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,7 @@ from torch import nn
 import lopt
 from lopt.numerics import fused as kernels
 from lopt.rules import LearnedRule
-
-AXISNET = Path(__file__).parents[2] / "benchmarks" / "rules" / "axisnet.safetensors"
+from tests.rules.reference_steps import rule_of
 
 
 def steps(
@@ -61,7 +59,7 @@ def lengths() -> nn.Module:
         ("lopt-small", torch.float32, 1e-4),
         ("lopt-small", torch.float64, 1e-6),
         ("lopt-base", torch.float64, 1e-6),
-        (lopt.load_rule(AXISNET), torch.float64, 1e-6),
+        (rule_of("axisnet"), torch.float64, 1e-6),
         (paced(), torch.float64, 1e-6),
     ],
 )

@@ -20,9 +20,10 @@ import lopt
 from lopt.rules import Rule
 from lopt.rules.shards import Shards
 from meta_tasks.networks import TransformerLanguageModel, mlp
+from tests.rules.reference_steps import RULE_FILES
 
 STEPS = 4
-AXISNET = Path(__file__).parents[2] / "benchmarks" / "rules" / "axisnet.safetensors"
+AXISNET = RULE_FILES / "axisnet.safetensors"
 
 Build = Callable[[], tuple[nn.Module, Tensor]]
 
