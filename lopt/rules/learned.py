@@ -30,7 +30,7 @@ from lopt.metanets.pieces import Piece, Wave, cut, in_waves, uncut
 from lopt.numerics import moments
 from lopt.numerics.schedules import annealing, decay_share, settling
 from lopt.numerics.segments import LONG, segment_expand, segment_mean
-from lopt.rules import ranges
+from lopt.rules import ranges, whitening
 from lopt.rules.base import BoundRule, Decision, Rule, State, Tensors, working_dtype
 from lopt.rules.config import LearnedRuleConfig
 from lopt.rules.constants import SPEED, Constants, Moved
@@ -105,6 +105,8 @@ class LearnedRule(Rule):
         classes(graph)
         usual_rms(graph)
         uncut(graph)
+        if self.config.whitening:
+            whitening.prepare(graph, self.config.whitening)
         self.metanet.prepare(graph)
         return bound
 

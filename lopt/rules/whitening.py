@@ -77,6 +77,14 @@ def _times(x: Tensor, root: Tensor) -> Tensor:
     return root @ x if root.dim() == 2 else root[:, None] * x
 
 
+def prepare(graph: ParameterGraph, settings: Whitening) -> None:
+    """Make now what is kept on the graph."""
+    for read in whitened(graph, settings.largest).values():
+        for n in (read.rows, read.columns):
+            if n <= settings.largest:
+                triangle(graph, n)
+
+
 @made_once
 def whitened(graph: ParameterGraph, largest: int) -> dict[str, Matrices]:
     """The hidden tensors that are whitened, and how they are read."""
@@ -102,7 +110,8 @@ def started(graph: ParameterGraph, settings: Whitening, like: Tensor) -> State:
                 state[name][f"{side}_moment"] = like.new_zeros(read.members * n)
                 continue
             one = torch.eye(n, dtype=like.dtype, device=like.device).repeat(read.members, 1, 1)
-            state[name] |= {f"{side}_moment": packed(torch.zeros_like(one)), f"{side}_root": packed(one)}
+            held = triangle(graph, n).packed(one)
+            state[name] |= {f"{side}_moment": torch.zeros_like(held), f"{side}_root": held}
     return state
 
 
@@ -150,36 +159,55 @@ def followed(
         before = {key: value.to(steps.dtype) for key, value in state[name].items() if key.endswith(KEPT)}
         grad = whole(i, grads[name].to(steps.dtype)).clamp(-LIMIT, LIMIT).reshape(read)
         for side, n, seen in (("rows", read.rows, grad), ("columns", read.columns, grad.mT)):
-            full = f"{side}_root" in before
-            product = packed(seen @ seen.mT) if full else (seen * seen).sum(-1).flatten()
+            held = triangle(graph, n) if f"{side}_root" in before else None
+            product = held.packed(seen @ seen.mT) if held else (seen * seen).sum(-1).flatten()
             own[f"{side}_moment"] = moment = before[f"{side}_moment"].lerp(product, 1 - settings.decay)
-            if not full:
+            if held is None:
                 roots.append(inverse_root_of_diagonal(moment.reshape(-1, n), powers[i]))
                 continue
             root = before[f"{side}_root"]
             if now[i] is not False:
-                made = packed(inverse_root(unpacked(moment, n), powers[i]))
+                made = held.packed(inverse_root(held.unpacked(moment), powers[i]))
                 root = made if now[i] else torch.where(due[i], made, root)
             own[f"{side}_root"] = root
-            roots.append(unpacked(root, n))
+            roots.append(held.unpacked(root))
         around.append(Around(*roots))
         moved[name] = own
     return Whitened(around, moved)
 
 
-def packed(matrices: Tensor) -> Tensor:
-    """(M, n, n) symmetric -> (M n (n + 1) / 2,): their upper triangles."""
-    rows, columns = torch.triu_indices(matrices.shape[-1], matrices.shape[-1], device=matrices.device)
-    return matrices[:, rows, columns].flatten()
+class Triangle(NamedTuple):
+    """How symmetric matrices (M, n, n) are held as their upper triangles, row by row, (M n (n + 1) / 2,)."""
+
+    n: int
+    # On the CPU, as a graph has no device; they go to the values' at each use.
+    upper: Tensor
+    """(n (n + 1) / 2,) where in a matrix each entry of its triangle is."""
+    place: Tensor
+    """(n^2,) where in a triangle each entry of its matrix is."""
+
+    @classmethod
+    def of(cls, n: int) -> Triangle:
+        with torch.device("cpu"):
+            rows, columns = torch.triu_indices(n, n)
+            place = torch.empty(n, n, dtype=torch.int64)
+            place[rows, columns] = place[columns, rows] = torch.arange(len(rows))
+            return cls(n, rows * n + columns, place.flatten())
+
+    def packed(self, matrices: Tensor) -> Tensor:
+        """(M, n, n) -> (M n (n + 1) / 2,)."""
+        return matrices.flatten(1).index_select(1, self.upper.to(matrices.device)).flatten()
+
+    def unpacked(self, triangles: Tensor) -> Tensor:
+        """The inverse of `packed`."""
+        each = triangles.reshape(-1, len(self.upper))
+        return each.index_select(1, self.place.to(each.device)).unflatten(1, (self.n, self.n))
 
 
-def unpacked(triangles: Tensor, n: int) -> Tensor:
-    """The inverse of `packed`."""
-    i = torch.arange(n, device=triangles.device)
-    low, high = torch.minimum(i[:, None], i), torch.maximum(i[:, None], i)
-    # Row r of a triangle begins behind r rows, of n, n - 1, ... entries.
-    place = low * n - low * (low - 1) // 2 + high - low
-    return triangles.reshape(-1, n * (n + 1) // 2)[:, place]
+@made_once
+def triangle(graph: ParameterGraph, n: int) -> Triangle:
+    """Kept, as making one takes longer than ten uses."""
+    return Triangle.of(n)
 
 
 def _has_values(tensor: Tensor) -> bool:

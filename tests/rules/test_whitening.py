@@ -16,11 +16,10 @@ from lopt.rules import LearnedRule, make_rule
 from lopt.rules.whitening import (
     FLOOR,
     Around,
+    Triangle,
     inverse_root,
     inverse_root_of_diagonal,
-    packed,
     started,
-    unpacked,
     whitened,
 )
 from tests.helpers import NETWORKS, randomised, relative_error, seeded
@@ -111,7 +110,8 @@ def test_the_moments_of_a_permuted_network_are_permuted() -> None:
         group = network.graph.parameters[name].axes[0][0][0]
         order = permutation[group]
         for key in ("rows_moment", "rows_root"):
-            expected = packed(unpacked(own[key], len(order))[:, order][:, :, order])
+            held = Triangle.of(len(order))
+            expected = held.packed(held.unpacked(own[key])[:, order][:, :, order])
             assert relative_error({"": moved[name][key]}, {"": expected}) < 1e-9
 
 
@@ -259,11 +259,14 @@ def test_the_share_moves_the_exponent() -> None:
     assert roots
     for root in roots:
         n = int((2 * len(root)) ** 0.5)
-        expected = packed(torch.eye(n, dtype=root.dtype)[None])
+        expected = Triangle.of(n).packed(torch.eye(n, dtype=root.dtype)[None])
         torch.testing.assert_close(root, expected, rtol=0, atol=1e-9)
 
 
 def test_triangles_hold_symmetric_matrices() -> None:
     matrices = spd(7)
-    assert torch.equal(unpacked(packed(matrices), 7), torch.triu(matrices) + torch.triu(matrices, 1).mT)
-    assert packed(matrices).shape == (2 * 28,)
+    held = Triangle.of(7)
+    packed = held.packed(matrices)
+    assert torch.equal(held.unpacked(packed), torch.triu(matrices) + torch.triu(matrices, 1).mT)
+    rows, columns = torch.triu_indices(7, 7)
+    assert torch.equal(packed, matrices[:, rows, columns].flatten())
