@@ -212,11 +212,12 @@ class LearnedRule(Rule):
         timed = timing(graph, clock)
         # Features hold what noise is the mean square of: where all are at hand, it need not be made once more.
         with_noise = not (self.metanet.sees_scalars and pieces[0].all)
-        settings, around = self.config.whitening, list[Around | None]()
+        settings = self.config.whitening
+        around: Sequence[Around | None] = ()
         if settings:
             host = not pieces[0].all
             within = followed(graph, settings, grads, state, clock.steps, timed.whitening, host, held.whole)
-            state, around = within.onto(state), list(within.around)
+            state, around = within.onto(state), within.around
         paced = self.config.pace > 0
         view = View(graph, given, timed.decays, pieces, with_noise, paced, held, self.fused, around)
         words = self._words(view, timed, state)

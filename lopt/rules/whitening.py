@@ -154,7 +154,9 @@ def followed(
         if name not in reads:
             around.append(None)
             continue
-        read, own, roots = reads[name], dict[str, Tensor](), list[Tensor]()
+        read = reads[name]
+        own: dict[str, Tensor] = {}
+        roots: list[Tensor] = []
         # State may come from a file of another precision.
         before = {key: value.to(steps.dtype) for key, value in state[name].items() if key.endswith(KEPT)}
         grad = whole(i, grads[name].to(steps.dtype)).clamp(-LIMIT, LIMIT).reshape(read)
