@@ -205,6 +205,16 @@ def test_a_compiled_step_is_the_same() -> None:
     assert relative_error(dict(twin.named_parameters()), dict(model.named_parameters())) < 1e-9
 
 
+def test_the_pure_function_is_one_graph() -> None:
+    network = NETWORKS["mlp"]()
+    bound = rule_of().on(network.graph)
+    state = bound.init(network.params, 50.0)
+    grads = torch.func.grad(network.loss)(network.params)
+    compiled = torch.compile(bound.update, backend="eager", fullgraph=True, dynamic=False)
+    found, expected = (update(grads, state, network.params)[0] for update in (compiled, bound.update))
+    assert relative_error(found, expected) < 1e-12
+
+
 def test_a_saved_run_goes_on_bit_for_bit() -> None:
     rule, x = rule_of(), torch.randn(6, 2, 4, 4, generator=seeded(3), dtype=torch.float64)
     model, optimizer = steps(rule, 5)
