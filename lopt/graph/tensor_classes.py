@@ -140,22 +140,32 @@ def hidden_matrices(graph: ParameterGraph) -> list[Matrices | None]:
     ]
 
 
-def scales_of(graph: ParameterGraph, scales: Mapping[str, float], widest: float) -> list[float]:
-    """The factor for each parameter: that of its class, 1 for one not named, and for hidden ones that of their width.
+def scales_of(
+    graph: ParameterGraph, scales: Mapping[str, float], widest: float, widest_output: float = 0.0
+) -> list[float]:
+    """The factor for each parameter: that of its class, 1 for one not named, and that of its width.
 
     An orthogonalised step of a given rms has a largest singular value in proportion to sqrt(max(rows, columns)). Above
     `widest` it is kept from growing further, by sqrt(widest / max(rows, columns)), as steps that change what neurons
-    see by a given amount must be (Yang, Simon & Bernstein 2023, arXiv 2310.17813); 0: no such limit.
+    see by a given amount must be (Yang, Simon & Bernstein 2023, arXiv 2310.17813). Steps of an output layer, which are
+    not orthogonalised, add up over its n inputs: above `widest_output` they shrink by widest_output / n (Yang et al.
+    2022, arXiv 2203.03466, table 8). 0: no such limit.
     """
-    return [
-        scales.get(of_class, 1.0) * (_width_factor(hidden, widest) if hidden else 1.0)
-        for of_class, hidden in zip(classes(graph), hidden_matrices(graph), strict=True)
-    ]
+    factors = []
+    for of_class, hidden, fan_in in zip(
+        classes(graph), hidden_matrices(graph), fans_in(graph), strict=True
+    ):
+        factor = scales.get(of_class, 1.0)
+        if hidden:
+            factor *= _limited(widest, max(hidden.rows, hidden.columns)) ** 0.5
+        elif of_class == "output":
+            factor *= _limited(widest_output, fan_in)
+        factors.append(factor)
+    return factors
 
 
-def _width_factor(matrices: Matrices, widest: float) -> float:
-    long = max(matrices.rows, matrices.columns)
-    return min(1.0, (widest / long) ** 0.5) if widest and long else 1.0
+def _limited(widest: float, width: int) -> float:
+    return min(1.0, widest / width) if widest and width else 1.0
 
 
 def relative_rates(graph: ParameterGraph, param_rms: Tensor) -> Tensor:
@@ -175,17 +185,21 @@ def relative_rates(graph: ParameterGraph, param_rms: Tensor) -> Tensor:
 @made_once
 def usual_rms(graph: ParameterGraph) -> list[float]:
     """1 / sqrt(3 fan-in), as PyTorch draws weights; a table of vectors has a fan-in of 1; vectors have none: 0."""
-    return [_usual(graph, spec) for spec in graph.parameters.values()]
+    return [(3 * fan_in) ** -0.5 if fan_in else 0.0 for fan_in in fans_in(graph)]
 
 
-def _usual(graph: ParameterGraph, spec: ParameterSpec) -> float:
+@made_once
+def fans_in(graph: ParameterGraph) -> list[int]:
+    """How many inputs are summed by each parameter; 1 for a table of vectors, and 0 for a vector."""
+    return [_fan_in(graph, spec) for spec in graph.parameters.values()]
+
+
+def _fan_in(graph: ParameterGraph, spec: ParameterSpec) -> int:
     if _is_vector(graph, spec):
-        return 0.0
-    at = stacked_axes(graph, spec)
+        return 0
     if spec.kind in TABLES:
-        fan_in = 1
-    elif spec.roles[at:] == ("in", "out"):  # x @ W, as in Hugging Face's GPT-2
-        fan_in = spec.shape[at]
-    else:
-        fan_in = prod(spec.shape[at + 1 :])
-    return (3 * max(fan_in, 1)) ** -0.5
+        return 1
+    at = stacked_axes(graph, spec)
+    if spec.roles[at:] == ("in", "out"):  # x @ W, as in Hugging Face's GPT-2
+        return max(spec.shape[at], 1)
+    return max(prod(spec.shape[at + 1 :]), 1)

@@ -73,6 +73,8 @@ class LearnedRuleConfig(Settings):
     """Factors on the base learning rate by class of tensor (`tensor_classes.CLASSES`); 1 for those not named."""
     widest: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Rows or columns of a hidden matrix above which its step shrinks with their root; 0: never."""
+    widest_output: Annotated[float, Field(ge=0, le=1e9)] = 0.0
+    """Inputs of an output layer above which its step shrinks in proportion; 0: never."""
     relative: bool = False
     """Whether tensors with smaller weights than PyTorch draws take smaller steps (`scales.relative_rates`)."""
     weight_decay: NonNegative = 0.0

@@ -381,8 +381,9 @@ class LearnedRule(Rule):
         if config.anneal:
             warm_up, power = moved.share("warm_up", config.warm_up), moved.factor("cool_down")
             factor = annealing(steps, horizon, warm_up, config.fade, power)
-        if config.scales or config.widest:
-            factor = factor * steps.new_tensor(scales_of(graph, config.scales, config.widest))
+        if config.scales or config.widest or config.widest_output:
+            scales = scales_of(graph, config.scales, config.widest, config.widest_output)
+            factor = factor * steps.new_tensor(scales)
         rate = self._log_rate().exp().to(steps.dtype) * moved.factor("weight_decay")
         decayed = steps.new_tensor([of_class != "vector" for of_class in classes(graph)])
         gain = config.pace * moved.factor("pace") * settling(*clock)

@@ -226,6 +226,25 @@ def test_steps_of_wide_hidden_matrices_stop_growing() -> None:
         torch.testing.assert_close(deltas[16.0][name], factor * deltas[0.0][name])
 
 
+def test_steps_of_output_layers_shrink_with_the_inputs_that_they_add_up() -> None:
+    """A logit then moves by as much however wide the network is, where all inputs and steps agree in sign."""
+    config = LearnedRuleConfig(rate=1e-4, directions=("adam",), widest_output=16.0)
+    for layout, size in (("out:OUTPUT in:WIDE", (3, 64)), ("in:WIDE out:OUTPUT", (64, 3))):
+        moved = {}
+        for wide in (8, 16, 64):
+            graph = hand_graph(
+                {"IN": 4, "WIDE": wide, "OUTPUT": 3}, {"hidden": "weight out:WIDE in:IN", "head": f"weight {layout}"}
+            )
+            params = values_on(graph)
+            bound = LearnedRule(config).double().on(graph)
+            gradients = {name: torch.ones_like(value) for name, value in params.items()}
+            delta = bound.delta(gradients, bound.init(params), params)[0]["head"]
+            moved[wide] = delta.abs().sum(layout.split().index("in:WIDE"))
+            assert wide < 64 or delta.shape == size
+        torch.testing.assert_close(moved[64], moved[16])
+        torch.testing.assert_close(moved[16], 2 * moved[8])
+
+
 def test_small_weights_take_small_steps_where_asked() -> None:
     """In proportion to their rms below that of PyTorch's initial weights, down to a tenth; vectors as ever."""
     graph = hand_graph(
@@ -633,6 +652,7 @@ def test_compiled_update_equals_eager(backend: str) -> None:
         {"scales": 2.0},
         {"fade": -1.0},
         {"widest": -1.0},
+        {"widest_output": -1.0},
         {"relative": "yes"},
         {"weight_decay": -0.1},
         {"decay_horizon": float("inf")},
