@@ -48,6 +48,15 @@ def read(path: Path, format_name: str, version: int) -> tuple[dict[str, Tensor],
     return tensors, header
 
 
+def is_of(path: Path, format_name: str) -> bool:
+    """Whether it is one of lopt's own files of this format, as far as its header says; `read` checks the rest."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return format_name in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def _header(path: Path, format_name: str, metadata: Mapping[str, str], version: int) -> dict[str, Any]:
     if format_name not in metadata:
         raise RuleFileError(f"{path}: expected a {format_name} file, found another safetensors file")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lopt.cli.arguments import positive
 from lopt.errors import ConfigError
-from lopt.files import output_path, user_path
+from lopt.files import output_path
 
 DESCRIPTION = """Networks as data.
 
@@ -16,9 +16,10 @@ DESCRIPTION = """Networks as data.
           convolutional classifiers, of one architecture (cnn-zoo) or of many (wild-park), with their
           accuracy at several checkpoints.
           Stop it whenever you like: the same command goes on, also with a larger --count
-  train   a reader that tells a number known of each network of a set, one that was made here or by
-          `lopt.weight_space.network_set.collect` of your own; or, of SIRENs, an editor
-  predict what the weights of a network tell of it, with an interval: no data are needed
+  train   a reader that tells a number known of each network of a set or park, one that was made here or
+          by `collect` or `collect_park` of `lopt.weight_space`, of your own; or, of SIRENs, an editor
+  predict what the weights of a network tell of it, with an interval: no data are needed. A reader trained
+          on a park tells it of each network of a park
   edit    change the weights of a SIREN so that the image that it shows is edited
 
 examples:
@@ -30,6 +31,7 @@ examples:
   lopt weights make wild-park --count 1536 --data ~/data --out park.safetensors
   lopt weights train zoo.safetensors --tell accuracy --out accuracy.safetensors
   lopt weights predict mine.safetensors --reader accuracy.safetensors
+  lopt weights train park.safetensors --reader ng_gnn --probes 64 --out any.safetensors
   lopt weights train mnist.safetensors --edit dilate --data ~/data --out dilate.safetensors
   lopt weights edit mine.safetensors --editor dilate.safetensors --out thick.safetensors"""
 
@@ -56,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="FILE", required=True, help="the safetensors file to write or go on with"
     )
     train = commands.add_parser("train", help="train a reader or an editor", allow_abbrev=False)
-    train.add_argument("networks", metavar="NETWORKS", help="a set of networks")
+    train.add_argument("networks", metavar="NETWORKS", help="a set or a park of networks")
     what = train.add_mutually_exclusive_group()
     what.add_argument("--tell", metavar="COLUMN", default="accuracy", help="(default: %(default)s)")
     what.add_argument("--edit", metavar="NAME", help="of the images of SIRENs that lopt made: dilate")
@@ -73,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--data", metavar="DIR", help="folder of the images (default: $LOPT_DATA)")
     train.add_argument("--out", metavar="FILE", required=True, help="the safetensors file to write")
     tell = commands.add_parser("predict", help="a number that weights tell", allow_abbrev=False)
-    tell.add_argument("networks", metavar="MODEL", nargs="+", help="a safetensors or torch file of tensors")
+    tell.add_argument(
+        "networks", metavar="MODEL", nargs="+", help="a safetensors or torch file of tensors; or a park"
+    )
     tell.add_argument(
         "--reader", metavar="FILE", default="cnn-zoo",
         help="what `lopt weights train` wrote, or one that ships with lopt (default: %(default)s)",
@@ -95,12 +99,14 @@ def run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from lopt.weight_space.editing import EDITING, train_editor
     from lopt.weight_space.making import images_of
+    from lopt.weight_space.network_park import load_any
     from lopt.weight_space.network_set import load
     from lopt.weight_space.predictor import OPTIONS, train_predictor
 
-    networks, out = load(user_path(args.networks)), output_path(args.out)
+    out = output_path(args.out)
     chosen = {"seed": args.seed, **({"passes": args.passes} if args.passes else {})}
     if args.edit is None:
+        networks = load_any(args.networks)
         predictor = train_predictor(networks, args.tell, args.reader, args.probes or 0, OPTIONS.but(**chosen))
         predictor.save(out)
         print(predictor)
@@ -109,22 +115,30 @@ def _train(args: argparse.Namespace) -> int:
             raise ConfigError(
                 f"--probes: expected none beside --edit, found {args.probes}: editors read weights alone"
             )
-        images, options = images_of(networks, args.data), EDITING.but(**chosen)
-        editor = train_editor(networks, images, args.edit, args.reader, options)
+        sirens = load(args.networks)
+        images, options = images_of(sirens, args.data), EDITING.but(**chosen)
+        editor = train_editor(sirens, images, args.edit, args.reader, options)
         editor.save(out, args.edit)
     print(f"trained: {out}")
     return 0
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from lopt.weight_space.network_park import load_park
     from lopt.weight_space.predictor import load_predictor
 
     predictor = load_predictor(args.reader)
-    target = predictor.description.target
-    for name, found in zip(args.networks, predictor.predict(args.networks, args.coverage), strict=True):
-        print(
-            f"{name}: {target} {found.value:.3f}, {100 * args.coverage:g}% within {found.low:.3f} to {found.high:.3f}"
-        )
+    target, names = predictor.description.target, args.networks
+    if predictor.description.many:
+        parks = [load_park(path) for path in args.networks]
+        names = [
+            f"{path}[{n}]" for path, park in zip(args.networks, parks, strict=True) for n in range(len(park))
+        ]
+        found = [one for park in parks for one in predictor.predict(park, args.coverage)]
+    else:
+        found = predictor.predict(args.networks, args.coverage)
+    for name, (value, low, high) in zip(names, found, strict=True):
+        print(f"{name}: {target} {value:.3f}, {100 * args.coverage:g}% within {low:.3f} to {high:.3f}")
     return 0
 
 

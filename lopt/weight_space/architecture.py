@@ -44,13 +44,15 @@ class Architecture(NamedTuple):
     inputs: tuple[int, ...] = ()
     """Shape of one example for the model."""
 
-    def examples(self, count: int) -> Tensor:
-        """(count, *inputs): points evenly from -1 to 1, or smooth images, as noise is nothing that networks know.
-
-        Raises `ConfigError` if there is no model to show them to.
-        """
+    @property
+    def runnable(self) -> nn.Module:
+        """The model, for probes and the like. Raises `ConfigError` if there is none."""
         if self.model is None:
             raise ConfigError("probes: expected networks that lopt has the code of, found a graph alone")
+        return self.model
+
+    def examples(self, count: int) -> Tensor:
+        """(count, *inputs): points evenly from -1 to 1, or smooth images, as noise is nothing that networks know."""
         if len(self.inputs) == 1:
             return 2 * torch.rand(count, *self.inputs) - 1
         coarse = torch.randn(count, self.inputs[0], 4, 4)

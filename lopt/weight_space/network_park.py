@@ -22,7 +22,7 @@ from torch import Tensor
 from lopt import files
 from lopt.errors import DataError, RuleFileError
 from lopt.weight_space.architecture import Architecture, architecture_of
-from lopt.weight_space.network_set import GRAPH, GRAPHS, PARAMETER, NetworkSet, Tensors, in_split
+from lopt.weight_space.network_set import GRAPH, GRAPHS, PARAMETER, NetworkSet, Tensors, in_split, load
 
 FORMAT, VERSION = "lopt-park", 1
 TOGETHER = 8
@@ -79,6 +79,11 @@ class NetworkPark:
     def architectures(self) -> Tensor:
         """(N): the number of each network's architecture among those here."""
         return torch.repeat_interleave(torch.tensor([len(own) for own in self.sets]))
+
+    @property
+    def widest(self) -> NetworkSet:
+        """The first of those that see most, such as images in colour."""
+        return self.sets[max(range(len(self.sets)), key=lambda own: self._each[own].inputs)]
 
     @cached_property
     def _each(self) -> tuple[Architecture, ...]:
@@ -142,6 +147,11 @@ class NetworkPark:
             places = (owners == own).nonzero().flatten()
             found.append((own, index[places] - self._starts[own], places))
         return found
+
+
+def load_any(path: str | os.PathLike[str]) -> NetworkSet | NetworkPark:
+    """A park or a set of networks, whichever a file has."""
+    return load_park(path) if files.is_of(files.user_path(path), FORMAT) else load(path)
 
 
 def load_park(path: str | os.PathLike[str]) -> NetworkPark:

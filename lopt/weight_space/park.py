@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lopt.config import Count, Settings, Several
 from lopt.weight_space.convnets import Adam
-from lopt.weight_space.growing import TURNS, grown
+from lopt.weight_space.growing import grown, splits_of
 from lopt.weight_space.network_park import NetworkPark, load_park
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.parknets import ACTIVATIONS, STRIDED, ParkShape, accuracy, gradient, initial
@@ -132,8 +132,8 @@ def _trained(recipe: ParkRecipe, shape: ParkShape, number: int, root: str | Path
         "network": torch.tensor(numbers).repeat_interleave(views),
         "step": torch.tensor(recipe.checkpoints).repeat(TOGETHER),
     }
-    split = torch.full((TOGETHER * views,), TURNS[number % len(TURNS)], dtype=torch.uint8)
-    return NetworkSet(rows, columns, split, {"architecture": shape.model_dump()})
+    splits = splits_of(range(number, number + 1)).repeat(TOGETHER * views)
+    return NetworkSet(rows, columns, splits, {"architecture": shape.model_dump()})
 
 
 def _examples(recipe: ParkRecipe, colours: int, split: str, root: str | Path | None) -> tuple[Tensor, Tensor]:

@@ -99,7 +99,7 @@ class ParkProbes(ParkReader):
     def forward(self, batch: Mixed) -> Tensor:
         parts = []
         for part in batch.parts:
-            model, points = _runnable(part.of), self.points(part.of)
+            model, points = part.of.runnable, self.points(part.of)
             said = torch.vmap(lambda one, m=model, x=points: functional_call(m, one, (x,)))(part.params)
             parts.append(torch.cat([said.softmax(-1), torch.asinh(said)], -1).flatten(1))
         found: Tensor = self.layers(batch.placed(parts))
@@ -115,7 +115,7 @@ class ParkProbes(ParkReader):
 
     def of_neurons(self, part: Part) -> Tensor:
         """(M, b, N): what every neuron says to the images, behind its nonlinearity."""
-        model, points = _runnable(part.of), self.points(part.of)
+        model, points = part.of.runnable, self.points(part.of)
 
         def said(one: Tensors) -> Tensor:
             return probe(model, part.of.graph, points, one, behind=True)
@@ -180,12 +180,6 @@ def _kinds(graph: ParameterGraph) -> Tensor:
     return torch.tensor(rows).float()
 
 
-def _runnable(of: Architecture) -> nn.Module:
-    if of.model is None:
-        raise ConfigError("probes: expected networks that lopt has the code of, found a graph alone")
-    return of.model
-
-
 PARK_METANETS = ("ng_gnn", "ng_t", "gmn", "deepsets")
 """Those of `METANET_READERS` that are not for one chain of layers."""
 PARK_NAMES = (*PARK_METANETS, "statnn", "probes")
@@ -214,9 +208,8 @@ def make_park_reader(name: str, park: NetworkPark, outputs: int, probes: int = 0
 
 
 def _functions(park: NetworkPark, probes: int, outputs: int) -> ParkProbes:
-    each = [architecture_of(own) for own in park.sets]
-    for of in each:
-        _runnable(of)
+    for own in park.sets:
+        _ = architecture_of(own).runnable  # or it says that there is none
     # In as many colours as any of them sees.
-    most = max(each, key=lambda of: of.inputs)
+    most = architecture_of(park.widest)
     return ParkProbes(ProbeInputs(most.examples(probes)), most.reads, outputs)

@@ -9,7 +9,8 @@ The interval is that of split conformal prediction (Vovk et al. 2005; Lei et al.
     value +- the k-th smallest |error| on n held-out networks,   k = ceil((n + 1) coverage)
 
 which holds a further network of the same kind that often, whatever the reader; where several checkpoints of each
-network are held out, about so often. Held out are the validation networks, which choose nothing.
+network are held out, or several networks of each architecture, about so often. Held out are the validation networks,
+which choose nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from torch import Tensor, nn
 from lopt.errors import ConfigError, DataError
 from lopt.files import user_path
 from lopt.graph import ParameterGraph
-from lopt.weight_space.fitting import FitOptions, check_finite, fit, predict
+from lopt.weight_space.fitting import FitOptions, Networks, check_finite, fit, predict
+from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors
+from lopt.weight_space.park_readers import ParkReader, make_park_reader
 from lopt.weight_space.readers import Reader
 from lopt.weight_space.systems import make_reader
 from lopt.weight_space.trained import Description, filled, read, shapes_of, write
@@ -51,7 +54,11 @@ class Predictor(nn.Module):
     """A trained reader of one number, with the scale of that number and the errors on held-out networks."""
 
     def __init__(
-        self, reader: Reader, description: Description, graph: ParameterGraph | None, held_out: int
+        self,
+        reader: Reader | ParkReader,
+        description: Description,
+        graph: ParameterGraph | None,
+        held_out: int,
     ) -> None:
         super().__init__()
         self.reader, self.description, self.graph = reader, description, graph
@@ -62,9 +69,9 @@ class Predictor(nn.Module):
         self.register_buffer("std", torch.ones(()))
         self.register_buffer("errors", torch.zeros(held_out))
 
-    def values(self, params: Tensors) -> Tensor:
-        """(B) for the parameters (B, *shape) of networks."""
-        return self.mean + self.std * predict(self.reader, params)[:, 0]
+    def values(self, networks: Tensors | Networks) -> Tensor:
+        """(B) for networks, or their parameters (B, *shape)."""
+        return self.mean + self.std * predict(self.reader, networks)[:, 0]
 
     def within(self, coverage: float = COVERAGE) -> float:
         """How far from the value the truth is, at most, in such a share of networks.
@@ -82,39 +89,50 @@ class Predictor(nn.Module):
     def _rank(self, coverage: float) -> int:
         return math.ceil((len(self.errors) + 1) * coverage)
 
-    def predict(self, networks: Sequence[Network], coverage: float = COVERAGE) -> list[Prediction]:
-        """Of each model, state dict or file. Raises `ConfigError` for a network of another architecture."""
-        if not networks:
+    def predict(
+        self, networks: Sequence[Network] | NetworkPark, coverage: float = COVERAGE
+    ) -> list[Prediction]:
+        """Of each model, state dict or file, of one architecture; of many, of each network of a park.
+
+        Raises `ConfigError` for a network of another architecture, and for one thing in the place of the other.
+        """
+        if isinstance(networks, NetworkPark) != self.description.many:
+            wanted, found = ("a park", "others") if self.description.many else ("single ones", "a park")
+            raise ConfigError(f"networks: expected {wanted}, which this predictor is for, found {found}")
+        if not len(networks):
             return []
         within = self.within(coverage)
+        told = networks if isinstance(networks, NetworkPark) else self._stacked(networks)
+        return [Prediction(v, v - within, v + within) for v in self.values(told).tolist()]
+
+    def _stacked(self, networks: Sequence[Network]) -> Tensors:
         states = [self.description.state_of(network, number) for number, network in enumerate(networks)]
-        stacked = {name: torch.stack([state[name] for state in states]) for name in self.description.shapes}
-        return [Prediction(v, v - within, v + within) for v in self.values(stacked).tolist()]
+        return {name: torch.stack([state[name] for state in states]) for name in self.description.shapes}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, atomically."""
         write(path, self, self.description, self.graph)
 
     def __str__(self) -> str:
-        card = self.description.card
-        lines = [
-            f"{self.description.reader}: {self.description.target} of networks with "
-            + ", ".join(f"{name} {shape}" for name, shape in self.description.shapes.items())
-        ]
+        card, shapes = self.description.card, self.description.shapes
+        tensors = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        of = "of many architectures" if self.description.many else f"with {tensors}"
+        lines = [f"{self.description.reader}: {self.description.target} of networks {of}"]
         lines += [f"{name}: {value}" for name, value in card.items()]
         return "\n".join(lines)
 
 
 def train_predictor(
-    networks: NetworkSet,
+    networks: NetworkSet | NetworkPark,
     column: str = "accuracy",
     reader: str = "nfn_np",
     probes: int = 0,
     options: FitOptions | None = None,
 ) -> Predictor:
-    """Train a reader on the training networks of a set, and measure its errors on the validation networks.
+    """Train a reader on the training networks of a set or park, and measure its errors on the validation networks.
 
-    reader, probes: as `make_reader` has them. What the test networks say is in the predictor's card, if there are any.
+    reader, probes: as `make_reader` or `make_park_reader` has them. What the test networks say is in the predictor's
+    card, if there are any.
     Raises `DataError` if a column or a split is missing, or a number is not finite.
     """
     if column not in networks.columns:
@@ -124,18 +142,25 @@ def train_predictor(
     check_finite(networks, networks.columns[column])
     known = train.columns[column].float()
     options = options or OPTIONS
+    many = isinstance(networks, NetworkPark)
+    like = train.widest if isinstance(train, NetworkPark) else train
     description = Description(
-        kind="predictor", target=column, reader=reader, probes=probes, shapes=shapes_of(networks),
-        architecture=dict(networks.header.get("architecture", {})),
+        kind="predictor", target=column, reader=reader, probes=probes, many=many, shapes=shapes_of(like),
+        architecture=dict(like.header.get("architecture", {})),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        made = make_reader(reader, train, 1, probes)
-        predictor = Predictor(made, description, networks.graph, len(held_out))
+        predictor = Predictor(_made(description, train), description, like.graph, len(held_out))
         predictor.mean.copy_(known.mean())
         predictor.std.copy_(known.std(correction=0).clamp_min(1e-12))
-        fit(made, train, (known - predictor.mean) / predictor.std, options, desc=f"{reader}: {column}")
-    predictor.errors.copy_((predictor.values(held_out.params) - held_out.columns[column].float()).abs())
+        fit(
+            predictor.reader,
+            train,
+            (known - predictor.mean) / predictor.std,
+            options,
+            desc=f"{reader}: {column}",
+        )
+    predictor.errors.copy_((predictor.values(held_out) - held_out.columns[column].float()).abs())
     card = {
         "networks": networks.header.get("name", "own"),
         "trained on": len(train),
@@ -146,13 +171,20 @@ def train_predictor(
     return predictor.eval()
 
 
-def figures(predictor: Predictor, networks: NetworkSet) -> dict[str, Any]:
+def _made(description: Description, networks: NetworkSet | NetworkPark) -> Reader | ParkReader:
+    """A fresh reader of networks such as these."""
+    if isinstance(networks, NetworkPark):
+        return make_park_reader(description.reader, networks, 1, description.probes)
+    return make_reader(description.reader, networks, 1, description.probes)
+
+
+def figures(predictor: Predictor, networks: NetworkSet | NetworkPark) -> dict[str, Any]:
     """What it is worth on the test networks of a set: mean error, R2, and how many lie in their interval."""
     if not (networks.splits == SPLITS.index("test")).any():
         return {}
     test = networks.split("test")
     truth = test.columns[predictor.description.target].float()
-    errors = (predictor.values(test.params) - truth).abs()
+    errors = (predictor.values(test) - truth).abs()
     found = {
         "networks": len(test),
         "mean_error": errors.mean().item(),
@@ -172,8 +204,9 @@ def load_predictor(path: str | os.PathLike[str]) -> Predictor:
     if str(path) in shipped_predictors():
         found = Path(str(resources.files("lopt.weight_space.pretrained").joinpath(f"{path}{SUFFIX}")))
     tensors, description, graph = read(found, "predictor")
+    like = description.like(graph)
     with torch.random.fork_rng(devices=[]):
-        made = make_reader(description.reader, description.like(graph), 1, description.probes)
+        made = _made(description, NetworkPark((like,)) if description.many else like)
     held_out = tensors["errors"].numel() if "errors" in tensors else 0
     return filled(found, Predictor(made, description, graph, held_out), tensors)
 

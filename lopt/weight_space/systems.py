@@ -65,8 +65,6 @@ def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, 
     if name == "statnn":
         return StatNn(networks, outputs)
     of = architecture_of(networks)
-    if of.model is None and (probes or name in FUNCTIONS):
-        raise ConfigError(f"reader {name}: expected networks that lopt has the code of, found a graph alone")
     siren = of.model.shape if isinstance(of.model, Siren) else None
     if name == "scale_gmn":
         return ScaleGmn(of.graph, networks, outputs, siren)
@@ -78,7 +76,7 @@ def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, 
 
 
 def _functions(of: Architecture, name: str, probes: int, outputs: int, size: int = 0) -> ProbeReader:
-    assert of.model is not None, "checked before"
+    model = of.runnable
     if name == "pixels_cnn" and of.inputs != (2,):
         raise ConfigError(
             f"reader {name}: expected networks of images, with 2 inputs, found some with {of.inputs}"
@@ -86,9 +84,9 @@ def _functions(of: Architecture, name: str, probes: int, outputs: int, size: int
     if name in ("pixels", "pixels_cnn"):
         inputs = ProbeInputs(grid(*[size] * of.inputs[0]), "given")
         head = ConvHead(size, of.reads, outputs) if name == "pixels_cnn" else None
-        return ProbeReader(of.model, inputs, of.reads, outputs, head)
+        return ProbeReader(model, inputs, of.reads, outputs, head)
     inputs = ProbeInputs(of.examples(probes or 64), "generated" if name == "probegen" else "learned")
-    return ProbeReader(of.model, inputs, of.reads, outputs)
+    return ProbeReader(model, inputs, of.reads, outputs)
 
 
 def _chain(graph: ParameterGraph) -> dict[str, Any]:

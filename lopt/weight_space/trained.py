@@ -34,6 +34,8 @@ class Description(Settings):
     reader: str
     probes: Annotated[int, Field(ge=0, le=4096)] = 0
     copies: Annotated[int, Field(ge=1, le=64)] = 1
+    many: bool = False
+    """Whether it reads networks of any architecture; shapes and architecture are then of one that it was trained on."""
     shapes: dict[str, Several[Annotated[int, Field(ge=0)]]]
     """Of the parameters of a network, in their order."""
     architecture: dict[str, Any] = Field(default_factory=dict)

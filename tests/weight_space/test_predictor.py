@@ -17,10 +17,14 @@ from torch.nn import functional as F
 from lopt import files
 from lopt.cli import main
 from lopt.errors import ConfigError, DataError, RuleFileError
+from lopt.weight_space import parknets
 from lopt.weight_space.architecture import architecture_of
 from lopt.weight_space.convnets import Adam, ConvShape, gradient, initial
 from lopt.weight_space.fitting import FitOptions
+from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import NetworkSet, collect
+from lopt.weight_space.park_collecting import collect_park
+from lopt.weight_space.parknets import ParkShape
 from lopt.weight_space.predictor import (
     Predictor,
     figures,
@@ -33,6 +37,10 @@ from meta_tasks.data.images import load_images
 from tests.helpers import seeded
 
 SHAPE = ConvShape(size=8, channels=3, classes=2)
+SHAPES = [
+    ParkShape(size=8, colours=colours, channels=channels, kernels=(3,) * len(channels), classes=2)
+    for colours, channels in ((1, (3, 4)), (3, (4, 3)), (1, (4, 4, 4)), (3, (5, 4)))
+]
 FEW = FitOptions(passes=64, batch=16)
 
 
@@ -74,6 +82,45 @@ def test_networks_of_your_own_are_read_by_their_graph_and_from_files(tmp_path: P
     found = loaded.predict([models[3], tmp_path / "model.safetensors"], coverage=0.5)
     assert found[0] == found[1]
     assert found[0].low < found[0].value < found[0].high
+
+
+def grown_park() -> NetworkPark:
+    """Networks of four architectures, two of them of coloured images, whose "accuracy" is as in `zoo`."""
+    sets = []
+    for split, shape in zip((0, 0, 1, 2), SHAPES, strict=True):
+        gains = 0.25 + 3 * torch.rand(12, generator=seeded(len(sets)))
+        splits = torch.full((12,), split, dtype=torch.uint8)
+        header = {"architecture": shape.model_dump()}
+        params = parknets.initial(shape, range(12), gains)
+        sets.append(NetworkSet(params, {"accuracy": gains.log()}, splits, header))
+    return NetworkPark(tuple(sets), {"name": "gains"})
+
+
+@pytest.mark.parametrize(("name", "probes"), [("statnn", 0), ("probes", 3), ("ng_gnn", 3), ("gmn", 0)])
+def test_a_park_is_told_by_what_was_trained_on_one(name: str, probes: int, tmp_path: Path) -> None:
+    park = grown_park()
+    predictor = train_predictor(park, reader=name, probes=probes, options=FEW)
+    predictor.save(tmp_path / "reader.safetensors")
+    loaded = load_predictor(tmp_path / "reader.safetensors")
+    assert torch.equal(loaded.values(park), predictor.values(park))
+    assert loaded.predict(park) == predictor.predict(park)
+    assert len(loaded.predict(park)) == len(park)
+    assert str(loaded) == str(predictor)
+    assert str(loaded).startswith(f"{name}: accuracy of networks of many architectures\n")
+    assert loaded.description.card["test"]["networks"] == 12
+    with pytest.raises(ConfigError, match="expected a park, which this predictor is for, found others"):
+        loaded.predict([one(park.sets[0])])
+    with pytest.raises(ConfigError, match="expected single ones, which this predictor is for, found a park"):
+        train_predictor(zoo(), reader="statnn", options=FEW).predict(park)
+
+
+def test_a_park_of_your_own_is_told_by_its_graphs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(3, n % 10 + 2), nn.ReLU(), nn.Linear(n % 10 + 2, 2)) for n in range(30)]
+    park = collect_park(models, {"accuracy": [float(n % 7) for n in range(30)]}, example=(torch.zeros(2, 3),))
+    predictor = train_predictor(park, reader="ng_gnn", options=FEW)
+    predictor.save(tmp_path / "reader.safetensors")
+    assert load_predictor(tmp_path / "reader.safetensors").predict(park, 0.5) == predictor.predict(park, 0.5)
 
 
 def test_no_order_of_channels_changes_what_is_told() -> None:
@@ -204,6 +251,21 @@ def test_the_commands_train_and_predict(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["weights", "predict", str(networks), "--reader", str(networks)]) == 2
     assert "expected a lopt-reader file" in capsys.readouterr().err
     assert set(load_file(reader)) > {"mean", "std", "errors"}
+
+
+def test_the_commands_train_and_predict_on_parks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    networks, reader = (str(tmp_path / f"{name}.safetensors") for name in ("park", "reader"))
+    grown_park().save(networks)
+    command = ["weights", "train", networks, "--reader", "statnn", "--passes", "64", "--out", reader]
+    assert main(command) == 0
+    assert "statnn: accuracy of networks of many architectures" in capsys.readouterr().out
+    assert main(["weights", "predict", networks, "--reader", reader, "--coverage", "0.8"]) == 0
+    *_, (value, low, high) = load_predictor(reader).predict(grown_park(), 0.8)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 48
+    assert said[-1] == f"{networks}[47]: accuracy {value:.3f}, 80% within {low:.3f} to {high:.3f}"
+    assert main([*command, "--edit", "dilate"]) == 2
+    assert "expected a lopt-networks file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", shipped_predictors())
