@@ -152,9 +152,7 @@ def scales_of(
     2022, arXiv 2203.03466, table 8). 0: no such limit.
     """
     factors = []
-    for of_class, hidden, fan_in in zip(
-        classes(graph), hidden_matrices(graph), fans_in(graph), strict=True
-    ):
+    for of_class, hidden, fan_in in zip(classes(graph), hidden_matrices(graph), fans_in(graph), strict=True):
         factor = scales.get(of_class, 1.0)
         if hidden:
             factor *= _limited(widest, max(hidden.rows, hidden.columns)) ** 0.5

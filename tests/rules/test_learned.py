@@ -233,7 +233,8 @@ def test_steps_of_output_layers_shrink_with_the_inputs_that_they_add_up() -> Non
         moved = {}
         for wide in (8, 16, 64):
             graph = hand_graph(
-                {"IN": 4, "WIDE": wide, "OUTPUT": 3}, {"hidden": "weight out:WIDE in:IN", "head": f"weight {layout}"}
+                {"IN": 4, "WIDE": wide, "OUTPUT": 3},
+                {"hidden": "weight out:WIDE in:IN", "head": f"weight {layout}"},
             )
             params = values_on(graph)
             bound = LearnedRule(config).double().on(graph)
