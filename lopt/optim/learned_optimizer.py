@@ -347,7 +347,7 @@ class LearnedOptimizer(Optimizer):
                     continue
                 found = call.part(value, p)
                 if old is None or old.dtype != found.dtype or local(old).shape != found.shape:
-                    state[key] = call.kept(value, p)
+                    state[key] = call.kept(value, p, None if old is None else old.shape)
                 else:
                     pairs.append((local(old), found))
         write(pairs)
@@ -571,9 +571,9 @@ class _Call:
         """This rank's part of a value that the rule gives for a parameter."""
         return value if self.shards is not None else local(sharded_like(value, p))
 
-    def kept(self, value: Tensor, p: Tensor) -> Tensor:
-        """The value as state, in memory of its own."""
-        return owned(sharded_like(value, p)) if self.shards is None else laid_out(owned(value), p)
+    def kept(self, value: Tensor, p: Tensor, shape: torch.Size | None = None) -> Tensor:
+        """The value as state, in memory of its own; `shape` is that of the state in whose place it comes."""
+        return owned(sharded_like(value, p)) if self.shards is None else laid_out(owned(value), p, shape)
 
     def agreed(self, finite: Any) -> Any:
         """Whether it is so on all ranks that step rows."""

@@ -50,19 +50,24 @@ def shards_of(graph: ParameterGraph, tensors: Sequence[Any]) -> Shards | None:
     return Shards.of(graph, mesh.get_local_rank(cut[0]), mesh.size(cut[0]), mesh.get_group(cut[0]))
 
 
-def laid_out(rows: Tensor, param: Any) -> Tensor:
+def laid_out(rows: Tensor, param: Any, shape: torch.Size | None = None) -> Tensor:
     """This rank's part as a tensor cut as `param` is, but for leading axes.
 
-    What has other axes is whole on every rank, and so are numbers, which stay plain.
+    What has other axes is cut along its first one: `rows` are a part of the `shape`, or, if none is told, all. Numbers
+    stay plain, and whole on every rank.
     """
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
+    if not rows.dim():
+        return rows
     lead = rows.dim() - param.dim()
     if lead < 0 or rows.shape[lead:] != local(param).shape:
-        everywhere = [Replicate()] * param.device_mesh.ndim
-        return (
-            DTensor.from_local(rows, param.device_mesh, everywhere, run_check=False) if rows.dim() else rows
-        )
+        mesh, placements = param.device_mesh, param.placements
+        if shape is None:
+            whole = DTensor.from_local(rows, mesh, [Replicate()] * mesh.ndim, run_check=False)
+            return whole.redistribute(placements=placements)
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(rows, mesh, placements, run_check=False, shape=shape, stride=stride)
     placements = [Shard(p.dim + lead) if isinstance(p, Shard) else p for p in param.placements]
     shape = torch.Size([*rows.shape[:lead], *param.shape])
     stride = torch.empty(shape, device="meta").stride()

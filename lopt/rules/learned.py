@@ -216,7 +216,7 @@ class LearnedRule(Rule):
         around: Sequence[Around | None] = ()
         if settings:
             host = not pieces[0].all
-            within = followed(graph, settings, grads, state, clock.steps, timed.whitening, host, held.whole)
+            within = followed(graph, settings, grads, state, clock.steps, timed.whitening, host, held)
             state, around = within.onto(state), within.around
         paced = self.config.pace > 0
         view = View(graph, given, timed.decays, pieces, with_noise, paced, held, self.fused, around)

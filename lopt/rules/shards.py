@@ -6,10 +6,10 @@ together where they are orthogonalised, and agreement. Shapes: B parameters (ten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,23 @@ Rows = Sequence[list[Tensor]]
 """For each tensor of a wave the pieces (n,) that are held of it."""
 
 
+class Beside(NamedTuple):
+    """What goes with a hidden matrix to where it is made whole. All flat, and of each what is held here."""
+
+    gradient: Tensor
+    """(n,) cut as the parameter is."""
+    state: list[Tensor]
+    """Of any lengths, cut evenly."""
+    lengths: list[int]
+    """Of each of the state, over all ranks."""
+    changed: int
+    """How many of the state, from the first on, come back."""
+
+
+BesideFunction = Callable[[int, Tensor, list[Tensor]], list[Tensor]]
+"""A parameter's number, its gradient and its state, whole -> its next state."""
+
+
 class OneProcess:
     """One process holds all of every tensor."""
 
@@ -31,9 +48,9 @@ class OneProcess:
         """Contiguous sums over the scalars held here, made in place those over the scalars of all ranks."""
         return values
 
-    def whole(self, owner: int, rows: Tensor) -> Tensor:
-        """What is held of a tensor -> all of it, flat, on every rank."""
-        return rows
+    def with_owners(self, given: Mapping[int, Beside], function: BesideFunction) -> dict[int, list[Tensor]]:
+        """`function` of what goes with each hidden matrix, where that is made whole: what is held of its results."""
+        return {owner: function(owner, beside.gradient, beside.state) for owner, beside in given.items()}
 
     def of_whole(self, owners: Sequence[int], rows: Rows, function: Function) -> list[Tensor]:
         """`function` of whole tensors (`owners`) of one wave: what is held of each, in pieces -> (n,).
@@ -80,9 +97,50 @@ class Shards(OneProcess):
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN, self.group)
         return flag.bool() if told else bool(flag)
 
-    def whole(self, owner: int, rows: Tensor) -> Tensor:
-        held = self.held[owner]
-        return self._exchanged(rows.flatten().repeat(len(held)), [rows.numel()] * len(held), held)
+    def with_owners(self, given: Mapping[int, Beside], function: BesideFunction) -> dict[int, list[Tensor]]:
+        found: dict[int, list[Tensor]] = {}
+        for wave in self.waves:
+            owners = [bundle.owners[0] for bundle in wave.bundles]
+            if not given.keys().isdisjoint(owners):
+                found |= self._with_owners(owners, given, function)
+        return found
+
+    def _with_owners(
+        self, owners: list[int], given: Mapping[int, Beside], function: BesideFunction
+    ) -> dict[int, list[Tensor]]:
+        ranks = len(self.held[owners[0]])
+        mine = owners[self.rank] if self.rank < len(owners) else None
+        none = next(iter(given.values())).gradient[:0]
+        # By owner, what each rank holds of every tensor.
+        parts = {
+            owner: [self.held[owner], *(_chunks(length, ranks) for length in given[owner].lengths)]
+            for owner in owners
+            if owner in given
+        }
+        sent, got = _sizes(owners, parts, mine, self.rank, ranks)
+        values = torch.cat([none, *(x for owner in parts for x in self._held(given[owner]))])
+        arrived = self._exchanged(values, sent, got).split(got)
+        result = none
+        back = {owner: own[1 : 1 + given[owner].changed] for owner, own in parts.items()}
+        if mine in parts:
+            each = [x.split(list(n)) for x, n in zip(arrived, zip(*parts[mine], strict=True), strict=True)]
+            gradient, *state = [torch.cat(tensor) for tensor in zip(*each, strict=True)]
+            cut = [x.split(n) for x, n in zip(function(mine, gradient, state), back[mine], strict=False)]
+            result = torch.cat([none, *(part for rank in zip(*cut, strict=True) for part in rank)])
+        sent, got = _sizes(owners, back, mine, self.rank, ranks)
+        rows = iter(
+            self._exchanged(result, got, sent).split([n[self.rank] for own in back.values() for n in own])
+        )
+        return {owner: [next(rows) for _ in own] for owner, own in back.items()}
+
+    def _held(self, beside: Beside) -> list[Tensor]:
+        """The gradient, and this rank's part of state that a step on gathered tensors may have left whole."""
+        parts = [beside.gradient]
+        for values, length in zip(beside.state, beside.lengths, strict=True):
+            sizes = _chunks(length, len(self.held[0]))
+            whole = len(values) != sizes[self.rank]
+            parts.append(values.split(sizes)[self.rank] if whole else values)
+        return parts
 
     def of_whole(self, owners: Sequence[int], rows: Rows, function: Function) -> list[Tensor]:
         there = [sum(map(len, row)) for row in rows]
@@ -99,6 +157,15 @@ class Shards(OneProcess):
         result = values.new_empty(sum(got))
         torch.distributed.all_to_all_single(result, values, got, sent, group=self.group)
         return result
+
+
+def _sizes(
+    owners: list[int], parts: Mapping[int, list[list[int]]], mine: int | None, rank: int, ranks: int
+) -> tuple[list[int], list[int]]:
+    """How many scalars a rank sends to each other one, which has the owner of its place, and gets for its own."""
+    sent = [sum(n[rank] for n in parts.get(owner, ())) for owner in owners]
+    own = [] if mine is None else parts.get(mine, [])
+    return sent + [0] * (ranks - len(owners)), [sum(n[other] for n in own) for other in range(ranks)]
 
 
 def _taken(rows: Rows) -> Tensor:

@@ -12,7 +12,7 @@ Shapes: M members of a tensor of r rows and c columns each, n of a side; B param
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from lopt.graph.tensor_classes import Matrices, hidden_matrices
 from lopt.numerics.moments import LIMIT, TINY
 from lopt.numerics.newton_schulz import orthogonalised
 from lopt.rules.base import State, Tensors
+from lopt.rules.shards import Beside, OneProcess
 
 FLOOR = 0.3
 """s: of the root of the mean eigenvalue, what is added to all: rare gradients do not make the longest steps."""
@@ -33,7 +34,7 @@ POWER = 0.25
 """Of the inverse roots: both sides together take out half of the difference in size, as the root of a root does."""
 
 KEPT = ("_moment", "_root")
-"""How the names of a side's state end."""
+"""How the names of a side's state end. Moments first: over ranks, roots that were not due need not be sent back."""
 
 
 class Whitening(Settings):
@@ -136,46 +137,64 @@ def followed(
     steps: Tensor,
     share: Tensor,
     host: bool,
-    whole: Callable[[int, Tensor], Tensor],
+    held: OneProcess,
 ) -> Whitened:
     """Moments with these gradients, and roots where they are due, in the dtype of steps (B,), with this one.
 
-    The exponent of roots is `share` (B,) of a quarter; `whole` makes what is held of a tensor the tensor.
+    The exponent of roots is `share` (B,) of a quarter. Over ranks each tensor's are made where it is whole, and known
+    only there; of the others' roots there is nothing.
 
     On the `host` nothing is made that is not due; else, as under vmap, all is, and chosen.
     """
     due = (steps - 1) % settings.every == 0
     now = due.tolist() if host and _has_values(due) else [None] * len(steps)
     powers = (-POWER * share).unbind()
-    around: list[Around | None] = []
-    moved: dict[str, dict[str, Tensor]] = {}
-    reads = whitened(graph, settings.largest)
-    for i, name in enumerate(graph.parameters):
+    reads, names = whitened(graph, settings.largest), list(graph.parameters)
+    elsewhere = Around(steps.new_zeros(0), steps.new_zeros(0))
+    around = [elsewhere if name in reads else None for name in names]
+    keys: dict[int, list[str]] = {}
+    given: dict[int, Beside] = {}
+    for i, name in enumerate(names):
         if name not in reads:
-            around.append(None)
             continue
-        read = reads[name]
+        keys[i] = [key for end in KEPT for key in state[name] if key.endswith(end)]
+        lengths = [_length(reads[name], key, settings) for key in keys[i]]
+        changed = sum(key.endswith(KEPT[0]) for key in keys[i]) if now[i] is False else len(lengths)
+        # State may come from a file of another precision.
+        tensors = [state[name][key].to(steps.dtype) for key in keys[i]]
+        given[i] = Beside(grads[name].to(steps.dtype).flatten(), tensors, lengths, changed)
+
+    def next_of(i: int, grad: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+        read, before = reads[names[i]], dict(zip(keys[i], tensors, strict=True))
         own: dict[str, Tensor] = {}
         roots: list[Tensor] = []
-        # State may come from a file of another precision.
-        before = {key: value.to(steps.dtype) for key, value in state[name].items() if key.endswith(KEPT)}
-        grad = whole(i, grads[name].to(steps.dtype)).clamp(-LIMIT, LIMIT).reshape(read)
+        grad = grad.clamp(-LIMIT, LIMIT).reshape(read)
         for side, n, seen in (("rows", read.rows, grad), ("columns", read.columns, grad.mT)):
-            held = triangle(graph, n) if f"{side}_root" in before else None
-            product = held.packed(seen @ seen.mT) if held else (seen * seen).sum(-1).flatten()
+            packed = triangle(graph, n) if f"{side}_root" in before else None
+            product = packed.packed(seen @ seen.mT) if packed else (seen * seen).sum(-1).flatten()
             own[f"{side}_moment"] = moment = before[f"{side}_moment"].lerp(product, 1 - settings.decay)
-            if held is None:
+            if packed is None:
                 roots.append(inverse_root_of_diagonal(moment.reshape(-1, n), powers[i]))
                 continue
             root = before[f"{side}_root"]
             if now[i] is not False:
-                made = held.packed(inverse_root(held.unpacked(moment), powers[i]))
+                made = packed.packed(inverse_root(packed.unpacked(moment), powers[i]))
                 root = made if now[i] else torch.where(due[i], made, root)
             own[f"{side}_root"] = root
-            roots.append(held.unpacked(root))
-        around.append(Around(*roots))
-        moved[name] = own
-    return Whitened(around, moved)
+            roots.append(packed.unpacked(root))
+        around[i] = Around(*roots)
+        return [own[key] for key in keys[i]]
+
+    moved = held.with_owners(given, next_of)
+    return Whitened(
+        around, {names[i]: dict(zip(keys[i], tensors, strict=False)) for i, tensors in moved.items()}
+    )
+
+
+def _length(read: Matrices, key: str, settings: Whitening) -> int:
+    """Scalars of a side's moment or root."""
+    n = read.rows if key.startswith("rows") else read.columns
+    return read.members * (n if n > settings.largest else n * (n + 1) // 2)
 
 
 class Triangle(NamedTuple):
