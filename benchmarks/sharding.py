@@ -1,13 +1,14 @@
 """What a step costs each of several ranks under FSDP2: memory, bytes sent and time, by the number of ranks.
 
-    python -m benchmarks sharding [--ranks 1 2 4] [--network gpt-3M] [--steps 6] [--rules lopt-small muon]
+    python -m benchmarks sharding [--ranks 1 2 4] [--network gpt-3M] [--steps 8] [--rules lopt-small muon]
 
 A GPT learns a made-up language on batches that the ranks share; one rank is a plain process without FSDP2, and the
-others must give its curve. Bytes are counted, not estimated: those that an optimizer keeps, those of all tensors that
-live at the same time within a step beyond parameters, gradients and state, and those that leave a rank (a sum of n
-bytes over N ranks as 2 (N - 1) / N n, as in a ring). Time is that of the optimizer's step, by wall clock and of the
-processor on the busiest rank: where there are fewer cores than ranks, the latter tells what a rank has to do. Muon is
-ours, its matrices spread over the ranks by the same code. Writes benchmarks/results/sharding.json.
+others must give its curve. Bytes are counted, not estimated, in a step that makes roots, where a rule whitens: those
+that an optimizer keeps, those of all tensors that live at the same time beyond parameters, gradients and state, and
+those that leave a rank (a sum of n bytes over N ranks as 2 (N - 1) / N n, as in a ring). Time is that of the
+optimizer's step, by wall clock and of the processor on the busiest rank, on average, as roots are made in one step of
+four: where there are fewer cores than ranks, the latter tells what a rank has to do. Muon is ours, its matrices spread
+over the ranks by the same code. Writes benchmarks/results/sharding.json.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ OUT = Path(__file__).parent / "results" / "sharding.json"
 RULES = ("lopt-small", "lopt-base", "muon", "adamw")
 SEQUENCES = 4
 """In a batch of all ranks."""
+METERED = 4
+"""The step that is counted, from 0: lopt-base makes roots in it, and has made its state. Those after it are timed."""
 
 
 class Meter(TorchDispatchMode):
@@ -111,7 +114,7 @@ def measure(rank: int, ranks: int, network: str, rule: str, steps: int, folder: 
     optimizer = lopt.LearnedOptimizer(model.named_parameters(), rule=made, graph=graph, total_steps=1000)
     losses, walls, processors = [], [], []
     meter = Meter([])
-    for step in range(steps + 2):
+    for step in range(METERED + 1 + steps):
         codes = batch(step).chunk(ranks)[rank]
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(codes[:, :-1]).flatten(0, 1), codes[:, 1:].flatten())
@@ -119,7 +122,7 @@ def measure(rank: int, ranks: int, network: str, rule: str, steps: int, folder: 
         shared = loss.detach() / ranks
         dist.all_reduce(shared)
         losses.append(shared.item())
-        if step == 1:  # after the first step, which makes state
+        if step == METERED:
             meter = Meter([*map(local, kept(model)), *map(local, states(optimizer))])
             with meter:
                 optimizer.step()
@@ -135,8 +138,8 @@ def measure(rank: int, ranks: int, network: str, rule: str, steps: int, folder: 
         "temporary_bytes": meter.peak,
         "sent_bytes": meter.sent,
         "messages": meter.messages,
-        "wall_ms": median(walls[1:]),
-        "processor_ms": median(processors[1:]),
+        "wall_ms": mean(walls[METERED:]),
+        "processor_ms": mean(processors[METERED:]),
     }
     torch.save(record, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -199,7 +202,9 @@ def main() -> None:
     parser.add_argument("--ranks", type=positive, nargs="+", default=[1, 2, 4])
     parser.add_argument("--network", choices=NETWORKS, default="gpt-3M")
     parser.add_argument("--rules", nargs="+", default=list(RULES))
-    parser.add_argument("--steps", type=positive, default=6, help="timed steps (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=positive, default=8, help="timed steps, a multiple of 4 (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", default=OUT)
     args = parser.parse_args()
     if largest := [ranks for ranks in args.ranks if SEQUENCES % ranks]:
@@ -215,7 +220,7 @@ def main() -> None:
 def report(network: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     beside_one(rows)
     return {
-        "what": "of the busiest rank, by rule and number of ranks; milliseconds of the optimizer's step are medians",
+        "what": "of the busiest rank, by rule and number of ranks; milliseconds of the optimizer's step are means",
         "network": network,
         "cores": os.cpu_count(),
         "rows": rows,
