@@ -3,10 +3,11 @@
     python -m benchmarks step_cost [--network gpt-3M]
 
 The model gives, for the busiest of N ranks that hold rows of every tensor (FSDP2), the operations in products of
-matrices, the bytes that leave it, its messages and its state, of lopt-small, Muon and AdamW. It is checked where it can
-be: operations with torch's counter on one process, the rest against benchmarks/results/sharding.json. Then it speaks of
-models and clusters that were not at hand, at rates that are assumed. Writes benchmarks/results/step_cost.json;
-docs/at-scale.md tells what it means.
+matrices, the bytes that leave it, its messages and its state, of lopt-small, lopt-base, Muon and AdamW. Of lopt-base,
+bytes and messages are of a step that makes roots, one of four, and operations of the others, as finding eigenvectors is
+no product. It is checked where it can be: operations with torch's counter on one process, the rest against
+benchmarks/results/sharding.json. Then it speaks of models and clusters that were not at hand, at rates that are
+assumed. Writes benchmarks/results/step_cost.json; docs/at-scale.md tells what it means.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from lopt.comparison.report import write_results
 from lopt.graph.tensor_classes import Matrices, is_hidden_matrix, matrices_of
 from lopt.metanets.pieces import CACHED, LARGE
 from lopt.numerics.newton_schulz import GRAM_FROM
+from lopt.rules.whitening import Whitening
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
 
@@ -37,7 +39,8 @@ OUT = RESULTS / "step_cost.json"
 STEPS = 5
 """Of Newton-Schulz."""
 FLOAT = 4
-MOMENTS = {"lopt-small": (3, 3), "muon": (1, 2), "adamw": (2, 2)}
+LARGEST = Whitening().largest
+MOMENTS = {"lopt-small": (3, 3), "lopt-base": (3, 3), "muon": (1, 2), "adamw": (2, 2)}
 """State in numbers for each scalar of a hidden matrix, and of any other tensor."""
 MATRIX_RATE, LINK_RATE, MEMORY_RATE, MESSAGE = 50e12, 50e9, 2.5e12, 30e-6
 """Assumed of a GPU: float32 operations a second in products, bytes a second out of it and through its memory (three
@@ -97,21 +100,46 @@ def operations(members: int, rows: int, columns: int) -> int:
     return members * one
 
 
+def sides(rows: int, columns: int) -> list[int]:
+    """Of a whitened matrix, lengths; none of one that is too large."""
+    return [rows, columns] if min(rows, columns) <= LARGEST else []
+
+
+def side_state(members: int, rows: int, columns: int) -> int:
+    """Numbers: triangles of moment and root, or a diagonal of the moment."""
+    return members * sum(n * (n + 1) if n <= LARGEST else n for n in sides(rows, columns))
+
+
+def whitening(members: int, rows: int, columns: int) -> int:
+    """Operations: Gram matrices of short sides, and their roots around what is orthogonalised and what comes of it."""
+    return members * sum(6 * n * rows * columns for n in sides(rows, columns) if n <= LARGEST)
+
+
 def cost(rule: str, shapes: Shapes, ranks: int) -> Cost:
     """The model."""
     own, other = MOMENTS[rule]
-    state = FLOAT * (own * shapes.matrix_scalars + other * sum(shapes.others)) / ranks
+    beside = {shape: side_state(*shape) if rule == "lopt-base" else 0 for shape in shapes.hidden}
+    held = own * shapes.matrix_scalars + other * sum(shapes.others) + sum(beside[s] for s in shapes.hidden)
+    state = FLOAT * held / ranks
     agreements = 2 * (ranks > 1)
     if rule == "adamw":
         return Cost(0, 0.0, agreements, state)
     costly = sorted(shapes.hidden, key=lambda s: s[0] * s[1] * s[2] * min(s[1:]), reverse=True)
     waves = [costly[start : start + ranks] for start in range(0, len(costly), ranks)]
-    work = sum(max(operations(*shape) for shape in wave) for wave in waves)
+    work = sum(
+        max(operations(*s) + (whitening(*s) if rule == "lopt-base" else 0) for s in wave) for wave in waves
+    )
     if ranks == 1:
         return Cost(work, 0.0, 0, state)
     # The first of a wave is the largest: its rank sends its rows of the others, and back the others' rows of its own.
     sizes = [[m * r * c for m, r, c in wave] for wave in waves]
     sent = FLOAT * sum(sum(wave[1:]) / ranks + wave[0] * (ranks - 1) / ranks for wave in sizes)
+    # Gradients go there, too, and sides there and back.
+    whitened = [[(m * r * c, s) for m, r, c in wave if (s := beside[m, r, c])] for wave in waves]
+    whitened = [wave for wave in whitened if wave]
+    sent += FLOAT * sum(
+        sum(n + s for n, s in wave[1:]) / ranks + wave[0][1] * (ranks - 1) / ranks for wave in whitened
+    )
     if rule == "muon":
         return Cost(work, sent, 2 * len(waves) + agreements, state)
     tensors, members = len(shapes.hidden) + len(shapes.others), sum(m for m, *_ in shapes.hidden)
@@ -120,7 +148,9 @@ def cost(rule: str, shapes: Shapes, ranks: int) -> Cost:
     # Statistics; then what lengths follow from, of each matrix, of large tensors and of small ones.
     small = ring * (9 * tensors + 4 * members + 2 * alone + len(shapes.others) - alone)
     gathered = -(-sum(size for size in shapes.others if size < LARGE) // CACHED)
-    return Cost(work, sent + small, 3 * len(waves) + alone + gathered + 1 + agreements, state)
+    return Cost(
+        work, sent + small, 3 * len(waves) + 2 * len(whitened) + alone + gathered + 1 + agreements, state
+    )
 
 
 def seconds(found: Cost, traffic: float) -> float:

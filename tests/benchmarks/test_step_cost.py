@@ -8,9 +8,10 @@ from benchmarks.step_cost import LLAMAS, Shapes, cost, counted
 from lopt.graph.tensor_classes import Matrices
 
 
-def test_operations_are_those_that_torch_counts():
-    shapes, flops, _ = counted("muon", "784-128-10")
-    assert cost("muon", shapes, 1).operations == pytest.approx(flops, rel=0.2)
+@pytest.mark.parametrize("rule", ["muon", "lopt-base"])
+def test_operations_are_those_that_torch_counts(rule):
+    shapes, flops, _ = counted(rule, "784-128-10")
+    assert cost(rule, shapes, 1).operations == pytest.approx(flops, rel=0.2)
 
 
 def test_a_matrix_goes_to_its_rank_and_back():
