@@ -169,6 +169,7 @@ def beside_one(rows: list[dict[str, Any]]) -> None:
     by_case = {(row["rule"], row["ranks"]): row for row in rows}
     for row in rows:
         row["bytes"] = sum(row[f"{part}_bytes"] for part in ("model", "state", "temporary"))
+    for row in rows:
         if one := by_case.get((row["rule"], 1)):
             own = ("state", "temporary")
             row["of_one"] = row["bytes"] / one["bytes"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.sharding import Meter, run
+from benchmarks.sharding import Meter, beside_one, run
 
 
 def test_the_meter_counts_what_lives_at_the_same_time():
@@ -21,6 +21,13 @@ def test_the_meter_counts_what_lives_at_the_same_time():
         third = second + 1
         del second, third
     assert (meter.live, meter.peak, meter.messages) == (0, 16_000, 0)
+
+
+def test_ranks_are_compared_with_one_process_whichever_came_first():
+    sizes = {"model_bytes": 1, "state_bytes": 2, "temporary_bytes": 1, "processor_ms": 1.0, "losses": [1.0]}
+    four, one = ({"rule": "adamw", "ranks": ranks, **sizes} for ranks in (4, 1))
+    beside_one(rows := [four, one])
+    assert [row["of_one"] for row in rows] == [1, 1]
 
 
 @pytest.mark.slow
