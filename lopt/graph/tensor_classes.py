@@ -188,7 +188,10 @@ def usual_rms(graph: ParameterGraph) -> list[float]:
 
 @made_once
 def fans_in(graph: ParameterGraph) -> list[int]:
-    """How many inputs are summed by each parameter; 1 for a table of vectors, and 0 for a vector."""
+    """How many inputs each parameter sums, as PyTorch counts them when it draws weights; 1 for a table, 0 for a vector.
+
+    A transposed convolution counts its outputs and taps: that is what its weights are drawn by.
+    """
     return [_fan_in(graph, spec) for spec in graph.parameters.values()]
 
 

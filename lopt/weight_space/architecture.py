@@ -46,9 +46,9 @@ class Architecture(NamedTuple):
 
     @property
     def runnable(self) -> nn.Module:
-        """The model, for probes and the like. Raises `ConfigError` if there is none."""
+        """The model, for readers that ask what it computes. Raises `ConfigError` if there is none."""
         if self.model is None:
-            raise ConfigError("probes: expected networks that lopt has the code of, found a graph alone")
+            raise ConfigError("reader: expected networks that lopt has the code of, found a graph alone")
         return self.model
 
     def examples(self, count: int) -> Tensor:
