@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TextIO
 
 from lopt import __version__
 from lopt.cli.extensions import load_extensions
-from lopt.errors import LoptError
+from lopt.errors import LoptError, LostProcessError
 
 COMMANDS = {
     "train": "meta-train a rule as a config says",
@@ -87,6 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             return _run(sys.argv[1:] if argv is None else argv)
+    except LostProcessError as error:
+        from lopt.training.ranks import leave
+
+        leave(_fail(str(error)))
     except LoptError as error:
         return _fail(str(error))
     except BrokenPipeError:  # the reader of a pipe has gone; what is still buffered has nowhere to go

@@ -7,11 +7,12 @@ machines with GPUs too.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -96,5 +97,16 @@ def connected() -> Iterator[Ranks]:
     _set_pg_timeout(default_pg_timeout)
     try:
         yield Ranks(dist.get_rank(), world)
-    finally:
+    except LostProcessError:
+        raise  # gloo may abort the process when it takes down a connection that broke: see `leave`
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End a process that has lost another: without the destructors, which abort it at times (exit code -6)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

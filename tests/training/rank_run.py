@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from lopt.errors import LoptError
-from lopt.training.ranks import connected
+from lopt.errors import LostProcessError
+from lopt.training.ranks import connected, leave
 from lopt.training.trainer import CHECKPOINT, restore
 from tests.training.tiny_run import CONFIG, tiny_trainer
 
@@ -38,5 +38,6 @@ def main(folder: Path, options: dict[str, object], kill: int | None) -> None:
 if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]))
-    except LoptError as error:
-        sys.exit(f"error: {error}")
+    except LostProcessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        leave(1)
