@@ -71,6 +71,7 @@ FIRST = 10
 """Passes that the part of a metanet which reads functions alone has to itself, for each of the whole's."""
 VIEWS = {"inr-cifar10": Views(degrees=18, stretch=0.18, shear=0.18, shift=0.15, mirror=True)}
 """Of tasks that have others than the rest, chosen on validation networks."""
+TEST_VIEWS = 16
 OWN = {
     "sines": sines,
     "tickets": tickets,
@@ -212,6 +213,7 @@ def _one(task: str, method: str, networks: NetworkSet, protocol: Protocol, seed:
     some = train.select(torch.arange(min(len(train), len(test))))
     return {
         "accuracy": _accuracy(predict(reader, test.params), test.columns["label"]),
+        "accuracy_views": _accuracy(_of_views(reader, shape, views, test.params), test.columns["label"]),
         "train_accuracy": _accuracy(predict(reader, some.params), some.columns["label"]),
         **vars(found),
         **({} if before is None else {"before": vars(before)}),
@@ -237,6 +239,13 @@ def _edited(method: str, networks: NetworkSet, images: Tensor, protocol: Protoco
         **vars(fitted),
         "meta_parameters": sum(parameter.numel() for parameter in editor.parameters()),
     }
+
+
+def _of_views(reader: Reader, shape: SirenShape, views: Views, params: Tensors) -> Tensor:
+    """(N, 10): the mean logarithm of a class's chance over views of each network's image."""
+    generator = torch.Generator().manual_seed(0)
+    seen = [predict(reader, views(shape, params, generator)).log_softmax(1) for _ in range(TEST_VIEWS)]
+    return torch.stack(seen).mean(0)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -290,7 +299,8 @@ FURTHER = ("train_accuracy", "overlap", "seen", "r2")
 def _figures(records: Sequence[Record]) -> dict[str, Any]:
     figure = _figure(records[0]["task"])
     values = [record[figure] for record in records]
-    further = [n for n in records[0] if (n in FURTHER and n != figure) or n.startswith(f"{figure}_")]
+    shared = [name for name in records[0] if all(name in record for record in records)]
+    further = [n for n in shared if (n in FURTHER and n != figure) or n.startswith(f"{figure}_")]
     return {
         figure: statistics.mean(values),
         "deviation": statistics.stdev(values) if len(values) > 1 else None,

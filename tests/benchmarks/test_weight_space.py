@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
 
 from benchmarks import weight_space
 from benchmarks.runner.log import Log
 from benchmarks.weight_space_tasks import cnn_zoo
+from lopt.weight_space.network_set import Tensors
 from lopt.weight_space.perceptrons import Schooling
-from lopt.weight_space.sirens import RECIPES, Recipe
+from lopt.weight_space.readers import Reader
+from lopt.weight_space.sirens import RECIPES, Recipe, Siren, SirenShape
+from lopt.weight_space.symmetries import Views
 from lopt.weight_space.tickets import TICKETS
 
 
@@ -72,6 +76,40 @@ def test_the_summary_says_whose_training_gained_nothing() -> None:
     found = weight_space.summarise(records)["summary"]["inr-digits"]
     assert found["ng_gnn+64"]["as_it_came"] == 1
     assert "as_it_came" not in found["pixels"]
+
+
+def test_a_figure_that_only_later_runs_have_is_left_out_beside_earlier_ones() -> None:
+    one = {
+        "task": "inr-digits", "method": "probes", "seed": 0, "recipe": "siren300", "networks": 32, "passes": 64,
+        "rate": 2e-3, "accuracy": 50.0, "accuracy_views": 60.0, "ms": 1.0, "seconds": 1.0, "meta_parameters": 9,
+        "provenance": {"commit": "x"},
+    }  # fmt: skip
+    earlier = {name: value for name, value in one.items() if name != "accuracy_views"} | {"seed": 1}
+    alone, both = (
+        weight_space.summarise(records)["summary"]["inr-digits"]["probes"]
+        for records in ([one], [one, earlier])
+    )
+    assert alone["accuracy_views"] == 60.0
+    assert "accuracy_views" not in both
+    assert both["accuracy"] == 50.0
+
+
+def test_what_is_said_of_views_is_the_mean_of_what_is_said_of_each() -> None:
+    shape = SirenShape(sizes=(2, 8, 1))
+    params = {name: torch.randn(5, *value.shape) for name, value in Siren(shape).named_parameters()}
+
+    class Bias(Reader):
+        def forward(self, params: Tensors) -> Tensor:
+            return params[shape.names[0][1]]
+
+    still = Views(degrees=0, stretch=0, shear=0, shift=0)
+    found = weight_space._of_views(Bias(), shape, still, params)
+    torch.testing.assert_close(found, Bias()(params).log_softmax(1))
+    generator = torch.Generator().manual_seed(0)
+    said = [Bias()(Views()(shape, params, generator)).log_softmax(1) for _ in range(weight_space.TEST_VIEWS)]
+    torch.testing.assert_close(
+        weight_space._of_views(Bias(), shape, Views(), params), torch.stack(said).mean(0)
+    )
 
 
 def test_sines_have_their_own_budget_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
