@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,8 @@ from lopt.comparison.comparison import Comparison
 from lopt.comparison.figures import Figures
 from lopt.comparison.results import Entry, TaskComparison
 from lopt.comparison.timing import time_step
-from lopt.comparison.tuning import Budget, Tuned, find_baseline, tune
+from lopt.comparison.tuning import Budget, Seeds, Tuned, find_baseline, tune
+from lopt.config import Count, Settings, from_mapping
 from lopt.errors import ConfigError
 from lopt.inner.evaluation import Curves, train_networks
 from lopt.inner.task import Task
@@ -20,10 +22,26 @@ from lopt.rules.base import Rule
 from lopt.runs.provenance import provenance
 from meta_tasks import named_task
 
+Path = str | os.PathLike[str]
+
 TEST_SEEDS = (101, 102, 103, 104, 105)
 LONG_FACTOR = 3
 FIXED = " (one setting)"
 """What a baseline is called at the one setting that is best over all tasks."""
+
+
+class Runs(Settings):
+    """How long networks are trained, and which."""
+
+    steps: Count
+    seeds: Seeds
+
+
+class Meeting(Runs):
+    """Where rules and baselines meet."""
+
+    long_factor: Count
+    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,7 @@ class Runner:
 
 
 def compare(
-    rules: Mapping[str, Rule | str] | Sequence[str],
+    rules: Mapping[str, Rule | Path] | Sequence[Path],
     tasks: Sequence[Task | str],
     baselines: Sequence[str] = ("adam", "adamw"),
     *,
@@ -74,12 +92,18 @@ def compare(
         progress: show on stderr what is being trained, and how far it is.
         on_task: called with each task's own comparison as soon as it is there.
 
-    Raises `ConfigError` for names that are not there or clash, and for seeds that overlap.
+    Raises `ConfigError` for names that are not there or clash, for seeds that overlap, and for numbers out of range.
     """
-    budget = budget or Budget(steps=steps)
-    _check(rules, tasks, baselines, seeds, budget)
+    budget = Budget(steps=steps) if budget is None else budget
+    found = {"steps": steps, "seeds": seeds, "long_factor": long_factor, "budget": budget}
+    meeting = from_mapping(Meeting, found, "compare")
+    _check(rules, tasks, baselines)
+    seeds, budget = meeting.seeds, meeting.budget
+    overlap = sorted(set(seeds) & set(budget.seeds))
+    if overlap and baselines:
+        raise ConfigError(f"compare: expected test seeds that tuning does not see, found {overlap} in both.")
     named = rules if isinstance(rules, Mapping) else {str(rule): rule for rule in rules}
-    loaded = {name: load_rule(rule) if isinstance(rule, str) else rule for name, rule in named.items()}
+    loaded = {name: rule if isinstance(rule, Rule) else load_rule(rule) for name, rule in named.items()}
     built = [named_task(task) if isinstance(task, str) else task for task in tasks]
     tuned = [
         {n: tune(find_baseline(n), task, budget, f"tune {n}" if progress else "") for n in baselines}
@@ -163,7 +187,7 @@ def evaluate(
 ) -> Evaluation:
     """What one rule comes to on fresh networks of one task, and what its steps take.
 
-    Raises `ConfigError` for names in place of rule and task, and for no steps or no networks.
+    Raises `ConfigError` for names in place of rule and task, and for steps and seeds that are none.
     """
     for what, kind, given in (("rule", Rule, rule), ("task", Task, task)):
         if not isinstance(given, kind):
@@ -171,24 +195,15 @@ def evaluate(
                 f"evaluate: expected a {what}, found {given!r}; `lopt.load_rule` and"
                 " `meta_tasks.named_task` give what has a name"
             )
-    if steps < 1 or not seeds:
-        raise ConfigError(
-            f"evaluate: expected one or more steps and networks, found {steps} and {len(seeds)}"
-        )
+    seeds = from_mapping(Runs, {"steps": steps, "seeds": seeds}, "evaluate").seeds
     curves = Runner(rule).curves(task, steps, seeds, task.name if progress else "")
     times = time_step(rule, task)
     return Evaluation(task.name, tuple(seeds), Figures.of(curves), times.optimizer_ms, times.gradient_ms)
 
 
-def _check(
-    rules: Mapping[str, Any] | Sequence[str],
-    tasks: Sequence[Any],
-    baselines: Sequence[str],
-    seeds: Sequence[int],
-    budget: Budget,
-) -> None:
+def _check(rules: Mapping[str, Any] | Sequence[Any], tasks: Sequence[Any], baselines: Sequence[str]) -> None:
     """Before any long work."""
-    for what, given in (("rules", rules), ("tasks", tasks), ("baselines", baselines), ("seeds", seeds)):
+    for what, given in (("rules", rules), ("tasks", tasks), ("baselines", baselines)):
         if isinstance(given, str) or not isinstance(given, Mapping | Sequence):
             raise ConfigError(
                 f"compare: {what}: expected several, found {given!r}; write [{given!r}] for one"
@@ -197,6 +212,18 @@ def _check(
         raise ConfigError(
             "compare: expected at least one rule and one task, found none; baselines alone have nothing to meet."
         )
+    # A rule itself has no name to show, so that in a list there are none.
+    kinds: tuple[type, ...] = (str, os.PathLike, *([Rule] if isinstance(rules, Mapping) else []))
+    own = list(rules.values() if isinstance(rules, Mapping) else rules)
+    strangers = [rule for rule in own if not isinstance(rule, kinds)]
+    if strangers:
+        raise ConfigError(
+            f"compare: rules: expected names or paths, found {type(strangers[0]).__name__}; write"
+            ' {"NAME": rule} for a rule itself'
+        )
+    for task in tasks:
+        if not isinstance(task, (Task, str)):
+            raise ConfigError(f"compare: tasks: expected tasks or their names, found {task!r}")
     for name in baselines:
         find_baseline(name)
     clash = sorted(set(map(str, rules)) & {shown for name in baselines for shown in (name, name + FIXED)})
@@ -204,6 +231,3 @@ def _check(
         raise ConfigError(
             f"compare: {clash[0]!r} is both a rule and a baseline; show the rule under another name."
         )
-    overlap = sorted(set(seeds) & set(budget.seeds))
-    if overlap and baselines:
-        raise ConfigError(f"compare: expected test seeds that tuning does not see, found {overlap} in both.")

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from inspect import signature
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from lopt.comparison.figures import finite
@@ -47,6 +48,16 @@ CRITERIA: dict[str, Criterion] = {f.__name__: f for f in (mean_train_loss, final
 """What a baseline can be tuned for, by name."""
 
 
+def _listed(seeds: object) -> object:
+    """Python's own numbers for numpy's."""
+    return np.asarray(seeds).tolist() if isinstance(seeds, Sequence | np.ndarray) else seeds
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**62)]
+"""Networks are drawn from twice of it."""
+Seeds = Annotated[Several[Seed], Field(min_length=1), BeforeValidator(_listed)]
+
+
 class Budget(Settings):
     """What the tuning of one baseline may cost: every learning rate with every schedule on every seed.
 
@@ -60,7 +71,7 @@ class Budget(Settings):
         "cosine",
     )
     """Out of `lopt.numerics.schedules.SCHEDULES`."""
-    seeds: Annotated[Several[int], Field(min_length=1)] = (1, 2, 3)
+    seeds: Seeds = (1, 2, 3)
     """Validation seeds; a comparison's test seeds must be others."""
     steps: Count = 300
     criterion: Literal["mean_train_loss", "final_train_loss", "validation_loss"] = "mean_train_loss"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import lopt
 from lopt.comparison import Comparison, TaskComparison, compare, evaluate
 from lopt.comparison.figures import DrawnCurve, Figures, Statistic, steps_to
 from lopt.comparison.protocol import FIXED
@@ -264,11 +265,36 @@ def test_evaluate_one_rule_without_accuracy() -> None:
         ({"adam": SGD()}, {}, "both a rule and a baseline"),
         ({"x": SGD()}, {"seeds": [2, 3]}, r"tuning does not see, found \[2\]"),
         ({"x": SGD()}, {"baselines": ["nope"]}, "nope"),
+        ({"x": SGD()}, {"seeds": []}, "seeds: expected at least 1 of them"),
+        ({"x": SGD()}, {"seeds": [101.5]}, "seeds.0: expected a whole number, found 101.5"),
+        ({"x": SGD()}, {"seeds": [2**63]}, "seeds.0: expected a number below"),
+        ({"x": SGD()}, {"long_factor": 0}, "long_factor: expected a number at least 1, found 0"),
+        ({"x": SGD()}, {"long_factor": 1.5}, "long_factor: expected a whole number, found 1.5"),
+        ([SGD()], {}, 'rules: expected names or paths, found SGD; write {"NAME": rule}'),
+        ({"x": 3}, {}, "rules: expected names or paths, found int"),
     ],
 )
 def test_bad_input(rules: dict[str, Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compare(rules, [Quadratic()], budget=BUDGET, steps=STEPS, **options)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 5.0, "5"])
+def test_steps_are_whole_numbers(steps: Any) -> None:
+    with pytest.raises(ConfigError, match="steps: expected a"):
+        compare({"x": SGD()}, [Quadratic()], [], steps=steps)
+    with pytest.raises(ConfigError, match="steps: expected a"):
+        evaluate(SGD(), Quadratic(), steps=steps)
+
+
+def test_seeds_of_numpy_and_rules_by_path(tmp_path: Path) -> None:
+    lopt.save_rule(lopt.load_rule("lopt-small"), tmp_path / "mine.safetensors")
+    for seeds in (np.arange(7, 9), list(np.arange(7, 9)), range(7, 9)):
+        found = compare(
+            [tmp_path / "mine.safetensors"], ["quadratic"], [], steps=2, seeds=seeds, progress=False
+        )
+        assert found.tasks[0].seeds == (7, 8)
+        json.dumps(found.record())
 
 
 @pytest.mark.parametrize(
@@ -282,6 +308,7 @@ def test_bad_input(rules: dict[str, Any], options: dict[str, Any], message: str)
         ),
         (["lopt-small"], "quadratic", {}, "tasks: expected several, found 'quadratic'"),
         (["lopt-small"], TwoMoons(), {}, "tasks: expected several"),
+        (["lopt-small"], [3], {}, "tasks: expected tasks or their names, found 3"),
         (["lopt-small"], ["quadratic"], {"baselines": "adam"}, "baselines: expected several, found 'adam'"),
         (
             ["lopt-small"],
@@ -289,7 +316,7 @@ def test_bad_input(rules: dict[str, Any], options: dict[str, Any], message: str)
             {"baselines": [torch.optim.Adam]},
             "baseline: expected a name, found <class",
         ),
-        (["lopt-small"], ["quadratic"], {"seeds": 3}, "seeds: expected several, found 3"),
+        (["lopt-small"], ["quadratic"], {"seeds": 3}, "seeds: expected a list, found 3"),
     ],
 )
 def test_one_in_place_of_several_is_told(rules: Any, tasks: Any, options: Any, message: str) -> None:
@@ -302,8 +329,9 @@ def test_one_in_place_of_several_is_told(rules: Any, tasks: Any, options: Any, m
     [
         ("lopt-small", TwoMoons(), {}, "expected a rule, found 'lopt-small'"),
         (Adam(0.03), "quadratic", {}, "expected a task, found 'quadratic'"),
-        (Adam(0.03), TwoMoons(), {"steps": 0}, "expected one or more steps and networks, found 0 and 5"),
-        (Adam(0.03), TwoMoons(), {"seeds": []}, "expected one or more steps and networks, found 300 and 0"),
+        (Adam(0.03), TwoMoons(), {"steps": 0}, "steps: expected a number at least 1, found 0"),
+        (Adam(0.03), TwoMoons(), {"seeds": []}, "seeds: expected at least 1 of them"),
+        (Adam(0.03), TwoMoons(), {"seeds": 3}, "seeds: expected a list, found 3"),
     ],
 )
 def test_what_cannot_be_evaluated_is_told(rule: Any, task: Any, options: Any, message: str) -> None:

@@ -248,6 +248,11 @@ def test_torch_optim_refusals(name: str, options: dict[str, Any]) -> None:
         TorchOptim(name, **options)
 
 
+def test_an_optimizer_that_needs_more_than_gradients_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="AdaHessian: expected an optimizer that steps by gradients alone"):
+        TorchOptim("pytorch_optimizer.AdaHessian", lr=0.1)
+
+
 def test_groups_keep_their_own_rates() -> None:
     """Of an optimizer with flags the rest keeps its ratio to the matrices, and so it does under a schedule."""
     params = {name: torch.nn.Parameter(p) for name, p in make_params(torch.float64).items()}

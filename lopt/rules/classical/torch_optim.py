@@ -25,14 +25,17 @@ class TorchOptim(Rule):
     Slow, neither vmap-able nor differentiable, but the reference implementation itself. As a pure rule it keeps what
     the optimizer's state holds in tensors; `lopt.inner.evaluation` steps the optimizer itself, whatever it holds.
 
-    Raises: ConfigError for a name that is not there, options or parameters that it refuses.
+    Raises: ConfigError for a name that is not there, options or parameters that it refuses, and a class that needs
+        more than gradients for a step (a closure, second derivatives).
     """
 
     def __init__(self, optimizer: str | type[torch.optim.Optimizer], **options: Any) -> None:
         super().__init__()
         self.optimizer = optimizer_class(optimizer) if isinstance(optimizer, str) else optimizer
         self.options = options
-        self.takes = self._what_it_takes()  # refuses bad options now, not after hours of comparing
+        # Both refuse what will not do now, not after hours of comparing.
+        self.takes = self._what_it_takes()
+        self._try_step()
 
     def build(self, params: Mapping[str, torch.nn.Parameter], graph: ParameterGraph) -> torch.optim.Optimizer:
         """The optimizer itself, for use in an ordinary training loop.
@@ -70,6 +73,19 @@ class TorchOptim(Rule):
         except ConfigError:
             return "matrices"
         return "all"
+
+    def _try_step(self) -> None:
+        matrix = torch.nn.Parameter(torch.ones(2, 2))
+        matrix.grad = torch.ones(2, 2)
+        optimizer = self._made(self._flagged([matrix], []) if self.takes == "flagged" else [matrix])
+        try:
+            optimizer.step()
+        except Exception as error:
+            name = self.optimizer.__name__
+            raise ConfigError(
+                f"{name}: expected an optimizer that steps by gradients alone, found {type(error).__name__} in its"
+                f" step: {error}"
+            ) from error
 
     def _flagged(self, matrices: list[torch.nn.Parameter], others: list[torch.nn.Parameter]) -> list[Any]:
         usual = {n: p.default for n, p in signature(self.optimizer).parameters.items()}
