@@ -47,9 +47,15 @@ class ParameterGraph(GraphSpec):
     def _of(cls, spec: GraphSpec) -> Self:
         return cls(spec.parameters, spec.groups, spec.buffers, spec.rung)
 
-    def verify(self, model: nn.Module, example_args: tuple[Any, ...], **options: Any) -> VerificationReport:
+    def verify(
+        self,
+        model: nn.Module,
+        example_args: tuple[Any, ...],
+        example_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> VerificationReport:
         """Check f(P theta) = f(theta) in float64, and that uncoupled axes are noticed; see `lopt.graph.verify`."""
-        return verify(self, model, example_args, **options)
+        return verify(self, model, example_args, example_kwargs, **options)
 
     def summary(self) -> str:
         """A readable table of groups and parameters."""

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from lopt.errors import GraphError
+from lopt.graph.draws import alike
 from lopt.graph.spec import AxisSpec, GraphSpec, Permutation, axis_index
 from lopt.graph.trace import check_inputs
 from lopt.graph.tracing.isolation import called, input_tensors, output_tensors, plain_kernels, untouched
@@ -102,7 +103,8 @@ def verify(
 ) -> VerificationReport:
     """Check f(P theta) = f(theta) in float64 with randomised parameters, then the negative controls.
 
-    The model runs in evaluation mode; neither it nor the example inputs are changed. `max_controls` bounds the
+    The model runs in evaluation mode, and what it draws is alike for all neurons; neither it nor the example inputs are
+    changed. `max_controls` bounds the
     number of forward passes spent on controls, chosen at random; by default all on models of up to a million
     parameters, 64 above. Axes of groups with a single member have nothing to be uncoupled from. `progress` shows on
     stderr how many controls are done.
@@ -300,7 +302,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 class _Widening(TorchDispatchMode):
-    """Computes in float64 where the model asks for less (norms in float32, half-precision constants)."""
+    """Computes in float64 where the model asks for less (norms in float32, half-precision constants), and draws alike
+    for all neurons."""
 
     supports_higher_order_operators = True
 
@@ -312,7 +315,7 @@ class _Widening(TorchDispatchMode):
             args, kwargs = tree_map(lambda x: _wide(x) if _narrow(x) else x, (args, kwargs))
         if str(func) == "aten._grouped_mm.default" and args[0].dim() == 2 and args[1].dim() == 3:
             return _grouped_mm(*args, **kwargs)
-        return func(*args, **kwargs)
+        return alike(func, args, func(*args, **kwargs))
 
 
 def _grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor, bias: Tensor | None = None, **_: Any) -> Tensor:

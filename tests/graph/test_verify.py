@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -268,3 +269,61 @@ def test_progress_counts_controls_where_it_is_wanted(
     assert capsys.readouterr().err == ""
     assert graph.verify(model, args, progress=True) == report
     assert f"verifying: 1 of {report.controls} controls" in capsys.readouterr().err
+
+
+def _drawn_with(noise: Callable[[Tensor], Tensor]) -> tuple[nn.Module, ParameterGraph]:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 7), nn.Linear(7, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(noise(torch.tanh(self.a(x))))
+
+    torch.manual_seed(0)
+    model = Noisy()
+    return model, ParameterGraph.trace(model, (X,))
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda h: h + torch.randn_like(h),
+        lambda h: h + torch.rand(h.shape) * h,
+        lambda h: torch.normal(h, h.abs()),
+        lambda h: nn.functional.dropout(h, 0.5, training=True),
+        lambda h: h * torch.bernoulli(h.sigmoid()),
+        lambda h: h + torch.poisson(h.exp()),
+        lambda h: h + torch.empty_like(h).exponential_(),
+        lambda h: h * torch.randint(1, 5, h.shape),
+        lambda h: nn.functional.gumbel_softmax(h) + h,
+    ],
+    ids=["randn", "rand", "normal", "dropout", "bernoulli", "poisson", "exponential", "randint", "gumbel"],
+)
+def test_noise_in_hidden_neurons_is_exchangeable(noise: Callable[[Tensor], Tensor]) -> None:
+    """A VAE, or dropout that stays on: each neuron draws for itself, and all draw alike."""
+    model, graph = _drawn_with(noise)
+    report = graph.verify(model, (X,))
+    assert report.ok, str(report)
+    assert report.controls == 3
+    assert graph.groups[graph.parameters["a.bias"].axes[0][0][0]].permutable
+
+
+def test_noise_hides_no_missing_tie() -> None:
+    model, graph = _drawn_with(lambda h: h + torch.randn_like(h))
+    alone = AxisGroup(len(graph.groups), 7, "hidden", True)
+    larger = ParameterGraph(graph.parameters, (*graph.groups, alone), graph.buffers, graph.rung)
+    assert _with_axis(larger, "a.bias", 0, alone.id).verify(model, (X,)).max_error > 1e-3
+
+
+def test_named_inputs_may_be_given_by_position_as_to_trace() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 7), nn.Linear(7, 3)
+
+        def forward(self, *, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x)))
+
+    model = Named()
+    assert ParameterGraph.trace(model, (), {"x": X}).verify(model, (), {"x": X}).ok
