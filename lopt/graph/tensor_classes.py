@@ -174,10 +174,16 @@ def relative_rates(graph: ParameterGraph, param_rms: Tensor) -> Tensor:
 
     Shapes: param_rms (B,) -> (B,).
     """
+    usual, least = usual_and_least(graph).to(param_rms)
+    return torch.maximum(param_rms / usual, least).clamp(max=1)
+
+
+@made_once
+def usual_and_least(graph: ParameterGraph) -> Tensor:
+    """(2, B) the usual size and the smallest rate, which is 1 for vectors; on the CPU, as a graph has no device."""
     usual = usual_rms(graph)
-    relative = param_rms / param_rms.new_tensor([rms or 1.0 for rms in usual])
-    least = param_rms.new_tensor([LEAST if rms else 1.0 for rms in usual])
-    return torch.maximum(relative, least).clamp(max=1)
+    rows = [rms or 1.0 for rms in usual], [LEAST if rms else 1.0 for rms in usual]
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 @made_once

@@ -71,7 +71,7 @@ class Piece:
 
     def of(self, values: Tensor) -> Tensor:
         """(..., B) -> (..., b)."""
-        if self.all:
+        if self.all or len(self.owners) == values.shape[-1]:  # in the order of the graph, so these are all
             return values
         if len(self.owners) == 1:
             return values.narrow(-1, self.owners[0], 1)
@@ -121,16 +121,26 @@ class Wave:
     """Bundles that are finished at the same time."""
 
     bundles: list[Bundle]
-    reads: list[Matrices | None]
-    """How the first tensor of each is read as matrices, if it feeds hidden neurons."""
-    numels: list[int]
-    """N of the same tensor, held here or not."""
+    reads: dict[int, Matrices | None]
+    """How each tensor is read as matrices, if it feeds hidden neurons."""
+    numels: dict[int, int]
+    """N of each tensor, held here or not."""
 
     @classmethod
     def of(cls, graph: ParameterGraph, bundles: list[Bundle]) -> Wave:
-        firsts = [bundle.owners[0] for bundle in bundles]
+        owners = [owner for bundle in bundles for owner in bundle.owners]
         reads = hidden_matrices(graph)
-        return cls(bundles, [reads[i] for i in firsts], [graph.sizes[i] for i in firsts])
+        return cls(bundles, {i: reads[i] for i in owners}, {i: graph.sizes[i] for i in owners})
+
+    @property
+    def in_ranges(self) -> bool:
+        """Whether it is of tensors in ranges of one member each, of all which feed hidden neurons, or none."""
+        return all(_in_ranges(bundle, self.reads[bundle.owners[0]]) for bundle in self.bundles)
+
+
+def _in_ranges(bundle: Bundle, read: Matrices | None) -> bool:
+    # One piece may be of a tensor with several members, each to be orthogonalised by itself.
+    return bundle.pieces[0].is_range and (read is None or read.members == 1 or bundle.parted)
 
 
 @made_once
@@ -143,11 +153,13 @@ def uncut(graph: ParameterGraph) -> list[Wave]:
 def cut(graph: ParameterGraph, most: int = CACHED, alone: int = LARGE) -> list[Bundle]:
     """Large tensors each in pieces of about `most` scalars, tensors below `alone` scalars gathered up to as many.
 
+    So is a whole network that one piece holds: there calls take most of the time, whatever its tensors.
     A piece holds whole rows of its tensor, as metanets read it, and the scalars of one member where hidden matrices are
     stacked.
     """
     large: list[Bundle] = []
     small: list[int] = []
+    alone = most + 1 if graph.numel <= most else alone
     for owner, (spec, unit) in enumerate(zip(graph.parameters.values(), units(graph), strict=True)):
         if spec.numel < alone:
             small.append(owner)
@@ -168,8 +180,7 @@ def in_waves(graph: ParameterGraph, bundles: Sequence[Bundle], most: int = WAVE)
     for bundle in bundles:
         read, size = hidden_matrices(graph)[bundle.owners[0]], sum(bundle.sizes)
         hidden = read is not None
-        in_ranges = bundle.pieces[0].is_range and (read is None or read.members == 1 or bundle.parted)
-        if not in_ranges:
+        if not _in_ranges(bundle, read):
             waves.append([bundle])
         elif hidden in last and held[hidden] + size <= most:
             last[hidden].append(bundle)
@@ -220,7 +231,7 @@ def _lengths(graph: ParameterGraph, spec: ParameterSpec, unit: int, most: int) -
 
 def gathered(sums: Sequence[Tensor], pieces: Sequence[Piece], count: int) -> Tensor:
     """(S, b) sums over each piece's tensors -> (S, B) over the tensors of all pieces."""
-    if pieces[0].all:
+    if len(sums) == 1 and sums[0].shape[-1] == count:
         return sums[0]
     owners = torch.tensor([owner for piece in pieces for owner in piece.owners], device=sums[0].device)
     return sums[0].new_zeros(len(sums[0]), count).index_add(1, owners, torch.cat(list(sums), 1))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a x + b x^3 + c x^5: after five steps singular values from 0.01 to 1 end between 0.7 and 1.2."""
@@ -18,6 +19,9 @@ EPS = 1e-7
 
 GRAM_FROM = 1.5
 """Columns per row from which five steps on the Gram matrix take fewer multiplications than on the matrix itself."""
+
+SMALL = 32
+"""Rows up to which a product costs little more than its call: such Gram matrices are padded to one size."""
 
 
 def newton_schulz(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -31,20 +35,22 @@ def orthogonalised(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
     Each step is X <- (a + b G + c G^2) X with the Gram matrix G = X X^T of the shorter side. All these polynomials
     of the first G commute, so for long matrices they are multiplied up and X itself is touched twice in all: what it
     is first divided by, its norm, is the root of G's trace, and G and the last factor are divided in its place.
-    Matrices that share r (if long) or r and c are stacked: many small products cost what their number does.
+    Matrices that share r (if long) or r and c are stacked: many small products cost what their number does. So are all
+    with few rows, as zeros around a Gram matrix change nothing within it.
     """
     wide = [m.mT if m.shape[0] > m.shape[1] else m for m in matrices]
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, x in enumerate(wide):
         rows, columns = x.shape
-        groups.setdefault((rows,) if columns > GRAM_FROM * rows else (rows, columns), []).append(index)
+        alike = (0,) if rows <= SMALL else (rows,) if columns > GRAM_FROM * rows else (rows, columns)
+        groups.setdefault(alike, []).append(index)
     results = list(wide)
     for shape, members in groups.items():
         if len(shape) == 1:
-            gram = _stack([wide[i] @ wide[i].mT for i in members])
-            square = _at_least(gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None])
-            factors = polynomial(gram / square, steps) / torch.sqrt(square)
-            steps_of = [factor @ wide[i] for factor, i in zip(_unstack(factors), members, strict=True)]
+            gram = _stack(_padded([wide[i] @ wide[i].mT for i in members]))
+            square = _at_least(gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)[..., None])
+            factors = _unstack(polynomial(gram / square, steps) / torch.sqrt(square))
+            steps_of = [_cut(f, len(wide[i])) @ wide[i] for f, i in zip(factors, members, strict=True)]
         else:
             x = _stack([wide[i] for i in members])
             square = _at_least((x * x).sum((-2, -1), keepdim=True))
@@ -68,7 +74,7 @@ def polynomial(gram: Tensor, steps: int) -> Tensor:
     G_k+1 = (a + H_k)^2 G_k."""
     a, b, c = COEFFICIENTS
     rest = _sum(b, gram, c, gram, gram)
-    product = rest + a * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    product = rest.add(torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device), alpha=a)
     for _ in range(steps - 1):
         half = _sum(a, gram, 1, gram, rest)
         gram = _sum(a, half, 1, half, rest)
@@ -86,6 +92,15 @@ def _sum(beta: float, x: Tensor, alpha: float, y: Tensor, z: Tensor) -> Tensor:
 def _at_least(square: Tensor) -> Tensor:
     """Clamped under the root that follows: the derivative of the root at zero is infinite."""
     return square.clamp_min(EPS * EPS)
+
+
+def _padded(grams: list[Tensor]) -> list[Tensor]:
+    most = max(map(len, grams))
+    return [pad(gram, [0, most - len(gram)] * 2) if len(gram) < most else gram for gram in grams]
+
+
+def _cut(factor: Tensor, rows: int) -> Tensor:
+    return factor if len(factor) == rows else factor[:rows, :rows]
 
 
 def _stack(matrices: list[Tensor]) -> Tensor:

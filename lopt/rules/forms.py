@@ -72,8 +72,9 @@ def shares(raw: Tensor, log_rate: Tensor, directions: Weights) -> tuple[Tensor, 
 
     So it stays wherever a metanet may be led beyond what it was trained on. Fresh, r = 0.
     """
-    length = -torch.exp(raw[0] * torch.rsqrt(1 + raw[0] * raw[0] / 4) + log_rate)
-    return length, *(row + weight for row, weight in zip(raw[1:], directions.values(), strict=True))
+    first, *others = raw
+    length = -torch.exp(first * torch.rsqrt(1 + first * first / 4) + log_rate)
+    return length, *(row + weight for row, weight in zip(others, directions.values(), strict=True))
 
 
 def magnitude(raw: Tensor, log_rate: Tensor, directions: Weights) -> tuple[Tensor, ...]:

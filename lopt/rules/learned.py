@@ -21,7 +21,7 @@ from lopt.graph.tensor_classes import (
     hidden_matrices,
     relative_rates,
     scales_of,
-    usual_rms,
+    usual_and_least,
 )
 from lopt.metanets import METANETS
 from lopt.metanets.base import SPARING
@@ -30,13 +30,14 @@ from lopt.metanets.pieces import Piece, Wave, cut, in_waves, uncut
 from lopt.numerics import moments
 from lopt.numerics.schedules import annealing, decay_share, settling
 from lopt.numerics.segments import LONG, segment_expand, segment_mean
-from lopt.rules import ranges, whitening
+from lopt.rules import gathered, parted, ranges, whitening
 from lopt.rules.base import BoundRule, Decision, Rule, State, Tensors, working_dtype
 from lopt.rules.config import LearnedRuleConfig
 from lopt.rules.constants import SPEED, Constants, Moved
+from lopt.rules.ends import Ends, Limits, ends_of
 from lopt.rules.forms import FORMS, Form
 from lopt.rules.observing import Given, View
-from lopt.rules.parted import Parted, ends_of, finished
+from lopt.rules.parted import Parted
 from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
 from lopt.rules.timing import Clock, Decays, Timed, Timetable
 from lopt.rules.whitening import Around, followed, started
@@ -103,7 +104,7 @@ class LearnedRule(Rule):
         _static(graph)
         hidden_matrices(graph)
         classes(graph)
-        usual_rms(graph)
+        usual_and_least(graph)
         uncut(graph)
         if self.config.whitening:
             whitening.prepare(graph, self.config.whitening)
@@ -229,16 +230,16 @@ class LearnedRule(Rule):
             if pace is not None:
                 factor = factor * pace
             bound = self.config.max_step * view.stats.param.clamp(min=0.1)
+            limits = Limits(factor, bound, decay)
             now = {"step": clock.steps.unbind(), **({} if pace is None else {"pace": pace.unbind()})}
             for wave in waves:
-                ends = None if view.whole else ends_of(wave, self._form.orthogonal)
-                if ends is not None:
-                    drafts = self._drafts(view, words, wave, ends.hidden, gate)
-                    deltas = finished(drafts, ends, view, factor, bound, decay)
-                    del drafts  # before what follows, and the next wave makes its own
+                if not view.whole:
+                    ends = ends_of(wave, self._form.orthogonal, view.given.dtype)
+                    make = self._of_ranges if wave.in_ranges else self._of_gathered
+                    deltas = make(view, words, wave, ends, limits, gate)
                 else:
-                    (piece,) = wave.bundles[0].pieces
-                    step = self._step(view, words, piece, gate)
+                    (piece,) = view.pieces
+                    step = self._step(view, words)
                     if decay is not None:
                         step = step - piece.spread(decay) * view.params(piece)
                     scale = torch.minimum(piece.of(factor), piece.of(bound) / view.rms(piece, step))
@@ -269,13 +270,15 @@ class LearnedRule(Rule):
         if not sees and not (view.whole and graph.numel < LONG):
             spoken = self.metanet.of_tensors(context).to(dtype)
             said = torch.stack(self._form.said(spoken, self._log_rate().to(dtype), self.config.directions))
-            columns = said.T.contiguous()[..., None].unbind()
-            return Words(
-                lambda piece: columns[piece.owners[0]] if piece.is_range else piece.of(said),
-                [spoken],
-                True,
-                factored,
-            )
+            columns: list[Tensor] = []
+
+            def said_of(piece: Piece) -> Tensor:
+                if not piece.is_range:
+                    return piece.of(said)
+                columns.extend([] if columns else said.T.contiguous()[..., None].unbind())
+                return columns[piece.owners[0]]
+
+            return Words(said_of, [spoken], True, factored)
         if view.whole:
             given = view.look(piece).momenta[:0] if features is None else features
             if self.metanet.memory:
@@ -307,6 +310,28 @@ class LearnedRule(Rule):
             ]
         )
 
+    def _of_ranges(
+        self, view: View, words: Words, wave: Wave, ends: Ends, limits: Limits, gate: Tensor | None
+    ) -> list[Tensor]:
+        """(N,) deltas of a wave's tensors, which are in ranges; their next state is written."""
+        return parted.finished(self._drafts(view, words, wave, ends.hidden, gate), ends, view, limits)
+
+    def _of_gathered(
+        self, view: View, words: Words, wave: Wave, ends: Ends, limits: Limits, gate: Tensor | None
+    ) -> list[Tensor]:
+        """The same of tensors that are gathered in one piece."""
+        ((piece,),) = (bundle.pieces for bundle in wave.bundles)
+        history = view.history(
+            piece, [ends.reads.get(i) for i in range(len(view.graph.sizes))], words.by_tensor
+        )
+        form, directions, raw = self._form, self.config.directions, words.of(piece)
+        log_rate = self._log_rate().to(view.given.dtype)
+        said: Sequence[Tensor] = [*raw] if words.by_tensor else form.said(raw, log_rate, directions)
+        direction = form.direction(history, directions, said[1:])
+        deltas = gathered.finished(view, ends, form, history, said[0], direction, limits)
+        view.given.keep(piece, view.look(piece), gate)
+        return deltas
+
     def _drafts(
         self, view: View, words: Words, wave: Wave, hidden: bool, gate: Tensor | None
     ) -> list[Parted]:
@@ -325,16 +350,14 @@ class LearnedRule(Rule):
                 drafts[-1].add(draft)
         return drafts
 
-    def _step(self, view: View, words: Words, piece: Piece, gate: Tensor | None) -> Tensor:
-        """(n,) of a piece of whole tensors; if the graph is not one piece, their next state is written."""
+    def _step(self, view: View, words: Words) -> Tensor:
+        """(P,) of a whole graph."""
+        (piece,) = view.pieces
         history = view.history(piece, hidden_matrices(view.graph), words.by_tensor, words.factored)
         form, directions, raw = self._form, self.config.directions, words.of(piece)
         log_rate = self._log_rate().to(view.given.dtype)
         said: Sequence[Tensor] = [*raw] if words.by_tensor else form.said(raw, log_rate, directions)
-        step = form.step(history, directions, said)
-        if not view.whole:
-            view.given.keep(piece, view.look(piece), gate)
-        return step
+        return form.step(history, directions, said)
 
     def _named(
         self,

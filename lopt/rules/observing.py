@@ -52,7 +52,10 @@ class Given:
 
         # State may come from a file, or from steps of other parameters, of another precision.
         momenta, second = (
-            [tensor.to(dtype) for tensor in flat({name: state[name][key] for name in graph.parameters})]
+            [
+                x if x.dtype == dtype else x.to(dtype)
+                for x in flat({n: state[n][key] for n in graph.parameters})
+            ]
             for key in ("momenta", "second")
         )
         return cls(flat(params), flat(grads), momenta, second, dtype, shapes)
@@ -67,7 +70,7 @@ class Given:
         before = piece.take(self.momenta)
         momenta = before.lerp(g, _for_scalars(decays.new, piece))
         second = piece.take(self.second).lerp(g * g, _for_scalars(decays.new_second, piece))
-        corrections = piece.spread(decays.corrections)
+        corrections = _for_scalars(decays.corrections, piece)
         return Seen(p, g, momenta, second, moments.corrected(momenta, second, corrections), before[0])
 
     def range(self, piece: Piece, weights: Sequence[Tensor]) -> Range:
@@ -84,6 +87,8 @@ class Given:
 
 
 def _flat(tensor: Tensor, shape: torch.Size) -> Tensor:
+    if tensor.dim() == len(shape) == 1:
+        return tensor
     return tensor.reshape(*tensor.shape[: tensor.dim() - len(shape)], shape.numel())
 
 
@@ -138,8 +143,7 @@ class View:
         """(B,) what stands around hidden matrices that are whitened."""
         self._seen: dict[tuple[int, int], Seen] = {}
         self._ranges: dict[tuple[int, int], Range] = {}
-        if not self.whole:
-            self._weights = decays.of_tensors(len(graph.sizes)).unbind()
+        self._weights: Sequence[Tensor] = ()
         sums = [self._sums(piece, paced, with_noise) for piece in pieces]
         self.means = means_of(held.summed(gathered(sums, pieces, len(graph.sizes))), graph.sizes)
         """(S, B): what all that is said of tensors is made of."""
@@ -158,6 +162,8 @@ class View:
         if piece.is_range:
             return torch.stack(self.on_range(ranges.sums, piece, paced, with_noise))[:, None]
         seen = self.look(piece)
+        if not self.whole:
+            return segment_sum(ranges.summands(seen, paced, with_noise), piece.sizes)
         pairs = chain(ranges.pairs(seen, paced), ranges.noise(seen) if with_noise else ())
         return segment_sums((a * b for a, b in pairs), piece.sizes)
 
@@ -170,6 +176,7 @@ class View:
     def _range(self, piece: Piece) -> Range:
         """What is given of a piece of one tensor: views, made once."""
         if piece.place not in self._ranges:
+            self._weights = self._weights or self._decays.of_tensors(len(self.graph.sizes)).unbind()
             self._ranges[piece.place] = self.given.range(piece, self._weights)
         return self._ranges[piece.place]
 
@@ -227,7 +234,7 @@ class View:
             seen.params,
             seen.grads,
             seen.moments,
-            1 / (seen.moments.root + EPS),
+            (seen.moments.root + EPS).reciprocal(),
             factored,
             piece.of(self.stats.momentum),
             piece.of(self.stats.root),

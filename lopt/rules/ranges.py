@@ -89,6 +89,29 @@ def noise(seen: Seen) -> Iterator[tuple[Tensor, Tensor]]:
     return (per_scalar.squashed_square(row * reciprocal) for row in (*seen.moments.momenta, seen.grads))
 
 
+def products(factors: Sequence[tuple[Tensor, Tensor]], more: int = 0) -> Tensor:
+    """Of S pairs of rows (n,) -> their products (S + more, n), made where they will be; the last rows are left open."""
+    rows = factors[0][0].new_empty(len(factors) + more, *factors[0][0].shape)
+    for row, (a, b) in zip(rows.unbind(), factors, strict=False):
+        torch.mul(a, b, out=row)
+    return rows
+
+
+def summands(seen: Seen, paced: bool, with_noise: bool) -> Tensor:
+    """(S, n) what `sums` are sums of, of tensors gathered with their momenta (K, n) as one tensor."""
+    momenta = seen.moments.momenta
+    kinds = len(momenta) + 1 if with_noise else 0
+    rows = products(pairs(seen, paced), kinds)
+    if with_noise:
+        assert isinstance(momenta, Tensor)
+        ratios = rows[-kinds:]
+        reciprocal = per_scalar.reciprocal(seen.moments.root)
+        torch.mul(momenta, reciprocal, out=ratios[:-1])
+        torch.mul(seen.grads, reciprocal, out=ratios[-1])
+        torch.mul(*per_scalar.squashed_square(ratios), out=ratios)
+    return rows
+
+
 def sums(given: Range, seen: Seen | None, paced: bool, with_noise: bool) -> tuple[Tensor, ...]:
     """Those of the products of `pairs` and of `noise`, each (); what is seen follows from what is given."""
     seen = seen or after(given)

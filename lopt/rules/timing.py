@@ -47,12 +47,16 @@ class Decays(NamedTuple):
     new_second: Tensor
     """(1,) or (B,), the same for the second moment."""
     corrections: Tensor
-    """(K + 1, B) corrections of the bias, the last one of the second moment."""
+    """(K + 1, B) corrections of the bias, the last one of the second moment; (K + 1, 1) where they are all the same."""
 
     def of_tensors(self, count: int) -> Tensor:
         """(B, 2 K + 2) the weights, and then the corrections, of each of so many tensors."""
-        rows = self.new.expand(-1, count), self.new_second.expand(1, count), self.corrections
-        return torch.cat(rows).T.contiguous()
+        weights = torch.cat([self.new.expand(-1, count), self.new_second.expand(1, count)])
+        return torch.cat([weights, self.corrections.expand(-1, count)]).T.contiguous()
+
+    def of_first(self) -> Decays:
+        """Those of the first tensor, as they are where all tensors are at the same step of the same horizon."""
+        return Decays(self.new[:, :1], self.new_second[:1], self.corrections[:, :1])
 
 
 class Timed(NamedTuple):
@@ -108,5 +112,7 @@ def _rows(clock: Clock, row: int, made: Callable[[Clock], Timed]) -> list[Timed]
     with torch.no_grad():
         table = torch.vmap(lambda later: made(Clock(clock.steps + later, clock.horizon)))(ahead)
     decays = map(Decays._make, zip(*(column.unbind() for column in table.decays), strict=True))
+    if all(bool((value == value[0]).all()) for value in clock):
+        decays = map(Decays.of_first, decays)
     others = (column.unbind() for column in table[1:])
     return [Timed(*columns) for columns in zip(decays, *others, strict=True)]

@@ -50,17 +50,15 @@ class Whitening(Settings):
 
 
 class Around(NamedTuple):
-    """The roots around the members of one tensor: (M, n, n), or their diagonals (M, n)."""
+    """The roots around each of the M members of one tensor: (n, n), or their diagonals (n,)."""
 
-    rows: Tensor
-    columns: Tensor
+    rows: Sequence[Tensor]
+    columns: Sequence[Tensor]
 
     def put(self, matrices: Sequence[Tensor]) -> list[Tensor]:
         """(r, c) of each member -> A X B."""
-        return [
-            _times(_times(x, rows).mT, columns).mT
-            for x, rows, columns in zip(matrices, self.rows.unbind(), self.columns.unbind(), strict=True)
-        ]
+        around = zip(matrices, self.rows, self.columns, strict=True)
+        return [_between(a @ x if a.dim() == 2 else a[:, None] * x, b) for x, a, b in around]
 
 
 def orthogonalised_members(
@@ -73,9 +71,9 @@ def orthogonalised_members(
     return [own.put(members) if own else members for own, members in zip(around, found, strict=True)]
 
 
-def _times(x: Tensor, root: Tensor) -> Tensor:
-    """A X with A (n, n), or of its diagonal (n,)."""
-    return root @ x if root.dim() == 2 else root[:, None] * x
+def _between(x: Tensor, b: Tensor) -> Tensor:
+    """X B with B (n, n), or of its diagonal (n,)."""
+    return x @ b if b.dim() == 2 else x * b
 
 
 def prepare(graph: ParameterGraph, settings: Whitening) -> None:
@@ -150,7 +148,7 @@ def followed(
     now = due.tolist() if host and _has_values(due) else [None] * len(steps)
     powers = (-POWER * share).unbind()
     reads, names = whitened(graph, settings.largest), list(graph.parameters)
-    elsewhere = Around(steps.new_zeros(0), steps.new_zeros(0))
+    elsewhere = Around((), ())
     around = [elsewhere if name in reads else None for name in names]
     keys: dict[int, list[str]] = {}
     given: dict[int, Beside] = {}
@@ -167,21 +165,21 @@ def followed(
     def next_of(i: int, grad: Tensor, tensors: list[Tensor]) -> list[Tensor]:
         read, before = reads[names[i]], dict(zip(keys[i], tensors, strict=True))
         own: dict[str, Tensor] = {}
-        roots: list[Tensor] = []
+        roots: list[Sequence[Tensor]] = []
         grad = grad.clamp(-LIMIT, LIMIT).reshape(read)
         for side, n, seen in (("rows", read.rows, grad), ("columns", read.columns, grad.mT)):
             packed = triangle(graph, n) if f"{side}_root" in before else None
-            product = packed.packed(seen @ seen.mT) if packed else (seen * seen).sum(-1).flatten()
+            product = packed.packed(torch.bmm(seen, seen.mT)) if packed else (seen * seen).sum(-1).flatten()
             own[f"{side}_moment"] = moment = before[f"{side}_moment"].lerp(product, 1 - settings.decay)
             if packed is None:
-                roots.append(inverse_root_of_diagonal(moment.reshape(-1, n), powers[i]))
+                roots.append(inverse_root_of_diagonal(moment.reshape(-1, n), powers[i]).unbind())
                 continue
             root = before[f"{side}_root"]
             if now[i] is not False:
                 made = packed.packed(inverse_root(packed.unpacked(moment), powers[i]))
                 root = made if now[i] else torch.where(due[i], made, root)
             own[f"{side}_root"] = root
-            roots.append(packed.unpacked(root))
+            roots.append(packed.unpacked(root).unbind())
         around[i] = Around(*roots)
         return [own[key] for key in keys[i]]
 
@@ -241,7 +239,7 @@ def inverse_root(moment: Tensor, power: Tensor | float) -> Tensor:
     mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     even = (moment / (mean + TINY)).detach().nan_to_num(0.0, 0.0, 0.0)
     values, vectors = torch.linalg.eigh(even)
-    return (vectors * _evened(values, power)[..., None, :]) @ vectors.mT
+    return torch.bmm(vectors * _evened(values, power)[..., None, :], vectors.mT)
 
 
 def inverse_root_of_diagonal(moment: Tensor, power: Tensor | float) -> Tensor:

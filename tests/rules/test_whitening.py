@@ -74,7 +74,7 @@ def test_roots_even_out_half_of_what_differs() -> None:
     q, _ = torch.linalg.qr(torch.randn(6, 6, generator=seeded(1), dtype=torch.float64))
     grads = q @ (size[:, None] * noise * size) @ q.mT
     roots = [inverse_root((x @ x.mT).mean(0, keepdim=True), -0.25) for x in (grads, grads.mT)]
-    evened = torch.stack(Around(roots[0].expand(4000, 6, 6), roots[1].expand(4000, 6, 6)).put(grads.unbind()))
+    evened = torch.stack(Around(*(root.expand(4000, 6, 6).unbind() for root in roots)).put(grads.unbind()))
     spread = (q.mT @ evened @ q).square().mean((0, 2)).sqrt()
     before = (q.mT @ grads @ q).square().mean((0, 2)).sqrt()
     assert before.amax() / before.amin() > 9
