@@ -7,7 +7,6 @@ networks.split("train").columns["label"]
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -212,10 +211,12 @@ def state_of(network: Network) -> Tensors:
             network = (
                 load_file(network) if safe else torch.load(network, map_location="cpu", weights_only=True)
             )
-        except pickle.UnpicklingError:  # torch's own words advise to run whatever is in the file
-            raise _no_network(place, "a file that torch.load does not read with weights_only=True") from None
         except (OSError, SafetensorError, RuntimeError) as error:
             raise _no_network(place, str(error).strip().split("\n")[0]) from None
+        except (
+            Exception
+        ):  # a damaged pickle raises anything, and torch's own words advise to run what is in the file
+            raise _no_network(place, "a file that torch.load does not read with weights_only=True") from None
     state = network.state_dict() if isinstance(network, nn.Module) else network
     if not isinstance(state, Mapping):
         raise _no_network(place, type(state).__name__)

@@ -156,6 +156,12 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "y.pt")
     with pytest.raises(DataError, match=r"found a file that torch\.load does not read"):
         collect([tmp_path / "y.pt"])
+    torch.save(one, tmp_path / "y.pt", _use_new_zipfile_serialization=False)
+    older = (tmp_path / "y.pt").read_bytes()
+    for damaged in (b"", b"hello", older[:20], older[:-9]):
+        (tmp_path / "y.pt").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"y\.pt: expected a file of a network's tensors"):
+            collect([tmp_path / "y.pt"])
     save_file(one, tmp_path / "z.safetensors")
     with pytest.raises(RuleFileError, match="expected a lopt-networks file"):
         load(tmp_path / "z.safetensors")
