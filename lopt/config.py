@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, to_json
@@ -88,11 +89,20 @@ class Settings(BaseModel):
         for key in values:
             if key not in cls.model_fields:
                 raise unknown(key, cls.model_fields)
-        return values
+        return {key: _plain(value) for key, value in values.items()}
 
     def but(self: S, **changes: Any) -> S:
         """A copy with some values changed, checked again."""
         return type(self)(**{**dict(self), **changes})
+
+
+def _plain(value: Any) -> Any:
+    """What YAML has, for what a caller in Python may write in its place: numbers of numpy, ranges and paths."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, (list, range)):
+        return list(map(_plain, value))
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def wrong(expected: str, found: Any, *keys: object, hint: str = "") -> PydanticCustomError:
@@ -134,10 +144,10 @@ def load(
 
     It must be complete without the overrides. Raises `ConfigError`, naming file and key ("meta.steps").
     """
-    if isinstance(source, Mapping):
-        mapping, where = source, "config"
-    else:
+    if isinstance(source, (str, os.PathLike)):
         mapping, where = read_yaml(source), str(source)
+    else:
+        mapping, where = source, "config"
     config = from_mapping(cls, mapping, where)
     if not overrides:
         return config

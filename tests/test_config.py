@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 from pydantic import Field, model_validator
 
@@ -82,6 +83,27 @@ def test_every_kind_of_field_is_read_with_its_type() -> None:
     )
     assert isinstance(read(FULL).inner.decay, float)
     assert all(isinstance(rate, float) for rate in read(FULL).inner.rates)
+
+
+def test_what_python_has_and_yaml_has_not() -> None:
+    found = Outer(
+        name=Path("a/b"),
+        inner={"steps": np.int64(3), "decay": np.float32(0.5), "rates": np.array([0.25, 1.0])},
+        pair=range(2),
+        items=[{"steps": np.int32(4)}],
+        flag=np.bool_(True),
+    )
+    inner = Inner(steps=3, decay=0.5, rates=(0.25, 1.0))
+    assert found == Outer(name="a/b", inner=inner, pair=(0, 1), items=[Inner(steps=4)], flag=True)
+    assert from_mapping(Inner, {"rates": [np.float32(0.5)]}, "here").rates == (0.5,)
+    with pytest.raises(ConfigError, match=r"steps: expected a whole number, found 2\.5"):
+        Inner(steps=np.float64(2.5))
+
+
+@pytest.mark.parametrize("source", [None, [1], 3])
+def test_what_is_no_config_is_told(source: Any) -> None:
+    with pytest.raises(ConfigError, match="config: expected a section with the keys name, inner"):
+        load(Outer, source)
 
 
 def test_missing_keys_take_their_defaults() -> None:

@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from inspect import signature
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from lopt.comparison.figures import finite
@@ -48,14 +47,9 @@ CRITERIA: dict[str, Criterion] = {f.__name__: f for f in (mean_train_loss, final
 """What a baseline can be tuned for, by name."""
 
 
-def _listed(seeds: object) -> object:
-    """Python's own numbers for numpy's."""
-    return np.asarray(seeds).tolist() if isinstance(seeds, Sequence | np.ndarray) else seeds
-
-
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 """Networks are drawn from twice of it."""
-Seeds = Annotated[Several[Seed], Field(min_length=1), BeforeValidator(_listed)]
+Seeds = Annotated[Several[Seed], Field(min_length=1)]
 
 
 class Budget(Settings):
