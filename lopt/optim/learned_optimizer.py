@@ -90,6 +90,7 @@ class LearnedOptimizer(Optimizer):
     twice, and, in `step`, `GradientError` for sparse gradients.
     """
 
+    @torch.inference_mode(False)  # tensors made in it could not be written to by a step outside
     def __init__(
         self,
         params: Any,
@@ -136,7 +137,7 @@ class LearnedOptimizer(Optimizer):
             warnings.warn(
                 f"lr: expected about 1, found {lr!r}; it multiplies what the rule decides, and is no learning rate of"
                 " AdamW's: leave it out for full steps",
-                stacklevel=2,
+                stacklevel=3,
             )
 
     @property

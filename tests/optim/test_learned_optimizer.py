@@ -583,6 +583,20 @@ def test_scripted_models_and_data_parallel_ones():
     assert set(learned(named, graph=mlp_graph()).graph.parameters) == set(mlp_graph().parameters)
 
 
+def test_made_in_inference_mode_it_steps_outside_as_adamw_does() -> None:
+    steps = []
+    for inside in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        with torch.inference_mode(inside):
+            optimizer = lopt.LearnedOptimizer(model.parameters(), rule="lopt-small")
+        for _ in range(2):
+            model(torch.ones(4, 3)).square().mean().backward()
+            optimizer.step()
+        steps.append(model.weight.detach().clone())
+    assert torch.equal(*steps)
+
+
 def test_a_mode_of_fake_tensors_is_one_error() -> None:
     with FakeTensorMode(), pytest.raises(ConfigError, match=r"FakeTensorMode.* outside of it"):
         lopt.LearnedOptimizer(nn.Linear(3, 2).parameters())
