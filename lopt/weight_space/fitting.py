@@ -89,9 +89,18 @@ def loss_of(targets: Tensor, smoothing: float = 0.0) -> Loss:
     """Cross-entropy for classes (whole numbers), the squared error for numbers."""
     if targets.is_floating_point():
         return lambda reader, params, wanted: F.mse_loss(reader(params), wanted.reshape(len(wanted), -1))
-    return lambda reader, params, wanted: F.cross_entropy(
-        reader(params), wanted.long(), label_smoothing=smoothing
-    )
+
+    def error(reader: nn.Module, params: Tensors, wanted: Tensor) -> Tensor:
+        logits = reader(params)
+        if not (wanted >= 0).all() or not (wanted < logits.shape[1]).all():
+            raise ConfigError(
+                f"fit: expected classes from 0 to {logits.shape[1] - 1}, as many as the reader has outputs, found"
+                f" {int(wanted.min())} to {int(wanted.max())}; make the reader with more outputs, or give numbers that"
+                " are no classes as floats"
+            )
+        return F.cross_entropy(logits, wanted.long(), label_smoothing=smoothing)
+
+    return error
 
 
 def fit(
@@ -109,7 +118,8 @@ def fit(
     change: drawn anew for every batch, such as `Views` of the images of SIRENs. loss: another one than `loss_of` has.
     With validation networks and targets the reader ends with the weights that were best for them, be they those that
     it came with: one that was trained before is never made worse.
-    Raises `ConfigError` if networks and targets are not as many, `DataError` if they are not finite.
+    Raises `ConfigError` if networks and targets are not as many or classes more than outputs, `DataError` if they are
+    not finite.
     """
     options = options or FitOptions()
     if len(networks) != len(targets) or not len(targets):

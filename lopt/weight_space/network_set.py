@@ -7,7 +7,7 @@ networks.split("train").columns["label"]
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -112,7 +112,7 @@ Network: TypeAlias = "Mapping[str, Tensor] | nn.Module | str | os.PathLike[str]"
 def collect(
     networks: str | os.PathLike[str] | Sequence[Network],
     columns: Mapping[str, Sequence[float]] | None = None,
-    groups: Sequence[object] | None = None,
+    groups: Sequence[object] | Tensor | None = None,
     factory: Callable[[], nn.Module] | None = None,
     example: tuple[Any, ...] | None = None,
 ) -> NetworkSet:
@@ -135,7 +135,7 @@ def collect(
                 f"networks: expected all as the first, {shapes[0]}, found number {number} with {shape}; "
                 "`park_collecting.collect_park` takes several architectures"
             )
-    own = list(range(len(states))) if groups is None else list(groups)
+    own = list(range(len(states))) if groups is None else _hashable(groups)
     table = tabled(columns or {}, len(states))
     if len(own) != len(states):
         raise DataError(f"groups: expected one for each of {len(states)} networks, found {len(own)}")
@@ -144,6 +144,17 @@ def collect(
     params = {name: torch.stack([state[name] for state in states]) for name in shapes[0]}
     graph = None if example is None else _traced(factory, networks[0], example, params)
     return NetworkSet(params, table, splits, graph=graph)
+
+
+def _hashable(groups: Sequence[object] | Tensor) -> list[object]:
+    """Groups that are equal where they look so: two tensors of one number are not. Raises `DataError` for others."""
+    if isinstance(groups, Tensor):
+        groups = groups.tolist()
+    groups = [group.item() if isinstance(group, Tensor) and not group.dim() else group for group in groups]
+    for group in groups:
+        if isinstance(group, Tensor) or not isinstance(group, Hashable):
+            raise DataError(f"groups: expected numbers or names, found {type(group).__name__}")
+    return groups
 
 
 def listed(networks: str | os.PathLike[str] | Sequence[Network]) -> Sequence[Network]:

@@ -30,7 +30,7 @@ from lopt.files import user_path
 from lopt.graph import ParameterGraph
 from lopt.weight_space.fitting import FitOptions, Networks, check_finite, fit, predict
 from lopt.weight_space.network_park import NetworkPark
-from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors
+from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors, listed
 from lopt.weight_space.park_readers import ParkReader, make_park_reader
 from lopt.weight_space.readers import Reader
 from lopt.weight_space.systems import make_reader
@@ -90,19 +90,21 @@ class Predictor(nn.Module):
         return math.ceil((len(self.errors) + 1) * coverage)
 
     def predict(
-        self, networks: Sequence[Network] | NetworkPark, coverage: float = COVERAGE
+        self, networks: str | os.PathLike[str] | Sequence[Network] | NetworkPark, coverage: float = COVERAGE
     ) -> list[Prediction]:
-        """Of each model, state dict or file, of one architecture; of many, of each network of a park.
+        """Of each model, state dict or file (a folder stands for its files), of one architecture; of many, of each
+        network of a park.
 
-        Raises `ConfigError` for a network of another architecture, and for one thing in the place of the other.
+        Raises `ConfigError` for a network of another architecture, and for one thing in the place of the other,
+        `DataError` for one network in the place of several.
         """
         if isinstance(networks, NetworkPark) != self.description.many:
             wanted, found = ("a park", "others") if self.description.many else ("single ones", "a park")
             raise ConfigError(f"networks: expected {wanted}, which this predictor is for, found {found}")
-        if not len(networks):
+        if isinstance(networks, (Sequence, NetworkPark)) and not len(networks):
             return []
         within = self.within(coverage)
-        told = networks if isinstance(networks, NetworkPark) else self._stacked(networks)
+        told = networks if isinstance(networks, NetworkPark) else self._stacked(listed(networks))
         return [Prediction(v, v - within, v + within) for v in self.values(told).tolist()]
 
     def _stacked(self, networks: Sequence[Network]) -> Tensors:

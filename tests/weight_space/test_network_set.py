@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -118,6 +121,14 @@ def test_all_checkpoints_of_a_run_are_in_one_split() -> None:
     assert [len(found.split(name)) for name in ("train", "validation", "test")] == [14, 2, 4]
 
 
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda groups: list(torch.tensor(groups))])
+def test_groups_may_be_a_tensor_without_leaking(kind: Callable[[list[int]], Any]) -> None:
+    """Elements of a tensor are equal to none: every checkpoint of a run was in a split of its own."""
+    splits = collect(states(12), groups=kind([k // 2 for k in range(12)])).splits.reshape(6, 2)
+    assert torch.equal(splits[:, 0], splits[:, 1])
+    assert len(splits.unique()) > 1
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     one = states(1)[0]
     with pytest.raises(DataError, match="one or more, found none"):
@@ -132,6 +143,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     for name in ("split", "parameter:0.weight"):
         with pytest.raises(DataError, match=f"{name}: expected another name for a column"):
             collect([one], {name: [0.1]})
+    with pytest.raises(DataError, match="groups: expected numbers or names, found list"):
+        collect([one], groups=[["a"]])
     with pytest.raises(DataError, match="expected a folder of networks, found none"):
         collect(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="expected several, found one"):

@@ -20,7 +20,7 @@ from lopt.errors import ConfigError, DataError, RuleFileError
 from lopt.weight_space import parknets
 from lopt.weight_space.architecture import architecture_of
 from lopt.weight_space.convnets import Adam, ConvShape, gradient, initial
-from lopt.weight_space.fitting import FitOptions
+from lopt.weight_space.fitting import FitOptions, fit
 from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import NetworkSet, collect
 from lopt.weight_space.park_collecting import collect_park
@@ -32,6 +32,7 @@ from lopt.weight_space.predictor import (
     shipped_predictors,
     train_predictor,
 )
+from lopt.weight_space.systems import make_reader
 from lopt.weight_space.trained import FORMAT, VERSION
 from meta_tasks.data.images import load_images
 from tests.helpers import seeded
@@ -194,6 +195,26 @@ def test_a_network_that_diverged_spoils_no_reader(number: int) -> None:
         train_predictor(networks, reader="statnn", options=FEW)
     left = networks.select(networks.params["layers.1.bias"].isfinite().all(1))
     assert train_predictor(left, reader="statnn", options=FEW).within(0.5) < math.inf
+
+
+def test_one_network_in_place_of_several_is_told() -> None:
+    """A model is made of layers, a state dict of names, a path of letters: each was taken for several networks."""
+    predictor = train_predictor(zoo(), reader="statnn", options=FEW)
+    for network in (nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2), one(zoo())):
+        with pytest.raises(DataError, match="expected several, found one"):
+            predictor.predict(network)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"x\.pt: expected a folder of networks, found none; write \[path\]"):
+        predictor.predict("x.pt")
+    assert predictor.predict([]) == []
+
+
+def test_classes_that_a_reader_has_no_output_for_are_told() -> None:
+    networks = zoo()
+    reader = make_reader("statnn", networks, 2)
+    with pytest.raises(ConfigError, match=r"fit: expected classes from 0 to 1, .* found \d+ to \d+"):
+        fit(reader, networks, torch.arange(len(networks)), FEW)
+    with pytest.raises(ConfigError, match=r"fit: expected classes from 0 to 1, .* found -1 to 0"):
+        fit(reader, networks, torch.arange(len(networks)) % 2 - 1, FEW)
 
 
 def test_a_missing_column_and_split_are_named() -> None:
