@@ -47,11 +47,14 @@ class Registry(Mapping[str, T]):
 
     def register(self, name: str) -> Callable[[C], C]:
         """A decorator that adds a class or function under a name. Raises `ConfigError` where that cannot be."""
+        where = f"{self.kind} {name!r}"
+        # At once: a decorator without its brackets is given the class itself, and never anything to add.
+        if not (isinstance(name, str) and name.isidentifier()):
+            raise ConfigError(
+                f'{where}: expected a name of letters, digits and _; write it in brackets, ("mine")'
+            )
 
         def add(item: C) -> C:
-            where = f"{self.kind} {name!r}"
-            if not (isinstance(name, str) and name.isidentifier()):
-                raise ConfigError(f"{where}: expected a name of letters, digits and _")
             if name in self._items:
                 raise ConfigError(f"{where}: there is one already, {self._items[name]!r}; take another name")
             if not self._fits(item):

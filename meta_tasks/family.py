@@ -62,6 +62,8 @@ FAMILIES: Registry[type[SpecFamily[Any]]] = Registry("task family", SpecFamily)
 def register_family(name: str) -> Callable[[F], F]:
     """A decorator that adds a family with a `spec_class` under a name."""
 
+    register = FAMILIES.register(name)
+
     def add(family: F) -> F:
         spec_class = getattr(family, "spec_class", None)
         if not (isinstance(spec_class, type) and issubclass(spec_class, Spec)):
@@ -69,6 +71,6 @@ def register_family(name: str) -> Callable[[F], F]:
                 f"task family {name!r}: expected a spec_class derived from Spec, found {spec_class!r}"
             )
         family.name = name
-        return FAMILIES.register(name)(family)
+        return register(family)
 
     return add

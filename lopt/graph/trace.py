@@ -52,13 +52,13 @@ def trace(
     without Python code (`torch.jit`, `DataParallel`), or one that fails on the example inputs, and inside a
     transform of `torch.func`.
     """
-    kwargs = dict(example_kwargs or {})
     if inside_transform():
         raise GraphError(
             "expected a trace outside of torch.func's transforms, found one inside grad, vmap or alike"
         )
     check_model(model)
-    check_inputs(example_args)
+    check_inputs(example_args, example_kwargs)
+    kwargs = dict(example_kwargs or {})
     try:
         tape = _run_fake(model, example_args, kwargs)
     except GraphError:
@@ -189,13 +189,17 @@ def inside_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def check_inputs(example_args: Any) -> None:
-    """Raise `GraphError` unless the example inputs are a tuple of positional arguments."""
+def check_inputs(example_args: Any, example_kwargs: Any) -> None:
+    """Raise `GraphError` unless the example inputs are a tuple of positional arguments, and a mapping of named ones."""
     if not isinstance(example_args, tuple):
         found = type(example_args).__name__
+        hint = "them after () if they have names" if isinstance(example_args, Mapping) else "(x,) for x"
         raise GraphError(
-            f"expected example inputs as a tuple of positional arguments, found {found}: write (x,) for x"
+            f"expected example inputs as a tuple of positional arguments, found {found}: write {hint}"
         )
+    if not isinstance(example_kwargs, Mapping | None):
+        found = type(example_kwargs).__name__
+        raise GraphError(f"expected named example inputs as a dict, found {found}: write {{'x': x}} for x=x")
 
 
 def _does_not_fit(model: nn.Module, error: Exception) -> GraphError:

@@ -110,7 +110,7 @@ def verify(
     stderr how many controls are done.
     Raises `GraphError` for a graph of another model, parameters without values, or inputs that do not fit.
     """
-    _check(graph, model, example_args)
+    _check(graph, model, example_args, example_kwargs)
     generator = generator or torch.Generator().manual_seed(0)
     axes = [(g.id, *m) for g in graph.groups if g.permutable and len(g.members) > 1 for m in g.members]
     limit = max_controls if max_controls is not None else len(axes) if graph.numel <= 10**6 else 64
@@ -135,7 +135,7 @@ def verify(
     return VerificationReport(ok, max_error, tolerance, controls, detected, tuple(undetected), tuple(inert))
 
 
-def _check(graph: GraphSpec, model: nn.Module, example_args: Any) -> None:
+def _check(graph: GraphSpec, model: nn.Module, example_args: Any, example_kwargs: Any) -> None:
     found = {name: tuple(p.shape) for name, p in model.named_parameters()}
     expected = {name: spec.shape for name, spec in graph.parameters.items()}
     if found != expected:
@@ -144,7 +144,7 @@ def _check(graph: GraphSpec, model: nn.Module, example_args: Any) -> None:
             f"expected the model that the graph was traced from, found {name} with shape {found.get(name)} instead "
             f"of {expected.get(name)}: trace this model again"
         )
-    check_inputs(example_args)
+    check_inputs(example_args, example_kwargs)
     if any(b.is_meta for b in model.buffers()):
         raise GraphError(
             "expected a model whose buffers have values, found some on the meta device: build it on cpu"

@@ -24,9 +24,11 @@ def make_rule(metanet: str, **options: Any) -> Rule:
     Options of `LearnedRuleConfig` (rate, decays, directions...) and of the metanet's constructor (width...) may be
     mixed; those of a classical rule are its constructor's. Raises `ConfigError` for an unknown name or option.
     """
+    if metanet not in names():
+        raise ConfigError(
+            f"rule: expected one of {', '.join(names())}, found {metanet!r}; options go beside the name"
+        )
     if metanet in CLASSICAL:
         return CLASSICAL[metanet](**options)
-    if metanet not in METANETS:
-        raise ConfigError(f"rule: expected one of {', '.join(names())}, found {metanet!r}")
     described = {"metanet": metanet, "options": options}
     return LearnedRule(from_mapping(LearnedRuleConfig, described, f"rule {metanet!r}"))

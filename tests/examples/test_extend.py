@@ -94,6 +94,25 @@ def test_what_cannot_be_registered_is_one_error(register: Any, name: str, item: 
     assert "mine" not in METANETS
 
 
+@pytest.mark.parametrize(
+    "register",
+    [
+        lopt.register_metanet,
+        lopt.register_direction,
+        lopt.register_estimator,
+        lopt.register_family,
+        lopt.register_op_rule,
+    ],
+)
+def test_a_decorator_without_its_brackets_is_told(register: Any) -> None:
+    """It made of the class a function, registered nothing, and said nothing."""
+    with pytest.raises(ConfigError, match=r"expected .*name.*; write it in brackets, \(\"m.*\"\)"):
+
+        @register
+        class Mine(Mlp):
+            pass
+
+
 def test_what_is_registered_has_the_same_checks() -> None:
     @lopt.register_metanet("of_this_test")
     class Mine(Mlp):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -217,12 +218,20 @@ def test_the_graph_of_another_model_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "message"), [((X[:, :4],), "RuntimeError"), (X, "expected example inputs as a tuple")]
+    ("args", "kwargs", "message"),
+    [
+        ((X[:, :4],), None, "RuntimeError"),
+        (X, None, r"expected example inputs as a tuple .* found Tensor: write \(x,\) for x"),
+        ({"input": X}, None, r"as a tuple .* found dict: write them after \(\) if they have names"),
+        ((), [X], "expected named example inputs as a dict, found list"),
+    ],
 )
-def test_inputs_that_do_not_fit_get_one_clear_error(args: object, message: str) -> None:
+def test_inputs_that_do_not_fit_get_one_clear_error(args: Any, kwargs: Any, message: str) -> None:
     model, graph = _traced()
     with pytest.raises(GraphError, match=message):
-        graph.verify(model, args)  # type: ignore[arg-type]
+        graph.verify(model, args, kwargs)
+    with pytest.raises(GraphError, match=message):
+        ParameterGraph.trace(model, args, kwargs)
 
 
 def test_a_model_that_writes_to_its_inputs_leaves_the_examples_alone() -> None:

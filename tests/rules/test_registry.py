@@ -85,6 +85,7 @@ def test_options_reach_the_rule_and_its_metanet() -> None:
         ("axisnet", {"metanet_options": {"width": 3}}, "metanet_options"),
         ("adamw", {"lrate": 0.1}, "AdamW: lrate: unknown key; expected one of lr, betas"),
         ("adamw", {"lr": -1.0}, "lr"),
+        ({"name": "axisnet", "width": 8}, {}, "expected one of axisnet, .* options go beside the name"),
     ],
 )
 def test_mistakes_are_named(name: Any, options: dict[str, Any], message: str) -> None:

@@ -28,14 +28,19 @@ def rule(*names: str, segments: bool = False) -> Callable[[Rule], Rule]:
     Raises `ConfigError` for a name that has a rule already, and for what is no function.
     """
 
+    # At once: a decorator without its brackets is given the function itself, and never one to enter.
+    if not names:
+        raise ConfigError("op rule: expected the name of at least one operation, found none")
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(
+                f'op rule: expected the name of an operation, found {name!r}; write it in brackets, ("mm")'
+            )
+
     def enter(function: Rule) -> Rule:
         if not callable(function):
             raise ConfigError(f"op rule: expected a function, found {function!r}")
-        if not names:
-            raise ConfigError("op rule: expected the name of at least one operation, found none")
         for name in names:
-            if not isinstance(name, str) or not name:
-                raise ConfigError(f"op rule: expected the name of an operation, found {name!r}")
             known = RULES.get(name.replace("::", "."))
             if known is not None:
                 raise ConfigError(
