@@ -21,6 +21,9 @@ DECAY_RATE = 1e-3
 SMALL = 1 << 14
 """Scalars of a tensor below which copying it costs less than a call."""
 
+OF_ALL = {"rule", "graph", "total_steps", "loss_guard"}
+"""Options that no parameter group has one of its own of, as it would of AdamW's."""
+
 SAID = 300
 """Characters of a value that a message shows."""
 
@@ -145,6 +148,11 @@ def check_options(group: dict[str, Any], place: str = "") -> None:
 
 def check_group(group: dict[str, Any], names: Sequence[str]) -> None:
     """Raise a `ConfigError` for what a group must not hold."""
+    for key in OF_ALL & group.keys():
+        raise ConfigError(
+            f"{key}: expected it for the whole optimizer, found it in a parameter group, where it has no effect; pass"
+            " it to LearnedOptimizer"
+        )
     check_options(group)
     for name, p in zip(names, group["params"], strict=True):
         if p.requires_grad and not (p.is_floating_point() and p.dtype.itemsize > 1):

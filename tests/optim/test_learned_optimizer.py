@@ -597,6 +597,23 @@ def test_made_in_inference_mode_it_steps_outside_as_adamw_does() -> None:
     assert torch.equal(*steps)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("rule", "lopt-small"), ("total_steps", 100), ("loss_guard", True), ("graph", None)]
+)
+def test_options_of_the_whole_optimizer_are_refused_in_a_group(key: str, value: object) -> None:
+    first, second = nn.Linear(3, 2), nn.Linear(2, 2)
+    message = f"{key}: expected it for the whole optimizer, found it in a parameter group"
+    with pytest.raises(ConfigError, match=message):
+        learned([{"params": first.parameters(), key: value}])
+    optimizer = learned(first.parameters())
+    with pytest.raises(ConfigError, match=message):
+        optimizer.add_param_group({"params": second.parameters(), key: value})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group(
+        {"params": second.parameters(), "name": "head"}
+    )  # what is unknown is kept, as by AdamW
+
+
 def test_a_mode_of_fake_tensors_is_one_error() -> None:
     with FakeTensorMode(), pytest.raises(ConfigError, match=r"FakeTensorMode.* outside of it"):
         lopt.LearnedOptimizer(nn.Linear(3, 2).parameters())
