@@ -18,6 +18,8 @@ from lopt.rules.learned import LearnedRule
 
 FORMAT = "lopt-rule"
 VERSION = 2
+RULE = "rule.safetensors"
+"""The file of a run folder."""
 
 
 def save_rule(
@@ -80,12 +82,17 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
         return hub.fetch(str(name_or_path))
     path = user_path(name_or_path)
     if path.is_dir():
-        path = path / "rule.safetensors"
+        path = path / RULE
     if path.is_file():
         return path
     shipped = resources.files("lopt.pretrained") / f"{name_or_path}.safetensors"
     if shipped.is_file():
         return Path(str(shipped))
+    if path.name == RULE and path.parent.is_dir():
+        raise RuleFileError(
+            f"{path.parent}: expected a run folder with {RULE}, found none in it; a run writes it with its first"
+            " validation"
+        )
     known = ", ".join(pretrained_names()) or "none in this version"
     raise RuleFileError(
         f"rule {str(name_or_path)!r}: expected a rule file, a run folder or a shipped rule ({known}),"

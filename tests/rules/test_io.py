@@ -196,12 +196,22 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_unknown_names_list_what_there_is(tmp_path: Path) -> None:
-    for name in ("no-such-rule", tmp_path / "nowhere.safetensors", tmp_path):
+    for name in ("no-such-rule", tmp_path / "nowhere.safetensors"):
         with pytest.raises(
             RuleFileError, match="expected a rule file, a run folder or a shipped rule"
         ) as caught:
             load_rule(name)
         assert all(known in str(caught.value) for known in pretrained_names())
+
+
+def test_a_run_folder_without_a_rule_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        RuleFileError, match=r"expected a run folder with rule\.safetensors, found none in it; a run"
+    ):
+        load_rule(tmp_path)
+    (tmp_path / "lopt-small").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_rule("lopt-small").describe()["update_form"]  # a folder of that name hides no rule that ships
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
