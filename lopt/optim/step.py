@@ -75,7 +75,10 @@ def owned(value: Tensor) -> Tensor:
     """The tensor, contiguous and in memory of its own; shards have theirs already."""
     if is_sharded(value):
         return value
-    own = value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    # What was made in inference mode cannot be written outside of it.
+    own = (
+        not value.is_inference() and value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    )
     return value if own and value.is_contiguous() else value.clone(memory_format=torch.contiguous_format)
 
 

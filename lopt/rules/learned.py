@@ -6,6 +6,7 @@ Shapes: P scalars of one network, B parameters (tensors), K decays, R raw output
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -159,7 +160,14 @@ class LearnedRule(Rule):
         if torch.compiler.is_compiling() or at_once or not self._comes_in_pieces:
             whole = self._whole(self._at, graph, grads, state, params)
             return Decision(list(whole[0].values()), lambda gate: iter([whole]))
-        return self._decision(self._at, graph, grads, state, params, _waves(graph))
+        waves = _waves(graph)
+        if self.fused:
+            return self._decision(self._at, graph, grads, state, params, waves)
+        # Without a version of each tensor and of what it is a view of, calls take a tenth less.
+        with torch.inference_mode():
+            return self._decision(
+                self._at, graph, grads, state, params, waves, unwatched=torch.inference_mode
+            )
 
     def takes_shards(self, graph: ParameterGraph) -> bool:
         return self._comes_in_pieces and in_whole_rows(graph)
@@ -201,8 +209,9 @@ class LearnedRule(Rule):
         params: Tensors,
         waves: list[Wave],
         held: OneProcess = ALONE,
+        unwatched: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> Decision:
-        """One pass over all pieces looks at them, and another one, wave by wave, makes their step.
+        """One pass over all pieces looks at them, and another one, wave by wave and `unwatched`, makes their step.
 
         That of a whole graph, in one piece, is a function; else the second pass writes the next state in place, and
         values may be looked at.
@@ -233,23 +242,29 @@ class LearnedRule(Rule):
             limits = Limits(factor, bound, decay)
             now = {"step": clock.steps.unbind(), **({} if pace is None else {"pace": pace.unbind()})}
             for wave in waves:
-                if not view.whole:
-                    ends = ends_of(wave, self._form.orthogonal, view.given.dtype)
-                    make = self._of_ranges if wave.in_ranges else self._of_gathered
-                    deltas = make(view, words, wave, ends, limits, gate)
-                else:
-                    (piece,) = view.pieces
-                    step = self._step(view, words)
-                    if decay is not None:
-                        step = step - piece.spread(decay) * view.params(piece)
-                    scale = torch.minimum(piece.of(factor), piece.of(bound) / view.rms(piece, step))
-                    scale = segment_expand(scale, piece.sizes, piece.index(scale.device))
-                    deltas = [*(step * scale).split(piece.sizes)]
-                    del step
-                yield self._named(view, wave, deltas, now, state, words.memory)
-                del deltas
+                with unwatched():
+                    deltas = self._deltas(view, words, wave, limits, gate)
+                    named = self._named(view, wave, deltas, now, state, words.memory)
+                yield named
+                del deltas, named
 
         return Decision([view.means, *words.checked], parts)
+
+    def _deltas(
+        self, view: View, words: Words, wave: Wave, limits: Limits, gate: Tensor | None
+    ) -> list[Tensor]:
+        """(N,) of a wave's tensors; if the graph is not one piece, their next state is written."""
+        if not view.whole:
+            ends = ends_of(wave, self._form.orthogonal, view.given.dtype)
+            make = self._of_ranges if wave.in_ranges else self._of_gathered
+            return make(view, words, wave, ends, limits, gate)
+        (piece,), (factor, bound, decay) = view.pieces, limits
+        step = self._step(view, words)
+        if decay is not None:
+            step = step - piece.spread(decay) * view.params(piece)
+        scale = torch.minimum(piece.of(factor), piece.of(bound) / view.rms(piece, step))
+        scale = segment_expand(scale, piece.sizes, piece.index(scale.device))
+        return [*(step * scale).split(piece.sizes)]
 
     def _words(self, view: View, timed: Timed, state: State) -> Words:
         """What the metanet has to say."""
@@ -313,13 +328,13 @@ class LearnedRule(Rule):
     def _of_ranges(
         self, view: View, words: Words, wave: Wave, ends: Ends, limits: Limits, gate: Tensor | None
     ) -> list[Tensor]:
-        """(N,) deltas of a wave's tensors, which are in ranges; their next state is written."""
+        """Those of tensors in ranges."""
         return parted.finished(self._drafts(view, words, wave, ends.hidden, gate), ends, view, limits)
 
     def _of_gathered(
         self, view: View, words: Words, wave: Wave, ends: Ends, limits: Limits, gate: Tensor | None
     ) -> list[Tensor]:
-        """The same of tensors that are gathered in one piece."""
+        """Those of tensors that are gathered in one piece."""
         ((piece,),) = (bundle.pieces for bundle in wave.bundles)
         history = view.history(
             piece, [ends.reads.get(i) for i in range(len(view.graph.sizes))], words.by_tensor
