@@ -5,7 +5,7 @@ Shapes: r rows and c columns of a matrix, r <= c; L matrices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def orthogonalised(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
             gram = _stack(_padded([wide[i] @ wide[i].mT for i in members]))
             square = _at_least(gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)[..., None])
             factors = _unstack(polynomial(gram / square, steps) / torch.sqrt(square))
-            steps_of = [_cut(f, len(wide[i])) @ wide[i] for f, i in zip(factors, members, strict=True)]
+            steps_of = [_cut(f, wide[i].shape[0]) @ wide[i] for f, i in zip(factors, members, strict=True)]
         else:
             x = _stack([wide[i] for i in members])
             square = _at_least((x * x).sum((-2, -1), keepdim=True))
@@ -62,31 +62,30 @@ def orthogonalised(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
 
 def iterated(x: Tensor, steps: int) -> Tensor:
     """(..., r, c) -> (..., r, c): the steps as they are written."""
-    a, b, c = COEFFICIENTS
+    (a, b, c), added = COEFFICIENTS, _added(x)
     for _ in range(steps):
         gram = x @ x.mT
-        x = _sum(a, x, 1, _sum(b, gram, c, gram, gram), x)
+        x = added(x, added(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
 def polynomial(gram: Tensor, steps: int) -> Tensor:
     """(..., r, r) -> (..., r, r): the product of the steps' factors a + H_k, where H_k = b G_k + c G_k^2 and
     G_k+1 = (a + H_k)^2 G_k."""
-    a, b, c = COEFFICIENTS
-    rest = _sum(b, gram, c, gram, gram)
+    (a, b, c), added = COEFFICIENTS, _added(gram)
+    rest = added(gram, gram, gram, beta=b, alpha=c)
     product = rest.add(torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device), alpha=a)
     for _ in range(steps - 1):
-        half = _sum(a, gram, 1, gram, rest)
-        gram = _sum(a, half, 1, half, rest)
-        rest = _sum(b, gram, c, gram, gram)
-        product = _sum(a, product, 1, product, rest)
+        half = added(gram, gram, rest, beta=a)
+        gram = added(half, half, rest, beta=a)
+        rest = added(gram, gram, gram, beta=b, alpha=c)
+        product = added(product, product, rest, beta=a)
     return product
 
 
-def _sum(beta: float, x: Tensor, alpha: float, y: Tensor, z: Tensor) -> Tensor:
+def _added(like: Tensor) -> Callable[..., Tensor]:
     """beta x + alpha y z, in one pass over matrices (r, c) or stacks of them (L, r, c)."""
-    function = torch.addmm if x.dim() == 2 else torch.baddbmm
-    return function(x, y, z, beta=beta, alpha=alpha)
+    return torch.addmm if like.dim() == 2 else torch.baddbmm
 
 
 def _at_least(square: Tensor) -> Tensor:
@@ -95,12 +94,12 @@ def _at_least(square: Tensor) -> Tensor:
 
 
 def _padded(grams: list[Tensor]) -> list[Tensor]:
-    most = max(map(len, grams))
-    return [pad(gram, [0, most - len(gram)] * 2) if len(gram) < most else gram for gram in grams]
+    most = max(gram.shape[0] for gram in grams)
+    return [pad(gram, [0, most - gram.shape[0]] * 2) if gram.shape[0] < most else gram for gram in grams]
 
 
 def _cut(factor: Tensor, rows: int) -> Tensor:
-    return factor if len(factor) == rows else factor[:rows, :rows]
+    return factor if factor.shape[0] == rows else factor[:rows, :rows]
 
 
 def _stack(matrices: list[Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from lopt.optim import averages
 from lopt.optim.loading import check_form, check_states, check_tensors, warn_of_nonfinite
 from lopt.optim.loss_guard import LossGuard, base_of, mean_over_ranks
 from lopt.optim.matching import Binding, labels_of
-from lopt.optim.sharding import gathered, laid_out, local, sharded_like, shards_of
+from lopt.optim.sharding import gathered, is_sharded, laid_out, local, sharded_like, shards_of
 from lopt.optim.skips import IN_A_ROW, Skips, is_told, warn_of
 from lopt.optim.step import (
     all_finite,
@@ -248,7 +248,7 @@ class LearnedOptimizer(Optimizer):
             return
         if averages.has_averages(self.rule):
             averages.check_taken_out(self.state)
-        inputs = [[call.seen(params[i].grad) for i in call.indices] for call in calls]
+        inputs = [call.all_seen([params[i].grad for i in call.indices]) for call in calls]
         flat = [grad for grads in inputs for grad in grads]
         # Elsewhere than on the CPU, asking for a value would stall the device: there a skipped step is a step of size
         # zero that keeps the old state, and whether all is finite a tensor.
@@ -281,7 +281,7 @@ class LearnedOptimizer(Optimizer):
         network; so is state that it has tripped over.
         """
         old, owners = self._states(call, params), [params[i] for i in call.indices]
-        values = dict(zip(call.names, map(call.seen, owners), strict=True))
+        values = dict(zip(call.names, call.all_seen(owners), strict=True))
         for position, group in enumerate(call.groups):
             if self.param_groups[group]["maximize"]:
                 grads[position] = -grads[position]
@@ -324,6 +324,8 @@ class LearnedOptimizer(Optimizer):
         if not all(states.values()):
             self._make_states(call, params, [name for name, state in states.items() if not state])
             states = {name: self.state[params[i]] for name, i in zip(call.names, call.indices, strict=True)}
+        if call.plain:
+            return states
         return {n: {key: call.seen(value) for key, value in state.items()} for n, state in states.items()}
 
     @_disable_dynamo
@@ -427,7 +429,8 @@ class LearnedOptimizer(Optimizer):
                 bound = self._rule_on(device, base).on(part)
             tensors = [tensor for i in indices for tensor in (params[i], params[i].grad)]
             shards = shards_of(part, tensors) if bound.rule.takes_shards(part) else None
-            calls.append(_Call(bound, names, indices, [groups[i] for i in indices], shards))
+            plain = not any(map(is_sharded, tensors))
+            calls.append(_Call(bound, names, indices, [groups[i] for i in indices], shards, plain))
         if len(self._plans) >= MAX_PLANS:
             self._plans.pop(next(iter(self._plans)))
         self._plans[key] = calls
@@ -563,6 +566,12 @@ class _Call:
     """The parameter group of each."""
     shards: Shards | None
     """Where the rule steps the rows of this rank; else it is given whole tensors."""
+    plain: bool
+    """Whether nothing is sharded at all."""
+
+    def all_seen(self, tensors: list[Tensor]) -> list[Tensor]:
+        """What the rule is given of tensors."""
+        return tensors if self.plain else [self.seen(tensor) for tensor in tensors]
 
     def seen(self, tensor: Tensor) -> Tensor:
         """What the rule is given of a tensor."""
@@ -570,7 +579,7 @@ class _Call:
 
     def part(self, value: Tensor, p: Tensor) -> Tensor:
         """This rank's part of a value that the rule gives for a parameter."""
-        return value if self.shards is not None else local(sharded_like(value, p))
+        return value if self.plain or self.shards is not None else local(sharded_like(value, p))
 
     def kept(self, value: Tensor, p: Tensor, shape: torch.Size | None = None) -> Tensor:
         """The value as state, in memory of its own; `shape` is that of the state in whose place it comes."""

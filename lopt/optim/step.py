@@ -47,8 +47,10 @@ def is_finite(tensors: list[Tensor]) -> bool:
 
     Small tensors are copied to one place, which costs less than two calls for each.
     """
-    small = [tensor for tensor in tensors if tensor.numel() < SMALL]
-    summed = [tensor for tensor in tensors if tensor.numel() >= SMALL]
+    small: list[Tensor] = []
+    summed: list[Tensor] = []
+    for tensor in tensors:
+        (small if tensor.numel() < SMALL else summed).append(tensor)
     if small:
         summed.append(torch._C._nn.flatten_dense_tensors(small))
     return math.isfinite(sum(tensor.sum().item() for tensor in summed)) or bool(all_finite(tensors))

@@ -110,7 +110,7 @@ def scales_of(
     are rows, or `length` (W,) times them, grafted.
     """
     factor, bound, decay = limits
-    device, one_each = sums.device, len(ends.each) == len(ends.owner)
+    device, one_each = sums.device, ends.each.shape == ends.owner.shape
     within, owner, each = (x.to(device) for x in (ends.tensor, ends.owner, ends.each))
     squares, products = sums[-2:]
     scale = length if length is None or one_each else length.index_select(0, within)
@@ -128,7 +128,7 @@ def scales_of(
         scaled, numel = torch.stack([squares, products]), ends.numel.to(device)
         mean, along = sums.new_zeros(2, len(owner)).index_add_(1, within, scaled) / numel
     numbers = torch.stack([factor, bound] if decay is None else [factor, bound, decay, view.stats.param])
-    factor, bound, *shorter = numbers if len(owner) == len(factor) else numbers.index_select(1, owner)
+    factor, bound, *shorter = numbers if owner.shape == factor.shape else numbers.index_select(1, owner)
     if decay is not None:
         # Of the square of a difference, as the difference itself is made only once its factor is known.
         mean = mean + shorter[0] * (shorter[0] * shorter[1].square() - 2 * along)

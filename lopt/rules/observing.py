@@ -45,20 +45,21 @@ class Given:
 
     @classmethod
     def of(cls, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> Given:
-        dtype, shapes = working_dtype(*params.values()), [params[name].shape for name in graph.parameters]
-
-        def flat(tensors: Tensors) -> list[Tensor]:
-            return [_flat(tensors[n], shape) for n, shape in zip(graph.parameters, shapes, strict=True)]
-
+        names, dtype = list(graph.parameters), working_dtype(*params.values())
+        momenta = [state[name]["momenta"] for name in names]
+        momenta = [m.flatten(1) if m.dim() > 1 else m[:, None] for m in momenta]
+        second = [state[name]["second"].flatten() for name in names]
         # State may come from a file, or from steps of other parameters, of another precision.
-        momenta, second = (
-            [
-                x if x.dtype == dtype else x.to(dtype)
-                for x in flat({n: state[n][key] for n in graph.parameters})
-            ]
-            for key in ("momenta", "second")
+        if any(x.dtype != dtype for x in (*momenta, *second)):
+            momenta, second = [m.to(dtype) for m in momenta], [v.to(dtype) for v in second]
+        return cls(
+            [params[name].flatten() for name in names],
+            [grads[name].flatten() for name in names],
+            momenta,
+            second,
+            dtype,
+            [params[name].shape for name in names],
         )
-        return cls(flat(params), flat(grads), momenta, second, dtype, shapes)
 
     def values(self, piece: Piece, tensors: Sequence[Tensor]) -> Tensor:
         """(n,) parameters or gradients."""
@@ -84,12 +85,6 @@ class Given:
         """Write the new history over the old one; not where a gate, () bool, is false."""
         for values, tensors in ((seen.momenta, self.momenta), (seen.second, self.second)):
             piece.put(values if gate is None else torch.where(gate, values, piece.take(tensors)), tensors)
-
-
-def _flat(tensor: Tensor, shape: torch.Size) -> Tensor:
-    if tensor.dim() == len(shape) == 1:
-        return tensor
-    return tensor.reshape(*tensor.shape[: tensor.dim() - len(shape)], shape.numel())
 
 
 def _for_scalars(weights: Tensor, piece: Piece) -> Tensor:
