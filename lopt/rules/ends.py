@@ -110,28 +110,29 @@ def scales_of(
     are rows, or `length` (W,) times them, grafted.
     """
     factor, bound, decay = limits
-    device, one_each = sums.device, ends.each.shape == ends.owner.shape
+    param, device, one_each = view.stats.param, sums.device, ends.each.shape == ends.owner.shape
     within, owner, each = (x.to(device) for x in (ends.tensor, ends.owner, ends.each))
-    squares, products = sums[-2:]
+    means = sums / each
+    squares, products = means[-2:].unbind()
     scale = length if length is None or one_each else length.index_select(0, within)
     if ends.hidden:
-        like, own = torch.sqrt(sums[:2] / each + TINY)
+        like, own = torch.sqrt(means[:2] + TINY).unbind()
         graft = like / (own + EPS)
         if ends.grafted is not None:
             graft = graft.where(ends.grafted.to(device), 1.0)
         scale = graft if scale is None else scale * graft
     if scale is not None:
         squares, products = scale * scale * squares, scale * products
-    if one_each:
-        mean, along = squares / each, products / each
-    else:
-        scaled, numel = torch.stack([squares, products]), ends.numel.to(device)
-        mean, along = sums.new_zeros(2, len(owner)).index_add_(1, within, scaled) / numel
-    numbers = torch.stack([factor, bound] if decay is None else [factor, bound, decay, view.stats.param])
-    factor, bound, *shorter = numbers if owner.shape == factor.shape else numbers.index_select(1, owner)
+    if not one_each:
+        parts = torch.stack([squares, products]) * each
+        total = sums.new_zeros(2, owner.shape[0]).index_add_(1, within, parts)
+        squares, products = (total / ends.numel.to(device)).unbind()
+    if owner.shape != factor.shape:
+        factor, bound, param = (x.index_select(0, owner) for x in (factor, bound, param))
+        decay = None if decay is None else decay.index_select(0, owner)
     if decay is not None:
         # Of the square of a difference, as the difference itself is made only once its factor is known.
-        mean = mean + shorter[0] * (shorter[0] * shorter[1].square() - 2 * along)
-    factor = torch.minimum(factor, bound / torch.sqrt(mean.clamp(min=0) + TINY))
+        squares = squares.addcmul(decay, torch.sub(decay * param * param, products, alpha=2))
+    factor = torch.minimum(factor, bound * torch.rsqrt(squares.clamp(min=TINY)))
     scales = factor if one_each else factor.index_select(0, within)
-    return scales if scale is None else scales * scale, None if decay is None else -factor * shorter[0]
+    return scales if scale is None else scales * scale, None if decay is None else -factor * decay

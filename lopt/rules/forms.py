@@ -72,7 +72,7 @@ def shares(raw: Tensor, log_rate: Tensor, directions: Weights) -> tuple[Tensor, 
 
     So it stays wherever a metanet may be led beyond what it was trained on. Fresh, r = 0.
     """
-    first, *others = raw
+    first, *others = raw.unbind()
     length = -torch.exp(first * torch.rsqrt(1 + first * first / 4) + log_rate)
     return length, *(row + weight for row, weight in zip(others, directions.values(), strict=True))
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import lopt
+from lopt.optim.step import SMALL, is_finite
 from lopt.rules import Rule
 from tests.optim.kit import give_gradients, learned, mlp, train, values
 
@@ -40,6 +41,19 @@ def fit(model, optimizer, x, y, steps: int, step=None) -> list[float]:
         (step or optimizer.step)()
         losses.append(loss.item())
     return losses
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("size", [5, SMALL])
+def test_one_entry_is_found_in_tensors_of_every_size(size, bad):
+    tensors = [torch.ones(3, 2), torch.ones(size), torch.ones(0), torch.ones(())]
+    assert is_finite(tensors)
+    tensors[1][-1] = bad
+    assert not is_finite(tensors)
+
+
+def test_a_sum_that_overflows_is_no_entry():
+    assert is_finite([torch.full((4,), 3e38), torch.ones(SMALL)])
 
 
 @pytest.mark.parametrize("bad", BAD)

@@ -173,3 +173,21 @@ def test_a_horizon_that_is_not_given_again_is_kept():
     resumed = learned(model.parameters())
     resumed.load_state_dict(first.state_dict())
     assert {float(state["total_steps"]) for state in resumed.state.values()} == {50.0}
+
+
+@pytest.mark.parametrize("rule", ["lopt-small", "lopt-base"])
+def test_no_tensor_of_inference_mode_stays(rule):
+    """Steps are made in it; whoever keeps, copies or differentiates what they leave behind must not notice."""
+    model = mlp()
+    optimizer = learned(model.named_parameters(), rule=rule)
+    train(model, optimizer, 3)
+    for state in optimizer.state.values():
+        state["second"] = state["second"].double()  # of another precision: it is made anew
+    train(model, optimizer, 2)
+    kept = [*model.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
+    assert {value.dtype for value in kept} == {torch.float32}
+    assert not any(value.is_inference() for value in kept)
+    twin = copy.deepcopy(model)
+    other = learned(twin.named_parameters(), rule=rule)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert train(twin, other, 3) == train(model, optimizer, 3)
