@@ -144,8 +144,8 @@ def followed(
 
     On the `host` nothing is made that is not due; else, as under vmap, all is, and chosen.
     """
-    due = (steps - 1) % settings.every == 0
-    now = due.tolist() if host and _has_values(due) else [None] * len(steps)
+    known = steps.tolist() if host and _has_values(steps) else [None] * steps.shape[0]
+    now = [None if step is None else (step - 1) % settings.every == 0 for step in known]
     powers = (-POWER * share).unbind()
     reads, names = whitened(graph, settings.largest), list(graph.parameters)
     elsewhere = Around((), ())
@@ -177,7 +177,8 @@ def followed(
             root = before[f"{side}_root"]
             if now[i] is not False:
                 made = packed.packed(inverse_root(packed.unpacked(moment), powers[i]))
-                root = made if now[i] else torch.where(due[i], made, root)
+                due = (steps[i] - 1) % settings.every == 0
+                root = made if now[i] else torch.where(due, made, root)
             own[f"{side}_root"] = root
             roots.append(packed.unpacked(root).unbind())
         around[i] = Around(*roots)
@@ -215,12 +216,17 @@ class Triangle(NamedTuple):
 
     def packed(self, matrices: Tensor) -> Tensor:
         """(M, n, n) -> (M n (n + 1) / 2,)."""
-        return matrices.flatten(1).index_select(1, self.upper.to(matrices.device)).flatten()
+        upper = self.upper.to(matrices.device)
+        if matrices.shape[0] == 1:
+            return matrices.reshape(-1).index_select(0, upper)
+        return matrices.flatten(1).index_select(1, upper).flatten()
 
     def unpacked(self, triangles: Tensor) -> Tensor:
         """The inverse of `packed`."""
-        each = triangles.reshape(-1, len(self.upper))
-        return each.index_select(1, self.place.to(each.device)).unflatten(1, (self.n, self.n))
+        each, place = self.upper.shape[0], self.place.to(triangles.device)
+        if triangles.shape[0] == each:
+            return triangles.index_select(0, place).reshape(1, self.n, self.n)
+        return triangles.reshape(-1, each).index_select(1, place).unflatten(1, (self.n, self.n))
 
 
 @made_once
