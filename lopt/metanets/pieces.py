@@ -153,13 +153,11 @@ def uncut(graph: ParameterGraph) -> list[Wave]:
 def cut(graph: ParameterGraph, most: int = CACHED, alone: int = LARGE) -> list[Bundle]:
     """Large tensors each in pieces of about `most` scalars, tensors below `alone` scalars gathered up to as many.
 
-    So is a whole network that one piece holds: there calls take most of the time, whatever its tensors.
     A piece holds whole rows of its tensor, as metanets read it, and the scalars of one member where hidden matrices are
     stacked.
     """
     large: list[Bundle] = []
     small: list[int] = []
-    alone = most + 1 if graph.numel <= most else alone
     for owner, (spec, unit) in enumerate(zip(graph.parameters.values(), units(graph), strict=True)):
         if spec.numel < alone:
             small.append(owner)
