@@ -53,7 +53,7 @@ FULL = Benchmark(
         parameters, which no metanet saw in meta-training), batch 128, no augmentation, 1,000 steps; accuracy on all
         10,000 test images, seeds 101 to 105. The metanets are meta-trained on FashionMNIST alone with one budget
         (configs/metanets.yaml; "metanets-fresh" is the rule that they all start as), three of them with several
-        meta-seeds, two of them also with a warm-up over the first tenth of the horizon ("_warm_up"); rules run as
+        meta-seeds, some of them also with a warm-up over the first tenth of the horizon ("_warm_up"); rules run as
         they are (lr 1) and are told the horizon. "neural_graphs-" are by the paper's protocol in few outer steps
         (configs/neural_graphs.yaml, LOG.md): they were meta-trained on the training images and network of FM-16
         itself, so that C10-32 alone tests them. lopt-base was changed twice after a look at C10-32, on other tasks
