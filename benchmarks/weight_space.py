@@ -334,7 +334,8 @@ def report(found: dict[str, Any]) -> str:
         figure, sign = _figure(task), 1 if task == DILATION else -1
         rows = [
             [
-                name, _spread(figure, f), f"{f['train_accuracy']:.1f}" if "train_accuracy" in f else "-",
+                name, _spread(figure, f),
+                *(f"{f[key]:.1f}" if key in f else "-" for key in ("accuracy_views", "train_accuracy")),
                 f"{f['ms']:.2f}", f"{f['meta_parameters']:,}", f"{f['passes']:,}", str(f["seeds"]),
             ]
             for name, f in sorted(methods.items(), key=lambda item: sign * item[1][figure])
@@ -342,6 +343,7 @@ def report(found: dict[str, Any]) -> str:
         header = [
             "method",
             HEADINGS[figure][0],
+            "of views, %",
             "training, %",
             "ms/network",
             "meta-parameters",
