@@ -80,7 +80,7 @@ def ends_of(wave: Wave, orthogonal: bool, dtype: torch.dtype) -> Ends:
     with torch.device("cpu"):
         return Ends(
             reads,
-            torch.tensor(member),
+            torch.tensor(member, dtype=torch.long),  # a rank may hold none of their scalars
             torch.arange(len(owners)).repeat_interleave(torch.tensor(members)),
             torch.tensor(owners),
             torch.tensor(
