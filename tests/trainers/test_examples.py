@@ -57,6 +57,7 @@ def test_lightning(rule, plain, tmp_path):
 
 
 def test_huggingface_trainer_resumes(rule, tmp_path):
+    pytest.importorskip("accelerate", reason="its Trainer needs accelerate")
     module = example("huggingface_trainer", "transformers")
     options = {"save_strategy": "steps", "save_steps": 20, "logging_strategy": "steps"}
     whole = module.main(rule, 29, str(tmp_path), **options)
