@@ -104,10 +104,9 @@ def verify(
     """Check f(P theta) = f(theta) in float64 with randomised parameters, then the negative controls.
 
     The model runs in evaluation mode, and what it draws is alike for all neurons; neither it nor the example inputs are
-    changed. `max_controls` bounds the
-    number of forward passes spent on controls, chosen at random; by default all on models of up to a million
-    parameters, 64 above. Axes of groups with a single member have nothing to be uncoupled from. `progress` shows on
-    stderr how many controls are done.
+    changed. `max_controls` bounds the number of forward passes spent on controls, chosen at random; by default all on
+    models of up to a million parameters, 64 above. Axes of groups with a single member have nothing to be uncoupled
+    from. `progress` shows on stderr how many controls are done.
     Raises `GraphError` for a graph of another model, parameters without values, or inputs that do not fit.
     """
     _check(graph, model, example_args, example_kwargs)

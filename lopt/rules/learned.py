@@ -339,11 +339,9 @@ class LearnedRule(Rule):
         history = view.history(
             piece, [ends.reads.get(i) for i in range(len(view.graph.sizes))], words.by_tensor
         )
-        form, directions, raw = self._form, self.config.directions, words.of(piece)
-        log_rate = self._log_rate().to(view.given.dtype)
-        said: Sequence[Tensor] = [*raw] if words.by_tensor else form.said(raw, log_rate, directions)
-        direction = form.direction(history, directions, said[1:])
-        deltas = gathered.finished(view, ends, form, history, said[0], direction, limits)
+        length, *weights = self._said(view, words, piece)
+        direction = self._form.direction(history, self.config.directions, weights)
+        deltas = gathered.finished(view, ends, self._form, history, length, direction, limits)
         view.given.keep(piece, view.look(piece), gate)
         return deltas
 
@@ -369,10 +367,14 @@ class LearnedRule(Rule):
         """(P,) of a whole graph."""
         (piece,) = view.pieces
         history = view.history(piece, hidden_matrices(view.graph), words.by_tensor, words.factored)
-        form, directions, raw = self._form, self.config.directions, words.of(piece)
-        log_rate = self._log_rate().to(view.given.dtype)
-        said: Sequence[Tensor] = [*raw] if words.by_tensor else form.said(raw, log_rate, directions)
-        return form.step(history, directions, said)
+        return self._form.step(history, self.config.directions, self._said(view, words, piece))
+
+    def _said(self, view: View, words: Words, piece: Piece) -> Sequence[Tensor]:
+        """What the update form is told of a piece: a length, and then what weighs its directions."""
+        raw = words.of(piece)
+        if words.by_tensor:
+            return [*raw]
+        return self._form.said(raw, self._log_rate().to(view.given.dtype), self.config.directions)
 
     def _named(
         self,

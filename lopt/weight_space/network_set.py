@@ -224,9 +224,8 @@ def state_of(network: Network) -> Tensors:
             )
         except (OSError, SafetensorError, RuntimeError) as error:
             raise _no_network(place, str(error).strip().split("\n")[0]) from None
-        except (
-            Exception
-        ):  # a damaged pickle raises anything, and torch's own words advise to run what is in the file
+        except Exception:
+            # A damaged pickle raises anything, and torch's own words advise to run whatever is in the file.
             raise _no_network(place, "a file that torch.load does not read with weights_only=True") from None
     state = network.state_dict() if isinstance(network, nn.Module) else network
     if not isinstance(state, Mapping):
