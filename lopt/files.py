@@ -11,14 +11,14 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
-from torch import Tensor
 
 from lopt.errors import ConfigError, RuleFileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DIGEST = "sha256"
 PARTIAL = ".partial"
@@ -95,9 +95,11 @@ def write(
     path: str | os.PathLike[str], tensors: dict[str, Tensor], format_name: str, header: Mapping[str, Any]
 ) -> None:
     """Write tensors and a JSON header with its version as one of lopt's own files, atomically."""
+    from safetensors.torch import save  # not at the top: the command line has paths, and no torch yet
+
     # All in one entry: safetensors writes several in any order, and equal files should be equal.
     metadata = {format_name: json.dumps({**header, DIGEST: digest(tensors)})}
-    write_atomically(user_path(path), serialise(tensors, metadata))
+    write_atomically(user_path(path), save(tensors, metadata))
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
@@ -127,6 +129,8 @@ def output_path(text: str | os.PathLike[str]) -> Path:
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the tensors' names and bytes: safetensors notices a lost byte, but not a changed one."""
+    import torch
+
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(name.encode())

@@ -18,14 +18,20 @@ import torch
 import yaml
 
 import lopt
-from lopt.cli import main
+from lopt.cli import compare, main, weights
 from lopt.cli.compare import labels
 from lopt.cli.train import parse_overrides
 from lopt.comparison.figures import Statistic
 from lopt.comparison.report import spread
 from lopt.errors import ConfigError
+from lopt.numerics.schedules import SCHEDULES
 from lopt.training.checkpoint import load
 from lopt.training.trainer import CHECKPOINT, Trainer
+from lopt.weight_space.making import IMAGE_SETS
+from lopt.weight_space.park import PARKS
+from lopt.weight_space.sirens import RECIPES
+from lopt.weight_space.tickets import TICKETS
+from lopt.weight_space.zoo import ZOOS
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",
@@ -147,6 +153,10 @@ MISTAKES = {
     ),
     "no steps": ("evaluate x --tasks quadratic --steps 0", "whole number of at least 1, found '0'"),
     "unknown baseline": ("compare x --task quadratic --baselines admaw", "baseline: expected one of"),
+    "more networks to tune on than there are seeds": (
+        "compare x --task quadratic --tuning-seeds 200",
+        "--tuning-seeds: expected at most 100",
+    ),
     "data folder": ("data --data none", "none: expected the data folder, found no such folder"),
     "data file": ("data --data models.py", "models.py: expected the data folder, found a file"),
     "no factory": ("graph models", "expected MODULE:FACTORY"),
@@ -486,6 +496,18 @@ def test_the_command_line_is_there_before_torch() -> None:
     """Else Ctrl-C in its first second, while torch is imported, gives a traceback."""
     code = "import sys, lopt.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_and_mistakes_are_told_before_torch_and_its_seconds() -> None:
+    code = "import sys; from lopt.cli.main import build_parser; build_parser(); "
+    code += "sys.exit(bool({'torch', 'pydantic', 'yaml'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_the_command_line_knows_without_torch_is_what_there_is() -> None:
+    assert list(SCHEDULES) == compare.SCHEDULES
+    assert [*IMAGE_SETS, "sines", *TICKETS, *ZOOS, *PARKS] == weights.SETS
+    assert list(RECIPES) == weights.RECIPES
 
 
 def test_all_that_the_package_offers_is_there_when_it_is_asked_for() -> None:

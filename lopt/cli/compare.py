@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lopt.cli.arguments import positive
-from lopt.cli.tasks import HELP, find_tasks, fresh_seeds
+from lopt.cli.tasks import FIRST_TEST_SEED, HELP, find_tasks, fresh_seeds
 from lopt.files import user_path
 
 DESCRIPTION = """Tune each baseline (learning rates x schedules, on validation seeds), then train fresh networks
@@ -24,9 +24,11 @@ examples:
   lopt compare lopt-base runs/mine --task fm-16 --data ~/data --baselines adamw NAdam pytorch_optimizer.SOAP"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from lopt.numerics.schedules import SCHEDULES
+SCHEDULES = ["constant", "cosine", "one_cycle"]
+"""Those of `lopt.numerics.schedules`, which needs torch."""
 
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "rules", metavar="RULE", nargs="+", help="run folders, rule files or rules shipped with lopt"
     )
@@ -48,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=positive, default=5, help="test networks of each (default: %(default)s)"
     )
     parser.add_argument("--rates", type=positive, default=7, help="learning rates to tune over (default: 7)")
-    parser.add_argument("--schedules", nargs="+", choices=list(SCHEDULES), default=["constant", "cosine"])
+    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=["constant", "cosine"])
     parser.add_argument(
-        "--tuning-seeds", type=positive, default=3, help="networks for each setting (default: 3)"
+        "--tuning-seeds", type=_tuning_seeds, default=3, help="networks for each setting (default: 3)"
     )
     parser.add_argument("--data", metavar="DIR", help="folder of the data sets (default: $LOPT_DATA)")
     parser.add_argument("--out", metavar="DIR", default="runs/compare", help="(default: %(default)s)")
@@ -90,6 +92,15 @@ def run(args: argparse.Namespace) -> int:
         budget=budget, long_factor=args.long, on_task=keep,
     )  # fmt: skip
     return 0
+
+
+def _tuning_seeds(text: str) -> int:
+    found = positive(text)
+    if found >= FIRST_TEST_SEED:
+        raise argparse.ArgumentTypeError(
+            f"expected at most {FIRST_TEST_SEED - 1}, found {found}: seeds from {FIRST_TEST_SEED} on are for testing"
+        )
+    return found
 
 
 def labels(rules: Sequence[str]) -> dict[str, str]:

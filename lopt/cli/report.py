@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from lopt import config as configs
-
 DESCRIPTION = """Write a training run as one HTML page: learning curves, validation by task, step sizes by class of
 tensor, where the time goes, what went wrong, the config, and how the rule was made. The page holds all
 that it shows, so it can be mailed; a run in progress can be looked at as well as one that has ended.
@@ -21,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from lopt import config as configs
     from lopt.files import user_path, write_atomically
     from lopt.rules.io import provenance_of
     from lopt.runs.history import CONFIG_FILE, History, run_folder

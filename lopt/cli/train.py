@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lopt import config as configs
 from lopt.cli.arguments import hours
 from lopt.errors import ConfigError
 
@@ -79,6 +78,8 @@ def _restarted() -> bool:
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     """["--meta.steps", "300", "--seed=1"] -> {"meta.steps": 300, "seed": 1}; values are YAML."""
+    from lopt import config as configs
+
     overrides: dict[str, Any] = {}
     queue = list(words)
     while queue:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from lopt import config as configs
 from lopt.cli.arguments import positive
 from lopt.progress import SECONDS_BETWEEN_LINES
 
@@ -47,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from lopt import config as configs
     from lopt.runs.history import CONFIG_FILE, History, run_folder
     from lopt.training.run_config import RunConfig
 

@@ -36,18 +36,19 @@ examples:
   lopt weights edit mine.safetensors --editor dilate.safetensors --out thick.safetensors"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from lopt.weight_space.making import IMAGE_SETS
-    from lopt.weight_space.park import PARKS
-    from lopt.weight_space.sirens import RECIPES
-    from lopt.weight_space.tickets import TICKETS
-    from lopt.weight_space.zoo import ZOOS
+SETS = [
+    *("inr-mnist", "inr-fashion", "inr-cifar10", "inr-digits", "sines", "tickets", "tickets-digits"),
+    *("cnn-zoo", "cnn-zoo-tanh", "cnn-zoo-digits", "wild-park", "wild-park-digits"),
+]
+RECIPES = ["siren300", "siren1000", "dws"]
+"""What `lopt.weight_space`, which needs torch, knows how to make."""
 
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     make = commands.add_parser("make", help="train networks", allow_abbrev=False)
-    names = [*IMAGE_SETS, "sines", *TICKETS, *ZOOS, *PARKS]
-    make.add_argument("name", choices=names, help="the data set of networks")
-    make.add_argument("--recipe", choices=list(RECIPES), help="of networks of images (default: siren300)")
+    make.add_argument("name", choices=SETS, help="the data set of networks")
+    make.add_argument("--recipe", choices=RECIPES, help="of networks of images (default: siren300)")
     make.add_argument(
         "--count",
         type=positive,
