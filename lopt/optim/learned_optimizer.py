@@ -122,6 +122,7 @@ class LearnedOptimizer(Optimizer):
         self._unchecked = True
         self.guard = LossGuard() if loss_guard else None
         self.total_steps = total_steps
+        self._options = {"rule": rule, "graph": graph, "total_steps": total_steps, "loss_guard": loss_guard}
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
         self.rule = _frozen_copy(rule)
         self.rule.fused = fused
@@ -159,7 +160,7 @@ class LearnedOptimizer(Optimizer):
         labels = labels_of(param_group, self.param_groups)
         super().add_param_group(param_group)
         try:
-            check_group(self.param_groups[-1], labels)
+            check_group(self.param_groups[-1], labels, self._options)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -363,17 +364,19 @@ class LearnedOptimizer(Optimizer):
     def _follow(self) -> None:
         """Name the parameters that the groups hold now."""
         if self._binding is None:
-            self._binding = Binding(self._traced_graph(), self.param_groups, self._first)
+            graph, owners = self._traced_graph()
+            self._binding = Binding(graph, self.param_groups, self._first, owners)
             self._first = []
         elif not self._binding.follow(self.param_groups, self.state):
             return
         self._plans.clear()
         self._unchecked = True
 
-    def _traced_graph(self) -> ParameterGraph | None:
+    def _traced_graph(self) -> tuple[ParameterGraph | None, dict[str, Tensor]]:
+        """The graph, and the parameters that are known to be in it, by their names there."""
         graph = self._given_graph
         if not isinstance(graph, FirstForwardGraph):
-            return graph
+            return graph, {}
         if graph.graph is None:
             raise GraphError(
                 "expected a forward pass of the model given to trace_on_first_forward, with gradients, before the"
@@ -381,7 +384,7 @@ class LearnedOptimizer(Optimizer):
                 " before, give the compiled module to trace_on_first_forward, as compiled code calls no new hooks"
             )
         self._given_graph = graph.graph
-        return graph.graph
+        return graph.graph, {**graph.owners}
 
     def _plan(self, params: Sequence[Tensor]) -> list[_Call]:
         """The rule bound to the parameters that have a gradient now, one call for each device."""
@@ -552,6 +555,7 @@ class LearnedOptimizer(Optimizer):
             for key in ("lr", "weight_decay", "maximize"):
                 group.setdefault(key, self.defaults[key])
         self._plans, self._rules, self._unchecked = {}, {}, True
+        self.__dict__.setdefault("_options", {})
 
 
 @dataclass(frozen=True)

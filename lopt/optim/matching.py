@@ -44,10 +44,16 @@ class Binding:
         given: the user's graph; None: nothing is tied.
         groups: the groups to begin with.
         first: those of the parameters that have to be in the graph; `GraphError` if they do not fit.
+        owners: the tensors that the graph was made of, by their names in it, as far as they are known. If these are
+            all of the first ones, nothing else is asked.
     """
 
     def __init__(
-        self, given: ParameterGraph | None, groups: Sequence[Group], first: Sequence[Tensor]
+        self,
+        given: ParameterGraph | None,
+        groups: Sequence[Group],
+        first: Sequence[Tensor],
+        owners: Mapping[str, Tensor],
     ) -> None:
         self._given = given
         # Strong references, and renewed at every change: weak ones would forbid `torch.utils.swap_tensors`, with which
@@ -63,7 +69,9 @@ class Binding:
             has_to_fit = set(map(id, first))
             strict = [[e for e in entries(g) if id(e[1]) in has_to_fit and not is_lazy(e[1])] for g in groups]
             ids = [id(p) for group in strict for _, p in group]
-            known.update(zip(ids, match(strict, given), strict=True))
+            known.update({id(p): name for name, p in owners.items()})
+            if not known.keys() >= set(ids):
+                known = dict(zip(ids, match(strict, given), strict=True))
         self._take(groups, known)
 
     def holds(self, params: Sequence[Tensor]) -> bool:

@@ -21,6 +21,8 @@ DECAY_RATE = 1e-3
 SMALL = 1 << 14
 """Scalars of a tensor below which copying it costs less than a call."""
 
+_MISSING = object()
+
 OF_ALL = {"rule", "graph", "total_steps", "loss_guard"}
 """Options that no parameter group has one of its own of, as it would of AdamW's."""
 
@@ -151,13 +153,18 @@ def check_options(group: dict[str, Any], place: str = "") -> None:
     check(isinstance(maximize, (bool, int, np.bool_)), place + "maximize", "true or false", maximize)
 
 
-def check_group(group: dict[str, Any], names: Sequence[str]) -> None:
-    """Raise a `ConfigError` for what a group must not hold."""
+def check_group(group: dict[str, Any], names: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` for what a group must not hold.
+
+    `given` are the options of the whole optimizer. ZeroRedundancyOptimizer puts them into each group, too: out again.
+    """
     for key in OF_ALL & group.keys():
-        raise ConfigError(
-            f"{key}: expected it for the whole optimizer, found it in a parameter group, where it has no effect; pass"
-            " it to LearnedOptimizer"
-        )
+        value, same = group.pop(key), given.get(key, _MISSING)
+        if not (value is same or (isinstance(value, (str, int, float)) and value == same)):
+            raise ConfigError(
+                f"{key}: expected it for the whole optimizer, found it in a parameter group, where it has no effect;"
+                " pass it to LearnedOptimizer"
+            )
     check_options(group)
     for name, p in zip(names, group["params"], strict=True):
         if p.requires_grad and not (p.is_floating_point() and p.dtype.itemsize > 1):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -136,3 +138,59 @@ def test_transforms_of_torch_func_are_passed_over() -> None:
     model(X)
     assert first.graph is not None
     assert first.graph.rung == "traced"
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Code that was compiled for another module of the same class calls no hooks of this one."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_a_compiled_module_whose_inside_is_compiled_anew(fresh_compiler: None) -> None:
+    """As Lightning's Fabric does with what it is given."""
+    model = _mlp()
+    first = lopt.trace_on_first_forward(torch.compile(model, backend="eager"))  # type: ignore[arg-type]
+    torch.compile(model, backend="eager")(X)
+    assert first.graph is not None
+    assert first.graph.rung == "traced"
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+
+
+def test_a_model_compiled_to_one_graph(fresh_compiler: None) -> None:
+    model = _mlp()
+    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
+    first = lopt.trace_on_first_forward(compiled)
+    with torch.no_grad():
+        compiled(X)
+    compiled(X)
+    assert first.graph is not None
+    assert first.graph.rung == "traced"
+
+
+def test_a_model_whose_inside_is_compiled_to_one_graph_is_told_what_to_give(fresh_compiler: None) -> None:
+    inner = _mlp()
+    lopt.trace_on_first_forward(inner)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"give it what torch\.compile returns"):
+        torch.compile(inner, backend="eager", fullgraph=True)(X)
+
+
+def test_parameters_are_known_by_themselves_however_many_have_their_shape() -> None:
+    """The upper layers alone, without names: their shapes would fit in several ways."""
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    model[0].requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    first = lopt.trace_on_first_forward(model)
+    optimizer = lopt.LearnedOptimizer(trained[::-1], rule="lopt-small", graph=first)
+    model(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+    assert all(p in optimizer.state for p in trained)
+    assert first.graph is not None
+    assert optimizer.graph is first.graph
+    named = lopt.LearnedOptimizer(
+        [(f"wrapped.{name}", p) for name, p in model.named_parameters()], rule="lopt-small", graph=first
+    )
+    named.step()
+    assert named.graph is first.graph

@@ -223,7 +223,7 @@ def test_a_binding_takes_what_a_user_names():
     model = deep()
     graph = traced(model)
     head = {"params": list(model[3].parameters()), "param_names": ["3.weight", "3.bias"]}
-    binding = Binding(graph, [head], head["params"])
+    binding = Binding(graph, [head], head["params"], {})
     late = {
         "params": [
             nn.Parameter(torch.zeros(6, 6)),

@@ -129,7 +129,7 @@ def test_one_parameter_of_the_graph_given_twice():
 
 
 def names_of(*groups: dict) -> list[str | None]:
-    return Binding(None, groups, ()).names
+    return Binding(None, groups, (), {}).names
 
 
 def test_names_without_a_graph_are_distinct():

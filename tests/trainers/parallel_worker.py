@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+import lopt
 from tests.optim.kit import learned, mlp, mlp_graph
 from tests.trainers import shards_worker
 
@@ -62,6 +64,43 @@ def data_parallel() -> dict[str, object]:
     optimizer = learned(model.named_parameters(), graph=mlp_graph(), weight_decay=0.1)
     train(model, optimizer, range(STEPS))
     return {"parameters": whole(model), "alone": alone()}
+
+
+class Forked(nn.Module):
+    """Its processes may be sent another way each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.ways = nn.Linear(6, 8), nn.ModuleList(nn.Linear(8, 3) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ways[dist.get_rank()](self.stem(x).tanh())
+
+
+def forked() -> list[Tensor]:
+    model = Forked()
+    graph = lopt.trace_on_first_forward(model)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    train(wrapped, learned(wrapped.named_parameters(), graph=graph), range(STEPS))
+    return whole(model)
+
+
+def zero_redundancy() -> dict[str, object]:
+    """Each process holds the state of some of the parameters, and sends the others what has become of them."""
+    results = {}
+    for how in ("plain", "zero"):
+        inner = mlp()
+        model = DistributedDataParallel(inner)
+        options = {"rule": "lopt-small", "graph": lopt.trace_on_first_forward(inner), "total_steps": 50}
+        optimizer = (
+            lopt.LearnedOptimizer(model.parameters(), **options)
+            if how == "plain"
+            else ZeroRedundancyOptimizer(model.parameters(), lopt.LearnedOptimizer, **options)
+        )
+        train(model, optimizer, range(STEPS))
+        results[how] = whole(model)
+    return results
 
 
 def sharded(folder: Path) -> dict[str, object]:
@@ -111,7 +150,13 @@ def main(folder: Path) -> None:
     cases = ("mlp:lopt-small", "mlp:adamw", "transformer:axisnet", "transformer:muon", "experts:lopt-small")
     cases = (*cases, "transformer:lopt-base", "experts:lopt-base")
     shards = shards_worker.results(folder, *cases, "skipped")
-    result = {"ddp": data_parallel(), "fsdp2": sharded(folder), "shards": shards}
+    result = {
+        "ddp": data_parallel(),
+        "forked": forked(),
+        "zero": zero_redundancy(),
+        "fsdp2": sharded(folder),
+        "shards": shards,
+    }
     torch.save(result, folder / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

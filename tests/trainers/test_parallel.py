@@ -73,6 +73,16 @@ def test_ddp_equals_one_process(ddp):
     assert close(ddp[0]["parameters"], ddp[0]["alone"])
 
 
+def test_processes_that_see_other_parts_of_the_model_first_agree_on_its_graph(ranks):
+    assert equal(ranks[0]["forked"], ranks[1]["forked"])
+
+
+def test_zero_redundancy_steps_nearly_as_without(ranks):
+    """Not equally: a rule reads all parameters of its optimizer at once, which are some of them here."""
+    assert equal(ranks[0]["zero"]["zero"], ranks[1]["zero"]["zero"])
+    assert close(ranks[0]["zero"]["zero"], ranks[0]["zero"]["plain"], 2e-3)
+
+
 def test_fsdp2_equals_one_process(fsdp2):
     assert equal(fsdp2[0]["parameters"], fsdp2[1]["parameters"])
     assert close(fsdp2[0]["parameters"], fsdp2[0]["alone"])
