@@ -294,7 +294,11 @@ class LearnedOptimizer(Optimizer):
             fits: Any = call.agreed((is_finite if asks else all_finite)(decision.checked))
             if asks and not fits:
                 old = {
-                    name: {key: nonfinite_as_zero(value) for key, value in state.items()}
+                    name: {
+                        key: nonfinite_as_zero(value)
+                        for key, value in state.items()
+                        if isinstance(value, Tensor)
+                    }
                     for name, state in old.items()
                 }
                 decision = call.bound.decide(named, old, values, call.shards)
@@ -510,8 +514,10 @@ class LearnedOptimizer(Optimizer):
         """torch casts loaded state to the dtype of its parameter; put in what was saved instead."""
         for p, saved in self._loaded_states(state_dict):
             if saved:
-                self.state[p] = {
-                    key: owned(value.detach().to(p.device, copy=True)) for key, value in saved.items()
+                self.state[p] |= {
+                    key: owned(value.detach().to(p.device, copy=True))
+                    for key, value in saved.items()
+                    if isinstance(value, Tensor) and value.layout is torch.strided
                 }
         self._unchecked = True
         self._replan()
@@ -523,7 +529,8 @@ class LearnedOptimizer(Optimizer):
         """Let loaded state aim at this optimizer's horizon."""
         if self.total_steps is None:
             return
-        horizons = [state["total_steps"] for state in self.state.values() if "total_steps" in state]
+        states = [self.state.get(p, {}) for p in self._params()]
+        horizons = [state["total_steps"] for state in states if "total_steps" in state]
         # What has another shape is refused by the first step, if the graph is not known before.
         horizons = [horizon for horizon in horizons if horizon.numel() == 1 and not horizon.is_meta]
         told = {float(horizon) for horizon in horizons} - {float(self.total_steps)}
@@ -615,4 +622,8 @@ def _frozen_copy(rule: Rule | str | os.PathLike[str]) -> Rule:
         rule = load_rule(rule)
     if not isinstance(rule, Rule):
         raise ConfigError(f"rule: expected a Rule, or the name or path of one, found {type(rule).__name__}")
+    if any(tensor.is_meta for tensor in [*rule.parameters(), *rule.buffers()]):
+        raise ConfigError(
+            "rule: expected one whose tensors have values, found one on the meta device; load or make it anew"
+        )
     return copy.deepcopy(rule).requires_grad_(False).eval()

@@ -17,7 +17,7 @@ from lopt.optim.loss_guard import LossGuard
 from lopt.optim.matching import unwrapped
 from lopt.optim.sharding import local
 from lopt.optim.step import check_options, said
-from lopt.rules.base import Rule, State
+from lopt.rules.base import OWN, Rule, State
 
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 """What state may be kept in, whatever the rule begins with: the next step makes it the rule's."""
@@ -50,10 +50,11 @@ def check_form(saved: Mapping[str, Any], groups: Sequence[Group], defaults: Grou
     _check(len(set(keys)) == len(keys), "param_groups", "each parameter once", keys)
     for number, (own, group) in enumerate(zip(groups, loaded, strict=True)):
         _check_order(own.get("param_names"), group.get("param_names"), f"param_groups.{number}.param_names")
-    strangers = saved["state"].keys() - set(keys)
+    # Under words, wrappers keep what is of no parameter.
+    strangers = {key for key in saved["state"].keys() - set(keys) if not isinstance(key, str)}
     _check(not strangers, "state", f"parameters of the groups, {said(keys)}", next(iter(strangers), None))
     for key, state in saved["state"].items():
-        _check(isinstance(state, dict), f"state.{_short(key)}", "a dict", state)
+        _check(key not in keys or isinstance(state, dict), f"state.{_short(key)}", "a dict", state)
     skipped = saved.get("skipped_steps", 0)
     count = skipped.item() if isinstance(skipped, Tensor) and _is_one(skipped) else skipped
     fits = isinstance(count, int) and 0 <= count < 2**63
@@ -80,12 +81,12 @@ def _check_order(own: object, saved: object, place: str) -> None:
 
 
 def check_tensors(states: States, names: Mapping[int, str]) -> None:
-    """Raise a `ConfigError` unless all that is saved are plain tensors that hold values."""
+    """Raise a `ConfigError` unless all that a rule has saved are plain tensors that hold values."""
     for position, (p, state) in enumerate(states):
-        for key, value in state.items():
-            fits = isinstance(key, str) and isinstance(value, Tensor) and _is_plain(value, p)
-            place = f"state.{names.get(id(p), position)}.{_short(key)}"
-            _check(fits, place, "a dense tensor with values, under a name", value)
+        for key in state.keys() & OWN:
+            fits = isinstance(state[key], Tensor) and _is_plain(state[key], p)
+            place = f"state.{names.get(id(p), position)}.{key}"
+            _check(fits, place, "a dense tensor with values", state[key])
 
 
 def warn_of_nonfinite(states: States, names: Mapping[int, str]) -> None:
@@ -94,7 +95,7 @@ def warn_of_nonfinite(states: States, names: Mapping[int, str]) -> None:
         f"state.{names.get(id(p), position)}.{key}": int((~torch.isfinite(local(value))).sum())
         for position, (p, state) in enumerate(states)
         for key, value in state.items()
-        if not value.is_meta
+        if isinstance(value, Tensor) and not value.is_meta and _is_plain(value, p)
     }
     bad = [place for place, count in counts.items() if count]
     if bad:
@@ -112,7 +113,10 @@ def check_states(
     states: Mapping[str, tuple[Tensor, Mapping[str, Any]]],
     total_steps: float | None,
 ) -> None:
-    """Raise a `ConfigError` unless all have the keys, shapes and kinds of numbers that the rule's own state has."""
+    """Raise a `ConfigError` unless all have the keys, shapes and kinds of numbers that the rule's own state has.
+
+    What wrappers have put beside it is none of the rule's business; torch's optimizers know no names of their own.
+    """
     params = {
         name: torch.empty(graph.parameters[name].shape, dtype=p.dtype, device="meta")
         for name, (p, _) in states.items()
@@ -121,6 +125,10 @@ def check_states(
         return
     fresh, floats = _layout(rule, graph.subset(params), params, total_steps)
     for name, (p, state) in states.items():
+        if floats and not state.keys().isdisjoint(fresh[name]):
+            state = {
+                key: value for key, value in state.items() if key in OWN | fresh[name].keys() | {TRAINED}
+            }
         expected, found, shape = _shapes(fresh[name]), _shapes(state), tuple(params[name].shape)
         if TRAINED in state:
             expected[TRAINED] = shape

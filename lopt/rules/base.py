@@ -31,6 +31,22 @@ class Decision(NamedTuple):
     neither is worth anything but for state that is written in place."""
 
 
+OWN = {
+    *("step", "total_steps", "pace", "momenta", "memory", "second", "momentum", "m", "u", "v", "weight_sum"),
+    *(
+        "rows",
+        "rows_moment",
+        "rows_root",
+        "rows_basis",
+        "columns",
+        "columns_moment",
+        "columns_root",
+        "columns_basis",
+    ),
+}
+"""Under what lopt's rules keep state. Wrappers of an optimizer put what is theirs beside it under other names."""
+
+
 class Rule(nn.Module, ABC):
     """An update rule. Its parameters are the meta-parameters; classical rules have none.
 

@@ -13,7 +13,8 @@ from torch import nn
 
 import lopt
 from lopt.errors import ConfigError
-from lopt.rules.classical import TorchOptim
+from lopt.rules.base import OWN
+from lopt.rules.classical import CLASSICAL, TorchOptim
 from tests.optim.kit import give_gradients, learned, mlp, same, train, values
 
 Damage = Callable[[dict[str, Any]], Any]
@@ -95,6 +96,44 @@ def test_names_of_a_wrapped_model_are_the_same_names() -> None:
     group = saved["param_groups"][0]
     group["param_names"] = [f"module.{name}" for name in group["param_names"]]
     optimizer.load_state_dict(saved)
+
+
+def test_what_wrappers_keep_beside_the_state_comes_back() -> None:
+    """Lookahead keeps slow weights with each parameter, others something of the whole run under a word."""
+    model, optimizer = trained()
+    for p in model.parameters():
+        optimizer.state[p] |= {"slow": p.detach().clone(), "since": 3, 7: None}
+    optimizer.state["whole"] = {"scale": 2.0}  # type: ignore[index]
+    train(model, optimizer)
+    again = learned(mlp().named_parameters())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert again.state["whole"] == {"scale": 2.0}  # type: ignore[index]
+    first, second = optimizer.state[model[0].weight], next(iter(again.state.values()))
+    assert first.keys() == second.keys()
+    assert torch.equal(first["slow"], second["slow"])
+    assert (second["since"], second[7]) == (3, None)
+
+
+@pytest.mark.parametrize("name", [*CLASSICAL, "axisnet", "lopt-base"])
+def test_rules_keep_state_under_names_of_their_own(name: str) -> None:
+    model = mlp()
+    optimizer = learned(
+        model.named_parameters(), rule=lopt.make_rule(name) if name in lopt.rules.names() else name
+    )
+    train(model, optimizer)
+    assert all(state.keys() <= OWN for state in optimizer.state.values())
+
+
+def test_state_of_a_rule_that_keeps_more_is_refused() -> None:
+    optimizer = learned(mlp().named_parameters(), rule="lopt-small")
+    _, larger = trained(rule="lopt-base")
+    with pytest.raises(ConfigError, match=r"expected this rule's .* found .*rows_root"):
+        optimizer.load_state_dict(larger.state_dict())
+
+
+def test_a_rule_without_values_is_refused() -> None:
+    with pytest.raises(ConfigError, match="found one on the meta device; load or make it anew"):
+        learned(mlp().parameters(), rule=lopt.load_rule("lopt-small").to("meta"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
