@@ -39,6 +39,7 @@ from lopt.optim.step import (
     write,
 )
 from lopt.rules.base import BoundRule, Decision, Rule, State
+from lopt.rules.learned import LearnedRule
 from lopt.rules.shards import Shards
 
 LEFT_AT_ADAMS = 0.01
@@ -85,6 +86,8 @@ class LearnedOptimizer(Optimizer):
         fused: run what a learned rule does with large tensors as kernels that are compiled in the first step, once for
             all sizes, in 10 to 25 seconds; from the compiler's cache on disk in fewer. Without a compiler it warns and
             goes on without.
+        state_dtype: torch.bfloat16 keeps a learned rule's momenta and second moments in 16 bits, half the memory,
+            stochastically rounded (`lopt.numerics.rounding`); steps are computed in float32 all the same.
 
     Raises `GraphError` if parameters and graph do not fit, `ConfigError` for a value out of range or a parameter given
     twice, and, in `step`, `GradientError` for sparse gradients.
@@ -103,6 +106,7 @@ class LearnedOptimizer(Optimizer):
         maximize: bool = False,
         loss_guard: bool = False,
         fused: bool = False,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         if total_steps is not None:
             expected = "a number above 0 or None"
@@ -126,6 +130,8 @@ class LearnedOptimizer(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
         self.rule = _frozen_copy(rule)
         self.rule.fused = fused
+        if state_dtype is not None:
+            _keep_state_in(self.rule, state_dtype)
         expected = "a ParameterGraph, trace_on_first_forward(model) or None"
         known = graph is None or isinstance(graph, (ParameterGraph, FirstForwardGraph))
         check(known, "graph", expected, type(graph).__name__)
@@ -612,6 +618,15 @@ def _batches(names: Sequence[str], sizes: Sequence[int]) -> list[list[str]]:
         batches[-1].append(name)
         held += size
     return batches
+
+
+def _keep_state_in(rule: Rule, dtype: torch.dtype) -> None:
+    check(dtype is torch.bfloat16, "state_dtype", "torch.bfloat16 or None", dtype)
+    if not isinstance(rule, LearnedRule):
+        raise ConfigError(
+            f"state_dtype: expected a learned rule, found {type(rule).__name__}, whose state stays as it is"
+        )
+    rule.state_dtype = dtype
 
 
 def _frozen_copy(rule: Rule | str | os.PathLike[str]) -> Rule:

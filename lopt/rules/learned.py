@@ -72,6 +72,8 @@ class LearnedRule(Rule):
 
     log_rate: Tensor
     """() logarithm of the base rate, in units of `SPEED`."""
+    state_dtype: torch.dtype | None = None
+    """What momenta and second moments are kept in from step to step; None: what is computed in."""
 
     def __init__(self, config: LearnedRuleConfig) -> None:
         super().__init__()
@@ -124,8 +126,10 @@ class LearnedRule(Rule):
         total = counter + (0 if total_steps is None else total_steps)
         rows = {"momenta": len(self.config.decays), "memory": self.metanet.memory}
         # Views of flat tensors, as after every step: one memory layout, so that steps are compiled once.
-        flat = {key: torch.stack([zeros] * count) for key, count in rows.items() if count}
-        parts = {key: value.split(sizes, -1) for key, value in {**flat, "second": zeros}.items()}
+        flat = {key: torch.stack([zeros] * count) for key, count in rows.items() if count} | {"second": zeros}
+        if self.state_dtype:
+            flat |= {key: flat[key].to(self.state_dtype) for key in ("momenta", "second")}
+        parts = {key: value.split(sizes, -1) for key, value in flat.items()}
         settings = self.config.whitening
         roots = started(graph, settings, zeros) if settings else {}
         return {
@@ -216,7 +220,7 @@ class LearnedRule(Rule):
         That of a whole graph, in one piece, is a function; else the second pass writes the next state in place, and
         values may be looked at.
         """
-        given = Given.of(graph, grads, state, params)
+        given = Given.of(graph, grads, state, params, self.state_dtype)
         pieces = [piece for wave in waves for bundle in wave.bundles for piece in bundle.pieces]
         clock = Clock.of(graph, state, given.dtype)
         timed = timing(graph, clock)
@@ -389,8 +393,9 @@ class LearnedRule(Rule):
         names, shapes = list(view.graph.parameters), view.given.shapes
         changed: dict[str, Sequence[Tensor]] = {"momenta": view.given.momenta, "second": view.given.second}
         if view.whole:
-            seen = view.look(view.pieces[0])
-            rows = {"momenta": seen.momenta, "second": seen.second, "memory": memory}
+            (piece,) = view.pieces
+            momenta, second = view.given.kept(piece, view.look(piece))
+            rows = {"momenta": momenta, "second": second, "memory": memory}
             changed = {key: row.split(view.graph.sizes, -1) for key, row in rows.items() if row is not None}
         moved, next_state = {}, {}
         owners = (owner for bundle in wave.bundles for owner in bundle.owners)

@@ -18,7 +18,7 @@ from lopt.features.log_sign import log_sign_features
 from lopt.graph import ParameterGraph
 from lopt.graph.tensor_classes import Matrices
 from lopt.metanets.pieces import Piece, gathered
-from lopt.numerics import moments
+from lopt.numerics import moments, rounding
 from lopt.numerics.fused import SHORTEST, fused
 from lopt.numerics.segments import LONG, means_of, segment_sum, segment_sums
 from lopt.rules import ranges
@@ -42,16 +42,28 @@ class Given:
     """What is computed in."""
     shapes: list[torch.Size]
     """(B,) of what is held of each tensor: all of it, or some rows."""
+    salts: Sequence[Tensor] = ()
+    """(B,) of `rounding`, if momenta and second moments are kept in fewer bits."""
 
     @classmethod
-    def of(cls, graph: ParameterGraph, grads: Tensors, state: State, params: Tensors) -> Given:
+    def of(
+        cls,
+        graph: ParameterGraph,
+        grads: Tensors,
+        state: State,
+        params: Tensors,
+        kept_in: torch.dtype | None = None,
+    ) -> Given:
+        """`kept_in` is the dtype of momenta and second moments; None: what is computed in."""
         names, dtype = list(graph.parameters), working_dtype(*params.values())
+        kept = kept_in or dtype
         momenta = [state[name]["momenta"] for name in names]
         momenta = [m.flatten(1) if m.dim() > 1 else m[:, None] for m in momenta]
         second = [state[name]["second"].flatten() for name in names]
         # State may come from a file, or from steps of other parameters, of another precision.
-        if any(x.dtype != dtype for x in (*momenta, *second)):
-            momenta, second = [m.to(dtype) for m in momenta], [v.to(dtype) for v in second]
+        if any(x.dtype != kept for x in (*momenta, *second)):
+            momenta, second = [m.to(kept) for m in momenta], [v.to(kept) for v in second]
+        steps = [state[name]["step"] for name in names] if kept_in else []
         return cls(
             [params[name].flatten() for name in names],
             [grads[name].flatten() for name in names],
@@ -59,6 +71,7 @@ class Given:
             second,
             dtype,
             [params[name].shape for name in names],
+            rounding.salts(torch.stack(steps)).split(1) if steps else (),
         )
 
     def values(self, piece: Piece, tensors: Sequence[Tensor]) -> Tensor:
@@ -68,9 +81,9 @@ class Given:
     def after(self, piece: Piece, decays: Decays) -> Seen:
         """The scalars of a piece with their new history."""
         p, g = self.values(piece, self.params), self.values(piece, self.grads)
-        before = piece.take(self.momenta)
+        before = piece.take(self.momenta).to(self.dtype)
         momenta = before.lerp(g, _for_scalars(decays.new, piece))
-        second = piece.take(self.second).lerp(g * g, _for_scalars(decays.new_second, piece))
+        second = piece.take(self.second).to(self.dtype).lerp(g * g, _for_scalars(decays.new_second, piece))
         corrections = _for_scalars(decays.corrections, piece)
         return Seen(p, g, momenta, second, moments.corrected(momenta, second, corrections), before[0])
 
@@ -79,11 +92,19 @@ class Given:
         params, grads, momenta, second = (
             piece.take(tensors) for tensors in (self.params, self.grads, self.momenta, self.second)
         )
-        return Range(params, grads, momenta.unbind(), second, weights[piece.owners[0]])
+        salt = rounding.at(self.salts[piece.owners[0]], piece.start) if self.salts else None
+        return Range(params, grads, momenta.unbind(), second, weights[piece.owners[0]], salt)
+
+    def kept(self, piece: Piece, seen: Seen) -> tuple[Tensor, Tensor]:
+        """(K, n) momenta and (n,) second moment as they are kept."""
+        if not self.salts:
+            return seen.momenta, seen.second
+        *momenta, second = rounding.rounded([*seen.momenta, seen.second], self.salts[piece.owners[0]])
+        return torch.stack(momenta), second
 
     def keep(self, piece: Piece, seen: Seen, gate: Tensor | None) -> None:
         """Write the new history over the old one; not where a gate, () bool, is false."""
-        for values, tensors in ((seen.momenta, self.momenta), (seen.second, self.second)):
+        for values, tensors in zip(self.kept(piece, seen), (self.momenta, self.second), strict=True):
             piece.put(values if gate is None else torch.where(gate, values, piece.take(tensors)), tensors)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lopt.features import per_scalar
 from lopt.numerics.moments import LIMIT, TINY, Moments
+from lopt.numerics.rounding import rounded
 from lopt.rules.directions import EPS, History
 from lopt.rules.forms import FORMS
 
@@ -28,9 +29,12 @@ class Range(NamedTuple):
     momenta: Sequence[Tensor]
     """K rows (n,): of a stack of them the compiler would see one more size, the distance of rows."""
     second: Tensor
-    """(n,), of the dtype that is computed in."""
+    """(n,)"""
     weights: Tensor
-    """(2 K + 2,): those of what is new in the momenta and the second moment, and corrections of their bias."""
+    """(2 K + 2,): those of what is new in the momenta and the second moment, and corrections of their bias; of the
+    dtype that is computed in."""
+    salt: Tensor | None = None
+    """(1,) of `rounding`, where momenta and second moment are kept in fewer bits."""
 
 
 class Seen(NamedTuple):
@@ -60,12 +64,14 @@ def after(given: Range) -> Seen:
     kinds = len(given.momenta) + 1
     # Not in halves: in a kernel for all sizes that would be a division for every few scalars.
     new, factors = given.weights[:kinds].unbind(), given.weights[kinds:].unbind()
-    p, g = (x.to(given.second.dtype).clamp(-LIMIT, LIMIT) for x in (given.params, given.grads))
-    momenta = [m.lerp(g, weight) for m, weight in zip(given.momenta, new, strict=False)]
-    second = given.second.lerp(g * g, new[-1])
+    dtype = given.weights.dtype
+    p, g = (x.to(dtype).clamp(-LIMIT, LIMIT) for x in (given.params, given.grads))
+    before = [m.to(dtype) for m in given.momenta]
+    momenta = [m.lerp(g, weight) for m, weight in zip(before, new, strict=False)]
+    second = given.second.to(dtype).lerp(g * g, new[-1])
     unbiased = [m * factor for m, factor in zip(momenta, factors, strict=False)]
     root = torch.sqrt(second * factors[-1] + TINY)
-    return Seen(p, g, momenta, second, Moments(unbiased, root), given.momenta[0])
+    return Seen(p, g, momenta, second, Moments(unbiased, root), before[0])
 
 
 def pairs(seen: Seen, paced: bool) -> list[tuple[Tensor, Tensor]]:
@@ -172,7 +178,10 @@ def draft(
     else:
         row = length * direction
         drafted = Draft(row, inner(row, row), inner(row, seen.params))
-    for old, new in zip((*given.momenta, given.second), (*seen.rows, seen.second), strict=True):
+    kept: Sequence[Tensor] = (*seen.rows, seen.second)
+    if given.salt is not None:
+        kept = rounded(kept, given.salt)
+    for old, new in zip((*given.momenta, given.second), kept, strict=True):
         old.copy_(new if gate is None else torch.where(gate, new, old))
     return drafted
 
