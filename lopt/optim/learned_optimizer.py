@@ -126,7 +126,13 @@ class LearnedOptimizer(Optimizer):
         self._unchecked = True
         self.guard = LossGuard() if loss_guard else None
         self.total_steps = total_steps
-        self._options = {"rule": rule, "graph": graph, "total_steps": total_steps, "loss_guard": loss_guard}
+        self._options = {
+            "rule": rule,
+            "graph": graph,
+            "total_steps": total_steps,
+            "loss_guard": loss_guard,
+            "state_dtype": state_dtype,
+        }
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
         self.rule = _frozen_copy(rule)
         self.rule.fused = fused

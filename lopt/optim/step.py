@@ -23,7 +23,7 @@ SMALL = 1 << 14
 
 _MISSING = object()
 
-OF_ALL = {"rule", "graph", "total_steps", "loss_guard"}
+OF_ALL = {"rule", "graph", "total_steps", "loss_guard", "state_dtype"}
 """Options that no parameter group has one of its own of, as it would of AdamW's."""
 
 SAID = 300

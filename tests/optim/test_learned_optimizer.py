@@ -598,7 +598,14 @@ def test_made_in_inference_mode_it_steps_outside_as_adamw_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("rule", "lopt-small"), ("total_steps", 100), ("loss_guard", True), ("graph", "model")]
+    ("key", "value"),
+    [
+        ("rule", "lopt-small"),
+        ("total_steps", 100),
+        ("loss_guard", True),
+        ("graph", "model"),
+        ("state_dtype", torch.bfloat16),
+    ],
 )
 def test_options_of_the_whole_optimizer_are_refused_in_a_group(key: str, value: object) -> None:
     first, second = nn.Linear(3, 2), nn.Linear(2, 2)
