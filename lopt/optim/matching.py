@@ -29,7 +29,8 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 """What DataParallel, torch.compile, FSDP and activation checkpointing insert into names."""
 
 REMEDY = (
-    "pass model.named_parameters() instead of model.parameters(), for the model that the graph was made from"
+    "pass model.named_parameters() instead of model.parameters(), for the model that the graph was made from, or, where"
+    " a wrapper takes no names (ZeroRedundancyOptimizer), graph=lopt.trace_on_first_forward(model)"
 )
 
 
