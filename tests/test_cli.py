@@ -86,6 +86,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
     (tmp_path / "models.py").write_text(MODELS)
     (tmp_path / "broken.py").write_text("def f(:\n")
+    (tmp_path / "binary.md").write_bytes(b"\xff\xfe")
     (tmp_path / "text.safetensors").write_text("not a rule")
     return tmp_path
 
@@ -157,6 +158,7 @@ MISTAKES = {
         "compare x --task quadratic --tuning-seeds 200",
         "--tuning-seeds: expected at most 100",
     ),
+    "a card that is no text": ("push x a/b --card binary.md", "expected a card as text in UTF-8"),
     "data folder": ("data --data none", "none: expected the data folder, found no such folder"),
     "data file": ("data --data models.py", "models.py: expected the data folder, found a file"),
     "no factory": ("graph models", "expected MODULE:FACTORY"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lopt.errors import ConfigError
+
 DESCRIPTION = """Put a rule on the Hugging Face Hub, with a model card made from what its file says of its making.
 Others then load it as hf:OWNER/NAME. Needs `pip install "lopt[hub]"` and `hf auth login`.
 
@@ -28,9 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from lopt.rules.card import model_card, push_rule
 
-    card = args.card.read_text(encoding="utf-8") if args.card else model_card(args.rule, args.repo)
+    card = _text(args.card) if args.card else model_card(args.rule, args.repo)
     if args.dry_run:
         print(card)
         return 0
     print(push_rule(args.rule, args.repo, private=args.private, card=card))
     return 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: expected a card as text in UTF-8, found other bytes") from None

@@ -15,6 +15,7 @@ from lopt.comparison.timing import time_step
 from lopt.comparison.tuning import Budget, Seeds, Tuned, find_baseline, tune
 from lopt.config import Count, Settings, from_mapping
 from lopt.errors import ConfigError
+from lopt.inner.checks import check_task
 from lopt.inner.evaluation import Curves, train_networks
 from lopt.inner.task import Task
 from lopt.rules import load_rule
@@ -105,6 +106,8 @@ def compare(
     named = rules if isinstance(rules, Mapping) else {str(rule): rule for rule in rules}
     loaded = {name: rule if isinstance(rule, Rule) else load_rule(rule) for name, rule in named.items()}
     built = [named_task(task) if isinstance(task, str) else task for task in tasks]
+    for task in built:
+        check_task(task, relative=False, splits=("test",))
     tuned = [
         {n: tune(find_baseline(n), task, budget, f"tune {n}" if progress else "") for n in baselines}
         for task in built
@@ -196,6 +199,7 @@ def evaluate(
                 " `meta_tasks.named_task` give what has a name"
             )
     seeds = from_mapping(Runs, {"steps": steps, "seeds": seeds}, "evaluate").seeds
+    check_task(task, relative=False, splits=("test",))
     curves = Runner(rule).curves(task, steps, seeds, task.name if progress else "")
     times = time_step(rule, task)
     return Evaluation(task.name, tuple(seeds), Figures.of(curves), times.optimizer_ms, times.gradient_ms)

@@ -41,7 +41,7 @@ def time_step(
     not what other programs of a busy machine take. With `compiled` the step runs under `torch.compile`.
     """
     generator = Generator().manual_seed(0)
-    params = {n: p[0].clone().requires_grad_() for n, p in task.init(1, generator).items()}
+    params = {n: p[0].detach().clone().requires_grad_() for n, p in task.init(1, generator).items()}
     batch = torch.utils._pytree.tree_map(lambda x: x[0], task.sample("train", 1, generator))
     optimizer = make_optimizer(rule, task, params)
     step = torch.compile(optimizer.step, dynamic=False) if compiled else optimizer.step

@@ -15,6 +15,7 @@ import torch
 from torch import Generator
 from torch.utils._pytree import tree_map
 
+from lopt.inner.checks import check_task
 from lopt.inner.step import Networks
 from lopt.inner.task import Task, TaskFamily
 from lopt.rules.base import Rule
@@ -134,6 +135,7 @@ class Population:
         if key in self.tasks:
             return self.tasks[key]
         task = self.families[family].family.build(spec)
+        check_task(task, relative=self.config.outer_loss != "plain")
         if self.config.architectures:
             self.tasks[key] = task
         return task

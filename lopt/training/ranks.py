@@ -81,7 +81,12 @@ class Ranks:
 @contextmanager
 def connected() -> Iterator[Ranks]:
     """The processes that `torchrun` started with this one; this one alone if it was started by hand."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    told = os.environ.get("WORLD_SIZE", "1")
+    if not told.isdecimal():
+        raise ConfigError(
+            f"the environment variable WORLD_SIZE: expected a number of processes, found {told!r}"
+        )
+    world = int(told)
     if world == 1:
         yield Ranks()
         return
@@ -90,6 +95,11 @@ def connected() -> Iterator[Ranks]:
 
     try:
         dist.init_process_group("gloo", timeout=MEETING)
+    except ValueError as error:  # a variable is missing or no number: nobody was there to meet
+        raise ConfigError(
+            f"expected what torchrun sets beside WORLD_SIZE={world}, found less: {error}; start it with torchrun, or"
+            " unset WORLD_SIZE"
+        ) from None
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise LostProcessError(f"the {world} processes of the run did not meet: {reason}") from None

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from lopt.errors import LoptError, LostProcessError, RunFolderError
+from lopt.inner.checks import check_task
 from lopt.inner.evaluation import FINAL_STEPS
 from lopt.inner.task import Task
 from lopt.progress import progress
@@ -77,6 +78,12 @@ class Trainer:
             self._run(time.monotonic() + 3600 * hours)
         except LostProcessError as error:
             raise LostProcessError(f"{error}; {self._advice()}") from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What goes wrong here is the run folder's fault; what a task cannot read is not."""
+        try:
+            yield
         except LoptError:  # some are OSErrors too
             raise
         except OSError as error:
@@ -85,12 +92,15 @@ class Trainer:
             ) from None
 
     def _run(self, deadline: float) -> None:
-        log = RunLog(self.out, self.step) if self.ranks.leads else None
+        with self._writing():
+            log = RunLog(self.out, self.step) if self.ranks.leads else None
         bar = progress(self.config.steps, "meta-training", initial=self.step)
         # A handler only leaves word: the checkpoint is written between outer steps, when all state belongs together.
         with terminable(self._request_stop):
             try:
                 if self.step == 0:
+                    for task in self.validation:
+                        check_task(task, relative=self.config.outer_loss != "plain")
                     self._validate(log)  # the fresh rule is a candidate too
                 while self.step < self.config.steps:
                     # One answer for all processes: one that left by its own clock would be waited for in vain.
@@ -99,7 +109,8 @@ class Trainer:
                     scalars = self._outer_step()
                     self.step += 1
                     if log is not None:
-                        log.write(self.step, scalars)
+                        with self._writing():
+                            log.write(self.step, scalars)
                     bar.update()
                     bar.set_postfix(outer=f"{scalars['outer_loss']:.3f}", best=self.best)
                     if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
@@ -110,7 +121,8 @@ class Trainer:
             finally:
                 bar.close()
                 if log is not None:
-                    log.close()
+                    with self._writing():
+                        log.close()
 
     def _request_stop(self, *_: Any) -> None:
         self._stop = True
@@ -164,27 +176,30 @@ class Trainer:
         # What is not lowered should not choose: the mean may rise while the end of a run falls.
         scores = (logs[:, -FINAL_STEPS:] if self.config.outer_loss == "final" else logs).mean(1)
         score = scores.mean().item() if len(scores) else 0.0
-        better = not self.validation or self.best is None or score < self.best
+        # What is no number is lower than nothing: a rule that has a score follows one without.
+        better = not self.validation or self.best is None or math.isnan(self.best) or score < self.best
         self.best = score if better else self.best
         if log is None:
             return
         named = zip(self.validation, scores.tolist(), strict=True)
-        log.write(
-            self.step,
-            {"validation": score, **{f"validation/{task.name}": s for task, s in named}},
-            {task.name: curve.tolist() for task, curve in zip(self.validation, curves, strict=True)},
-        )
-        draw_training(self.out)
-        if better:
-            provenance = {**self.provenance, "outer_steps": self.step, "validation": score}
-            save_rule(rule, self.out / RULE, provenance)
+        with self._writing():
+            log.write(
+                self.step,
+                {"validation": score, **{f"validation/{task.name}": s for task, s in named}},
+                {task.name: curve.tolist() for task, curve in zip(self.validation, curves, strict=True)},
+            )
+            draw_training(self.out)
+            if better:
+                provenance = {**self.provenance, "outer_steps": self.step, "validation": score}
+                save_rule(rule, self.out / RULE, provenance)
 
     def _save(self) -> None:
         if self.saved == self.step:
             return
         tree = self.tree()  # by all processes: it gathers
         if self.ranks.leads:
-            checkpoint.write(self.out / CHECKPOINT, tree)
+            with self._writing():
+                checkpoint.write(self.out / CHECKPOINT, tree)
         self.saved = self.step
 
     def _advice(self) -> str:

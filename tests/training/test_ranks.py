@@ -121,6 +121,17 @@ def test_one_process_needs_no_others() -> None:
     assert ranks.merge({1: "a"}) == {1: "a"}
 
 
+@pytest.mark.parametrize(
+    ("world", "message"),
+    [("x", "WORLD_SIZE: expected a number"), ("2", "what torchrun sets beside WORLD_SIZE=2")],
+)
+def test_what_only_looks_like_torchrun(world: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match=message), connected():
+        pass
+
+
 def test_processes_do_not_wait_half_an_hour_for_one_that_died_before_it_came(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

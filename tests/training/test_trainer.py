@@ -260,6 +260,35 @@ def test_a_full_disk_loses_no_earlier_checkpoint(
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
+def test_what_a_task_cannot_read_is_not_the_run_folders_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any) -> Tensor:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "rows.csv")
+
+    monkeypatch.setattr(TinyTask, "sample", missing)
+    with pytest.raises(FileNotFoundError, match=r"rows\.csv"):
+        finish(tmp_path)
+
+
+def test_a_rule_without_a_score_gives_way_to_one_that_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nan is not above anything, so that the first rule would have stayed the best for good."""
+    scores = iter([math.nan, 0.5, 0.7])
+    monkeypatch.setattr(
+        "lopt.training.trainer.validation_curve",
+        lambda _, __, config: torch.full((config.validation_steps,), next(scores, 0.7)),
+    )
+    trainer = tiny_trainer(tmp_path)
+    bests = []
+    for _ in range(3):
+        trainer._validate(None)
+        bests.append(trainer.best)
+    assert math.isnan(bests[0])
+    assert bests[1:] == [pytest.approx(math.log(0.5))] * 2
+
+
 class Exploding(TinyTask):
     """Its loss becomes huge, infinite or nan in a tenth of the batches."""
 
