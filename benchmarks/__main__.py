@@ -72,6 +72,11 @@ def table_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="a small version: does it run?")
     parser.add_argument("--report", action="store_true", help="run nothing, make the report from the log")
     parser.add_argument(
+        "--time",
+        action="store_true",
+        help="train nothing: time the steps of all that was tested, in turns, so that a busy machine slows each alike",
+    )
+    parser.add_argument(
         "--out", metavar="DIR", help="where log and report go (default: benchmarks; runs/benchmarks/quick)"
     )
     return parser

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.runner.log import Log, Record, Run
+from benchmarks.runner.log import FIELDS, Log, Record, Run, canonical
 from benchmarks.runner.pictures import plot_tasks
 from benchmarks.runner.recipe import Recipe
 from benchmarks.runner.search import Search, Setting, search_of
 from lopt.comparison.figures import Figures, Statistic
-from lopt.comparison.timing import time_step
+from lopt.comparison.timing import time_step, times_in_turns
 from lopt.comparison.tuning import Trial, find_baseline
 from lopt.files import digest
 from lopt.inner.evaluation import Curves, train_networks
@@ -132,6 +132,27 @@ class Worker:
         self.do(run, rule)
         if self.benchmark.compiled:
             self.do(replace(run, purpose="time", seeds=()), rule)
+
+    def time_in_turns(self, names: Sequence[str], rules: Mapping[str, LearnedRule], case: str) -> None:
+        """What a step costs with each of those that were tested, as they were, timed anew and side by side."""
+        runs, made = dict[str, Run](), dict[str, Rule]()
+        spec = canonical(self.benchmark.cases[case].spec)
+        for record in self.log.records():
+            run = Run(**{name: record[name] for name in FIELDS})
+            tested = run.task == case and run.purpose == "test" and canonical(run.spec) == spec
+            if tested and run.optimizer in names:
+                learned = rules.get(run.optimizer)
+                if learned is None or run.digest == fingerprint(learned):
+                    runs[run.optimizer] = run
+                    made[run.optimizer] = learned or find_baseline(run.optimizer).make(run.lr)
+        start = time.perf_counter()
+        times = times_in_turns(made, self.task(case))
+        seconds = round((time.perf_counter() - start) / max(len(runs), 1), 1)
+        for name, run in runs.items():
+            record = {**asdict(replace(run, purpose="time", seeds=())), "seconds": seconds}
+            record |= {"step_time": asdict(times[name]), "provenance": provenance()}
+            self.log.add(record)
+            print(line(record), flush=True)
 
     def _trial(self, name: str, case: str, setting: Setting, seeds: tuple[int, ...]) -> Trial:
         lr, schedule = setting

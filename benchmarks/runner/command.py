@@ -65,6 +65,10 @@ def work(benchmark: Benchmark, log: Log, home: Path, args: argparse.Namespace) -
     worker = Worker(benchmark, log, args.data)
     for case in cases:  # missing data are noticed before any long work
         worker.task(case)
+    if args.time:
+        for case in cases:
+            worker.time_in_turns(names, rules, case)
+        return
     for name in names:
         if name in benchmark.recipes and name not in rules:
             path = home / "rules" / benchmark.name / f"{name}.safetensors"

@@ -153,6 +153,18 @@ def test_a_compiled_step_is_timed_where_the_benchmark_asks_for_it(log: Log, tmp_
     assert after["test_accuracy"] == before["test_accuracy"]
 
 
+def test_steps_are_timed_anew_and_side_by_side(log: Log, tmp_path: Path) -> None:
+    found = Log(tmp_path)
+    found.path.write_text(log.path.read_text())
+    Worker(TINY, found, label=False).time_in_turns(["adamw", "sgd"], {}, "a")
+    timings = [record for record in found.records() if record["purpose"] == "time"]
+    assert {record["optimizer"] for record in timings} <= {"adamw", "sgd"}
+    assert len({record["step_time"]["gradient_ms"] for record in timings}) == 1
+    entries = summarise(TINY, found.records())["tasks"]["a"]["entries"]
+    for record in timings:
+        assert entries[record["optimizer"]]["ms_per_step"] == record["step_time"]["optimizer_ms"]
+
+
 def test_a_task_or_rule_that_changed_is_run_anew(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     known = log.by_key()
     worker = Worker(TINY, log, label=False)
