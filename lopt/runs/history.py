@@ -27,8 +27,24 @@ def run_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics file; what a kill, a power cut or a full disk made of others is left out."""
-    return (record for _, record in lines(path))
+    """The records of a metrics file; what a kill, a power cut, a full disk or an editor made of others is left out."""
+    return ({key: v for key, v in record.items() if _is_logged(key, v)} for _, record in lines(path))
+
+
+def _is_logged(key: str, value: object) -> bool:
+    """Whether a run may have logged it: numbers, and curves for pictures."""
+    if key != "curves":
+        return _is_number(value)
+    losses = value.get("losses") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(losses, dict):
+        return False
+    rows = [value.get("steps"), *losses.values()]
+    lengths = {len(row) if isinstance(row, list) and all(map(_is_number, row)) else -1 for row in rows}
+    return len(lengths) == 1 and -1 not in lengths
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -39,7 +55,8 @@ def lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         for line in file:
             with suppress(ValueError, RecursionError):
                 record = json.loads(line.decode())
-                if isinstance(record, dict) and type(record.get("step")) is int:
+                step = record.get("step") if isinstance(record, dict) else None
+                if type(step) is int and 0 <= step < 2**63:
                     yield line.rstrip(b"\r\n"), record
 
 

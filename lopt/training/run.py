@@ -73,7 +73,11 @@ class Run:
             for task, scores in self.validation.items()
         ]
         best = "none was finite" if self.best is None else f"{self.best:.4f}"
-        state = f"rule: {self.folder / RULE}   outer steps: {self.step}   best validation score: {best}"
+        rule = self.folder / RULE
+        where = (
+            str(rule) if rule.is_file() else f"{rule} is gone; save_rule(run.rule, path) keeps the last one"
+        )
+        state = f"rule: {where}   outer steps: {self.step}   best validation score: {best}"
         if not self.finished:
             state = f"stopped at outer step {self.step}; continue with: lopt resume {self.folder}"
         header = ["validation, mean log relative loss", "fresh", "lowest", "last"]

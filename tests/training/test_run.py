@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,25 @@ def test_a_damaged_log_does_not_hold_up_a_run() -> None:
     train(TINY, {"out": "parts"}, resume=True)
     assert History.read(Path("parts")).names("") == whole.history.names("")
     assert len(log.read_bytes().splitlines()) == len(whole.history.records)
+
+
+@pytest.mark.parametrize("other", ["x", None, [1], True, 10**400, {"steps": [0], "losses": {"a": 1}}])
+def test_a_log_that_was_edited_by_hand_is_read(other: object) -> None:
+    whole = train(TINY, {"out": "edited"})
+    log = Path("edited/metrics.jsonl")
+    lines = log.read_text().splitlines()
+    odd = [
+        {key: value if key == "step" else other for key, value in json.loads(line).items()} for line in lines
+    ]
+    log.write_text("\n".join([*lines, *map(json.dumps, odd), '{"step": -5, "outer_loss": 1.0}']))
+    figures = History.read(Path("edited"))
+    assert {name: figures.values(name) for name in figures.names("outer") + ["curves"]} == {
+        name: whole.history.values(name) for name in whole.history.names("outer") + ["curves"]
+    }
+    assert main(["watch", "edited"]) == 0
+    assert main(["report", "edited"]) == 0
+    Path("edited/rule.safetensors").unlink()
+    assert "rule.safetensors is gone" in str(train(TINY, {"out": "edited"}, resume=True))
 
 
 COUNTS = (
