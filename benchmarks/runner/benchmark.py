@@ -134,17 +134,18 @@ class Worker:
             self.do(replace(run, purpose="time", seeds=()), rule)
 
     def time_in_turns(self, names: Sequence[str], rules: Mapping[str, LearnedRule], case: str) -> None:
-        """What a step costs with each of those that were tested, as they were, timed anew and side by side."""
+        """What a step costs with each of those that were tested, timed anew and side by side.
+
+        Of rules that have changed since their test it is what they cost now.
+        """
         runs, made = dict[str, Run](), dict[str, Rule]()
         spec = canonical(self.benchmark.cases[case].spec)
         for record in self.log.records():
             run = Run(**{name: record[name] for name in FIELDS})
             tested = run.task == case and run.purpose == "test" and canonical(run.spec) == spec
             if tested and run.optimizer in names:
-                learned = rules.get(run.optimizer)
-                if learned is None or run.digest == fingerprint(learned):
-                    runs[run.optimizer] = run
-                    made[run.optimizer] = learned or find_baseline(run.optimizer).make(run.lr)
+                runs[run.optimizer] = run
+                made[run.optimizer] = rules.get(run.optimizer) or find_baseline(run.optimizer).make(run.lr)
         start = time.perf_counter()
         times = times_in_turns(made, self.task(case))
         seconds = round((time.perf_counter() - start) / max(len(runs), 1), 1)
