@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -152,6 +153,12 @@ def check_model(model: nn.Module) -> None:
         fault = _unsuitable(p)
         if fault:
             raise GraphError(f"expected dense real floating-point parameters, found {name} which is {fault}")
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # imported by whoever has sharded anything
+    if fsdp is not None and any(isinstance(module, fsdp.FSDPModule) for module in model.modules()):
+        raise GraphError(
+            f"expected whole parameters, found those of {type(model).__name__} sharded by fully_shard: make the graph"
+            " before, with ParameterGraph.trace, and pass it to the optimizer"
+        )
 
 
 def check_code(model: nn.Module) -> None:

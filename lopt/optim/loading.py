@@ -29,12 +29,13 @@ States = Iterable[tuple[Tensor, Mapping[str, Any]]]
 def check_form(saved: Mapping[str, Any], groups: Sequence[Group], defaults: Group) -> None:
     """Raise a `ConfigError` for what no optimizer with these groups has saved, whatever its rule."""
     for key, kind in (("param_groups", list), ("state", dict)):
-        _check(isinstance(saved.get(key), kind), key, f"a {kind.__name__}", saved.get(key, "nothing"))
+        fits = isinstance(saved.get(key), (kind, tuple) if kind is list else kind)
+        _check(fits, key, f"a {kind.__name__}", saved.get(key, "nothing"))
     loaded = saved["param_groups"]
     for number, group in enumerate(loaded):
         _check(isinstance(group, dict), f"param_groups.{number}", "a dict", group)
         keys = group.get("params", "nothing")
-        fits = isinstance(keys, list) and all(isinstance(key, Hashable) for key in keys)
+        fits = isinstance(keys, (list, tuple)) and all(isinstance(key, Hashable) for key in keys)
         _check(fits, f"param_groups.{number}.params", "a list of numbers", keys)
         check_options({**defaults, **group}, f"state_dict.param_groups.{number}.")
     expected, found = ([len(group["params"]) for group in each] for each in (groups, loaded))

@@ -90,6 +90,16 @@ def test_what_is_no_dict_is_refused(saved: Any) -> None:
         trained()[1].load_state_dict(saved)
 
 
+def test_lists_that_became_tuples_on_the_way_are_read() -> None:
+    model, optimizer = trained()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"] = tuple(
+        {**group, "params": tuple(group["params"])} for group in saved["param_groups"]
+    )
+    optimizer.load_state_dict(saved)
+    train(model, optimizer)
+
+
 def test_names_of_a_wrapped_model_are_the_same_names() -> None:
     _, optimizer = trained()
     saved = copy.deepcopy(optimizer.state_dict())

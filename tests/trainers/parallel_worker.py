@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -86,6 +87,17 @@ def forked() -> list[Tensor]:
     return whole(model)
 
 
+def traced_too_late() -> str:
+    """What is said of a model that is sharded before it is traced."""
+    model = mlp()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        lopt.trace_on_first_forward(model)
+        model(half(0)[0])
+    return str(told[-1].message)
+
+
 def zero_redundancy() -> dict[str, object]:
     """Each process holds the state of some of the parameters, and sends the others what has become of them."""
     results = {}
@@ -153,6 +165,7 @@ def main(folder: Path) -> None:
     result = {
         "ddp": data_parallel(),
         "forked": forked(),
+        "too_late": traced_too_late(),
         "zero": zero_redundancy(),
         "fsdp2": sharded(folder),
         "shards": shards,

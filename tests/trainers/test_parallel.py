@@ -83,6 +83,10 @@ def test_zero_redundancy_steps_nearly_as_without(ranks):
     assert close(ranks[0]["zero"]["zero"], ranks[0]["zero"]["plain"], 2e-3)
 
 
+def test_a_sharded_model_is_told_when_to_be_traced(ranks):
+    assert all("sharded by fully_shard: make the graph before" in rank["too_late"] for rank in ranks)
+
+
 def test_fsdp2_equals_one_process(fsdp2):
     assert equal(fsdp2[0]["parameters"], fsdp2[1]["parameters"])
     assert close(fsdp2[0]["parameters"], fsdp2[0]["alone"])
