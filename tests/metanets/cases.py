@@ -100,6 +100,7 @@ CASES = {
     "deepsets": Case("deepsets", {"width": 6}, knows_neurons=False),
     "nfn": Case("nfn", {"width": 4}, ("mlp", "chain")),
     "nfn, a layer its own": Case("nfn", {"width": 4, "depth": 3}, ("mlp", "chain"), tiny={"width": 4, "depth": 2}),
+    "nfn, norms": Case("nfn", {"width": 4, "norms": True}, ("mlp", "chain")),
     "nfn, hnp": Case(
         "nfn", {"width": 3, "symmetry": "hnp", "depth": 3, "ends": (4, 3)}, ("mlp",),
         tiny={"width": 3, "symmetry": "hnp", "depth": 2, "ends": (3, 2)},

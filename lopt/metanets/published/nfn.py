@@ -17,7 +17,7 @@ from lopt.config import Pair
 from lopt.errors import ConfigError, GraphError
 from lopt.graph import ParameterGraph
 from lopt.metanets.base import Layers, LayersOrZero, Metanet, Size
-from lopt.metanets.layers import Pointwise, ScalarNet
+from lopt.metanets.layers import ChannelNorm, Pointwise, ScalarNet
 from lopt.metanets.published.chain import EquivariantLinear, Link, SharedLinear, chain_of, chain_slots
 from lopt.metanets.published.positions import position_codes
 from lopt.metanets.published.wiring import SLOTS, WireEncoder, WireHead, Wiring, copied, wiring_of
@@ -46,6 +46,11 @@ class Nfn(Metanet):
     scalar that reads its own features beside what its weight w_l' or bias v_l' has become, the same for all taps
     (`ScalarNet`), as Neural Graphs' optimizers have it; 0: raw outputs are linear in that.
 
+    norms: whether each relu takes the layer norm over the channels of every weight and bias, as the authors' code can
+    have it. Means tell everybody of what all scalars share, and without norms the answer has no bound: an optimizer
+    that lengthens its steps where gradients are small next to their past does so the more the more neurons fall
+    silent, which longer steps are what makes them.
+
     Raises `GraphError` on a network that is no chain of linear or convolution layers, or of another depth or ends.
     """
 
@@ -62,9 +67,10 @@ class Nfn(Metanet):
         taps: Size = SLOTS,
         positions: bool = False,
         scalar_layers: LayersOrZero = 0,
+        norms: bool = False,
     ) -> None:
         super().__init__()
-        _check_symmetry(symmetry, depth, ends)
+        _check_symmetry(symmetry, depth, ends, norms)
         self.depth, self.ends, self.taps = depth, None if ends is None else (ends[0], ends[1]), taps
         self.encode = nn.ModuleList(WireEncoder(features, context, width, slots) for slots in (taps, 1))
         self.layers = nn.ModuleList(
@@ -73,6 +79,7 @@ class Nfn(Metanet):
             else EquivariantLinear(chain_slots(depth, width, width, self.ends))
             for _ in range(layers)
         )
+        self.norms = nn.ModuleList(ChannelNorm(width) for _ in range(layers * norms))
         self.width = width
         self.codes = nn.ModuleList(Pointwise(width, width, bias=False) for _ in range(3 * positions))
         self.heads = nn.ModuleList(
@@ -96,8 +103,9 @@ class Nfn(Metanet):
             values = self._placed(wiring, links, values)
         shapes = [value.shape for value in values]
         values = values if self.ends is None else [fold(v, i, len(links)) for i, v in enumerate(values)]
-        for layer in self.layers:
-            values = [relu(value) for value in layer(values)]
+        for index, layer in enumerate(self.layers):
+            values = layer(values)
+            values = [relu(self.norms[index](value) if self.norms else value) for value in values]
         if self.ends is not None:
             values = [unfold(v, i, shape) for i, (v, shape) in enumerate(zip(values, shapes, strict=True))]
         if self.scalars is None:
@@ -145,7 +153,11 @@ class Nfn(Metanet):
         return raw
 
 
-def _check_symmetry(symmetry: str, depth: int | None, ends: tuple[int, int] | None) -> None:
+def _check_symmetry(symmetry: str, depth: int | None, ends: tuple[int, int] | None, norms: bool) -> None:
+    if norms and symmetry == "hnp":
+        raise ConfigError(
+            "metanet: norms belong to symmetry np, found them with hnp, where ends are channels, too"
+        )
     if symmetry == "np" and ends is not None:
         raise ConfigError(f"metanet: ends belong to symmetry hnp, found {ends!r} with np")
     if symmetry == "hnp" and (depth is None or depth < 2 or ends is None):
