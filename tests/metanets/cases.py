@@ -109,6 +109,7 @@ CASES = {
     "dwsnet": Case("dwsnet", {"width": 3, "ends": (4, 3)}, ("mlp",), tiny={"width": 3, "depth": 2, "ends": (3, 2)}),
     "unf": Case("unf", {"width": 4}),
     "ng_gnn": Case("ng_gnn", {"width": 5}),
+    "ng_gnn, edge norms": Case("ng_gnn", {"width": 5, "edge_norms": True}),
     "ng_t": Case("ng_t", {"node_width": 6, "edge_width": 4, "attention_width": 6, "heads": 2}),
     "ng_gnn, scalars": Case("ng_gnn", {"width": 5, "positions": True, "scalar_layers": 2}),
     "ng_t, scalars": Case("ng_t", {

@@ -94,6 +94,8 @@ class NgGnn(NeuralGraph):
     positions: whether neurons are told where they are: inputs and outputs one by one, hidden ones by layer.
     scalar_layers: hidden layers of a network for each scalar (`ScalarHeads`), as the paper's optimizers have it; 0: raw
         outputs are linear in their edge's hidden channels, so that nine taps have no more between them than those hold.
+    edge_norms: whether edges become norm(e_ij'), as they do in `NgT`. Without, only neurons answer within bounds to
+        inputs that were never met; in optimizers see `Nfn` for what comes of it.
     """
 
     def __init__(
@@ -107,12 +109,13 @@ class NgGnn(NeuralGraph):
         probes: SizeOrZero = 0,
         positions: bool = False,
         scalar_layers: LayersOrZero = 0,
+        edge_norms: bool = False,
     ) -> None:
         super().__init__()
         self.execution = execution
         self.nodes = NodeEncoder(features, context, width, probes, positions)
         self.encode = WireEncoder(features, context, width)
-        self.layers = nn.ModuleList(NgGnnLayer(width) for _ in range(layers))
+        self.layers = nn.ModuleList(NgGnnLayer(width, edge_norms) for _ in range(layers))
         self.heads = heads_of(features, width, width, outputs, scalar_layers)
 
 
@@ -216,7 +219,7 @@ class ScalarHeads(nn.Module):
 class NgGnnLayer(nn.Module):
     """One round of messages, see `NgGnn`."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, edge_norm: bool = False) -> None:
         super().__init__()
         self.messages = nn.ModuleDict({end: FilmMessage(width) for end in ENDS})
         self.update = Pointwise(width * (1 + 2 * len(AGGREGATES) * 2), width)
@@ -224,12 +227,13 @@ class NgGnnLayer(nn.Module):
         self.edge = Pointwise(width, width)
         self.ends = nn.ModuleDict({end: Pointwise(width, width, bias=False) for end in ENDS})
         self.edge_out = Pointwise(width, width)
+        self.edge_norm = ChannelNorm(width) if edge_norm else nn.Identity()
 
     def forward(self, exchange: Exchange, nodes: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
         received = [aggregate(exchange, self.messages[end](exchange, nodes, edges, end), end) for end in ENDS]
         nodes = nodes + relu(self.norm(self.update(torch.cat([nodes, *received]))))
         hidden = self.edge(edges) + exchange.sum_of_ends(*(self.ends[end](nodes) for end in ENDS))
-        return nodes, edges + self.edge_out(relu(hidden))
+        return nodes, self.edge_norm(edges + self.edge_out(relu(hidden)))
 
 
 class FilmMessage(nn.Module):
