@@ -101,6 +101,7 @@ CASES = {
     "nfn": Case("nfn", {"width": 4}, ("mlp", "chain")),
     "nfn, a layer its own": Case("nfn", {"width": 4, "depth": 3}, ("mlp", "chain"), tiny={"width": 4, "depth": 2}),
     "nfn, norms": Case("nfn", {"width": 4, "norms": True}, ("mlp", "chain")),
+    "nfn, norms, scalars": Case("nfn", {"width": 4, "norms": True, "scalar_layers": 2}, ("mlp", "chain")),
     "nfn, hnp": Case(
         "nfn", {"width": 3, "symmetry": "hnp", "depth": 3, "ends": (4, 3)}, ("mlp",),
         tiny={"width": 3, "symmetry": "hnp", "depth": 2, "ends": (3, 2)},

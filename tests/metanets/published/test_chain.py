@@ -195,8 +195,9 @@ def test_other_depths_and_ends_are_named() -> None:
         {"symmetry": "hnp", "depth": 1, "ends": (2, 1)},
         {"symmetry": "hnp", "depth": 3},
         {"ends": (2, 1)},
+        {"symmetry": "hnp", "depth": 3, "ends": (2, 1), "norms": True},
     ],
 )
 def test_bad_symmetries_are_named(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"metanet\.symmetry: expected|metanet: (hnp|ends)"):
+    with pytest.raises(ConfigError, match=r"metanet\.symmetry: expected|metanet: (hnp|ends|norms)"):
         make_rule("nfn", **options)
