@@ -29,6 +29,9 @@ SMOOTHING = 25
 
 FloatArray = npt.NDArray[np.float64]
 
+COLOURS, STYLES = 10, ("-", "--", ":", "-.")
+"""Lines that matplotlib gives colours of their own, and what tells further ones apart."""
+
 
 def table(results: TaskComparison, horizon: str) -> str:
     """One aligned Markdown table; figures are mean ± standard deviation over the seeds."""
@@ -90,7 +93,10 @@ def _panel(axes: Axes, results: TaskComparison, horizon: str) -> None:
         steps, middle = np.array(curve.steps), np.median(losses, 0)
         shown = np.isfinite(middle)
         width = 2.4 if entry.kind == "rule" else 1.3
-        axes.plot(steps[shown], middle[shown], color=f"C{number}", linewidth=width, label=_label(name, entry))
+        style = STYLES[number // COLOURS % len(STYLES)]
+        axes.plot(
+            steps[shown], middle[shown], style, color=f"C{number}", linewidth=width, label=_label(name, entry)
+        )
         # Where some seeds diverged the band goes on with the highest loss still finite.
         highest = np.where(np.isfinite(losses), losses, -math.inf).max(0)
         lowest.append(losses.min())

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import lopt
 from lopt.comparison import Comparison, TaskComparison, compare, evaluate
 from lopt.comparison.figures import DrawnCurve, Figures, Statistic, steps_to
 from lopt.comparison.protocol import FIXED
-from lopt.comparison.report import smoothed
+from lopt.comparison.report import curves_figure, smoothed
 from lopt.comparison.tuning import Budget, find_baseline
 from lopt.errors import ConfigError
 from lopt.inner.evaluation import Curves, train_networks
@@ -211,6 +212,13 @@ def test_plot(comparison: Comparison, tmp_path: Path) -> None:
     data = (tmp_path / "curves.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     assert len(data) > 10_000
+
+
+def test_no_two_of_many_lines_look_alike(results: TaskComparison) -> None:
+    entry = next(iter(results.entries.values()))
+    many = replace(results, entries={f"rule {number}": entry for number in range(31)})
+    lines = curves_figure([many]).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 31
 
 
 def test_smoothed() -> None:
