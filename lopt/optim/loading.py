@@ -51,8 +51,9 @@ def check_form(saved: Mapping[str, Any], groups: Sequence[Group], defaults: Grou
     _check(len(set(keys)) == len(keys), "param_groups", "each parameter once", keys)
     for number, (own, group) in enumerate(zip(groups, loaded, strict=True)):
         _check_order(own.get("param_names"), group.get("param_names"), f"param_groups.{number}.param_names")
-    # Under words, wrappers keep what is of no parameter.
-    strangers = {key for key in saved["state"].keys() - set(keys) if not isinstance(key, str)}
+    strangers = {
+        key for key in saved["state"].keys() - set(keys) if not _is_wrappers(key, saved["state"][key])
+    }
     _check(not strangers, "state", f"parameters of the groups, {said(keys)}", next(iter(strangers), None))
     for key, state in saved["state"].items():
         _check(key not in keys or isinstance(state, dict), f"state.{_short(key)}", "a dict", state)
@@ -62,6 +63,11 @@ def check_form(saved: Mapping[str, Any], groups: Sequence[Group], defaults: Grou
     _check(fits, "skipped_steps", "a whole number from 0", skipped)
     if "loss_guard" in saved:
         LossGuard.of(saved["loss_guard"])
+
+
+def _is_wrappers(key: object, value: object) -> bool:
+    """Whether it may be what a wrapper keeps of no parameter, under a word; not what a rule has kept of a lost one."""
+    return isinstance(key, str) and not (isinstance(value, dict) and len(value.keys() & OWN) > 1)
 
 
 def _check_order(own: object, saved: object, place: str) -> None:

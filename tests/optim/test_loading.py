@@ -134,6 +134,16 @@ def test_rules_keep_state_under_names_of_their_own(name: str) -> None:
     assert all(state.keys() <= OWN for state in optimizer.state.values())
 
 
+def test_the_state_of_a_parameter_under_another_key_is_no_wrappers() -> None:
+    _, optimizer = trained()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"]["1x"] = saved["state"].pop(1)
+    with pytest.raises(
+        ConfigError, match=r"state_dict\.state: expected parameters of the groups, .* found '1x'"
+    ):
+        optimizer.load_state_dict(saved)
+
+
 def test_state_of_a_rule_that_keeps_more_is_refused() -> None:
     optimizer = learned(mlp().named_parameters(), rule="lopt-small")
     _, larger = trained(rule="lopt-base")
