@@ -31,7 +31,8 @@ def put_in(
         lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
         owners = {names[id(p)]: p for p in group["params"] if states.get(p) and TRAINED not in states[p]}
         state = {
-            name: {key: gathered(value) for key, value in states[p].items()} for name, p in owners.items()
+            name: {key: gathered(value) for key, value in states[p].items() if isinstance(value, Tensor)}
+            for name, p in owners.items()
         }
         params = {name: gathered(p.detach()) for name, p in owners.items()}
         for name, average in rule.evaluation_params(params, state, lr).items():
@@ -42,14 +43,19 @@ def put_in(
 
 def take_out(states: States) -> None:
     """Give the parameters the values that they were trained to."""
-    for p, state in states.items():
+    for p, state in _of_parameters(states):
         if TRAINED in state:
             local(p).copy_(local(state.pop(TRAINED)))
 
 
 def check_taken_out(states: States) -> None:
-    if any(TRAINED in state for state in states.values()):
+    if any(TRAINED in state for _, state in _of_parameters(states)):
         raise ConfigError(
             "step: expected the trained weights in place, found the averages that eval() put there; call"
             " optimizer.train() before training goes on"
         )
+
+
+def _of_parameters(states: States) -> list[tuple[Tensor, dict[str, Any]]]:
+    """Without what wrappers of an optimizer keep under words."""
+    return [(p, state) for p, state in states.items() if isinstance(p, Tensor)]

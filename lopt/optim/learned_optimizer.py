@@ -34,6 +34,7 @@ from lopt.optim.step import (
     is_finite,
     nonfinite_as_zero,
     number,
+    of_tensors,
     owned,
     without_autocast,
     write,
@@ -306,11 +307,7 @@ class LearnedOptimizer(Optimizer):
             fits: Any = call.agreed((is_finite if asks else all_finite)(decision.checked))
             if asks and not fits:
                 old = {
-                    name: {
-                        key: nonfinite_as_zero(value)
-                        for key, value in state.items()
-                        if isinstance(value, Tensor)
-                    }
+                    name: {key: nonfinite_as_zero(value) for key, value in state.items()}
                     for name, state in old.items()
                 }
                 decision = call.bound.decide(named, old, values, call.shards)
@@ -341,6 +338,7 @@ class LearnedOptimizer(Optimizer):
         if not all(states.values()):
             self._make_states(call, params, [name for name, state in states.items() if not state])
             states = {name: self.state[params[i]] for name, i in zip(call.names, call.indices, strict=True)}
+        states = {name: of_tensors(state) for name, state in states.items()}
         if call.plain:
             return states
         return {n: {key: call.seen(value) for key, value in state.items()} for n, state in states.items()}

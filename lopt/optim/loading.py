@@ -88,12 +88,12 @@ def _check_order(own: object, saved: object, place: str) -> None:
 
 
 def check_tensors(states: States, names: Mapping[int, str]) -> None:
-    """Raise a `ConfigError` unless all that a rule has saved are plain tensors that hold values."""
+    """Raise a `ConfigError` unless all that a rule has saved are tensors, and all tensors plain ones with values."""
     for position, (p, state) in enumerate(states):
-        for key in state.keys() & OWN:
-            fits = isinstance(state[key], Tensor) and _is_plain(state[key], p)
-            place = f"state.{names.get(id(p), position)}.{key}"
-            _check(fits, place, "a dense tensor with values", state[key])
+        for key, value in state.items():
+            fits = _is_plain(value, p) if isinstance(value, Tensor) else key not in OWN
+            place = f"state.{names.get(id(p), position)}.{_short(key)}"
+            _check(fits, place, "a dense tensor with values", value)
 
 
 def warn_of_nonfinite(states: States, names: Mapping[int, str]) -> None:

@@ -63,6 +63,13 @@ def nonfinite_as_zero(tensor: Tensor) -> Tensor:
     return tensor.nan_to_num(0.0, 0.0, 0.0)
 
 
+def of_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    """What a rule may have kept; wrappers of an optimizer put other things beside it."""
+    if {*map(type, state.values())} == {Tensor}:
+        return state
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
 def chosen(gate: Tensor, new: State, old: State) -> State:
     """The new state where the gate is open, else the old one, or zero where there was none."""
     return {

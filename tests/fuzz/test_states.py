@@ -99,7 +99,8 @@ class Case:
 
 
 def entries(saved: dict[str, Any]) -> list[tuple[Any, Tensor]]:
-    return [((key, name), t) for key, state in saved["state"].items() for name, t in state.items()]
+    states = ((key, state) for key, state in saved["state"].items() if isinstance(state, dict))
+    return [((key, name), t) for key, state in states for name, t in state.items() if isinstance(t, Tensor)]
 
 
 def foreign() -> list[dict[str, Any]]:

@@ -124,6 +124,25 @@ def test_what_wrappers_keep_beside_the_state_comes_back() -> None:
     assert (second["since"], second[7]) == (3, None)
 
 
+@pytest.mark.parametrize("rule", ["lopt-small", "schedule_free_adamw"])
+def test_steps_mind_nothing_that_wrappers_keep(rule: str) -> None:
+    """Nor does `eval`, nor a step for which what is not finite in the state is taken as 0."""
+    results = []
+    for beside in (False, True):
+        model, optimizer = trained(rule=rule if rule == "lopt-small" else lopt.make_rule(rule))
+        if beside:
+            optimizer.state["whole"] = 3  # type: ignore[index, assignment]
+            for p in model.parameters():
+                optimizer.state[p]["since"] = 3
+        optimizer.eval()
+        optimizer.train()
+        key = "second" if rule == "lopt-small" else "v"
+        optimizer.state[model[0].weight][key][0, 0] = torch.nan
+        train(model, optimizer)
+        results.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("name", [*CLASSICAL, "axisnet", "lopt-base"])
 def test_rules_keep_state_under_names_of_their_own(name: str) -> None:
     model = mlp()
@@ -132,6 +151,16 @@ def test_rules_keep_state_under_names_of_their_own(name: str) -> None:
     )
     train(model, optimizer)
     assert all(state.keys() <= OWN for state in optimizer.state.values())
+
+
+def test_what_wrappers_keep_as_tensors_is_dense_and_has_values() -> None:
+    _, optimizer = trained()
+    for value in (torch.zeros(3, device="meta"), torch.zeros(3, 3).to_sparse()):
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["state"][0]["slow"] = value
+        message = r"state_dict\.state\..*slow: expected a dense tensor with values, found"
+        with pytest.raises(ConfigError, match=message):
+            optimizer.load_state_dict(saved)
 
 
 def test_the_state_of_a_parameter_under_another_key_is_no_wrappers() -> None:
