@@ -38,22 +38,23 @@ class PlainLog(LogFormatter):
 def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
     """Training loss over steps, a panel for each task: rules solid, baselines dashed; median and range of the seeds.
 
-    The rules of a variant, NAME.SEED for each meta-seed, share a colour and a line of the legend.
+    Rules beyond the twentieth curve are dotted, in colours that others have solid. The rules of a variant, NAME.SEED
+    for each meta-seed, share a colour and a line of the legend.
     """
     tasks = {name: task for name, task in summary["tasks"].items() if task["entries"]}
     if not tasks:
         return
-    colours = plot_colours(
+    styles = plot_styles(
         {_variant(n): e["kind"] for task in tasks.values() for n, e in task["entries"].items()}
     )
     columns = min(COLUMNS, len(tasks))
     rows = math.ceil(len(tasks) / columns)
-    names = math.ceil(len(colours) / (NAMES * rows))
+    names = math.ceil(len(styles) / (NAMES * rows))
     figure = Figure(figsize=(6 * columns + 2.2 * names - 0.7, 4.6 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     banded = all(len(task["entries"]) <= BANDED for task in tasks.values())
     for axes, (name, task) in zip(panels, tasks.items(), strict=False):
-        _panel(axes, name, task, colours, banded)
+        _panel(axes, name, task, styles, banded)
     for axes in panels[len(tasks) :]:
         axes.set_visible(False)
     handles = {line.get_label(): line for axes in panels for line in axes.get_lines()}
@@ -78,18 +79,24 @@ def set_log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(PlainLog(minor_thresholds=(1.2, 0.6)))
 
 
-def plot_colours(kinds: Mapping[str, str]) -> dict[str, Any]:
-    """Of every variant, given its kind: the strong ones are for baselines and the rules that ship."""
+def plot_styles(kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Of every variant, given its kind: the strong colours are for baselines and the rules that ship."""
     shipped = pretrained_names()
     ranked = sorted(kinds, key=lambda name: (kinds[name] == "rule" and name not in shipped, name))
-    return {name: COLOURS[(2 * k + k // 10) % 20] for k, name in enumerate(ranked)}
+    styles: dict[str, dict[str, Any]] = {}
+    for k, name in enumerate(ranked):
+        line = "--" if kinds[name] != "rule" else "-" if k < len(COLOURS) else ":"
+        styles[name] = {"color": COLOURS[(2 * k + k // 10) % len(COLOURS)], "linestyle": line}
+    return styles
 
 
 def _variant(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _panel(axes: Axes, name: str, task: Mapping[str, Any], colours: Mapping[str, Any], banded: bool) -> None:
+def _panel(
+    axes: Axes, name: str, task: Mapping[str, Any], styles: Mapping[str, dict[str, Any]], banded: bool
+) -> None:
     positive = True
     for optimizer, entry in task["entries"].items():
         curve = entry["curve"]
@@ -99,16 +106,15 @@ def _panel(axes: Axes, name: str, task: Mapping[str, Any], colours: Mapping[str,
             continue
         steps, losses = np.array(curve["steps"])[shown], losses[:, shown]
         positive &= bool((losses > 0).all())
-        rule = entry["kind"] == "rule"
-        style: dict[str, Any] = (
-            {"linewidth": 2.0, "zorder": 3} if rule else {"linewidth": 1.3, "linestyle": "--"}
+        above: dict[str, Any] = (
+            {"linewidth": 2.0, "zorder": 3} if entry["kind"] == "rule" else {"linewidth": 1.3}
         )
         variant = _variant(optimizer)
-        axes.plot(steps, np.median(losses, 0), color=colours[variant], label=variant, **style)
+        style = styles[variant]
+        axes.plot(steps, np.median(losses, 0), label=variant, **style, **above)
         if banded:
-            axes.fill_between(
-                steps, losses.min(0), losses.max(0), color=colours[variant], alpha=0.1, linewidth=0
-            )
+            low, high = losses.min(0), losses.max(0)
+            axes.fill_between(steps, low, high, color=style["color"], alpha=0.1, linewidth=0)
     if positive:
         set_log_scale(axes)
     axes.set(xlabel="training steps", ylabel="training loss", xlim=(0, task["steps"]), title=name)

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.runner.pictures import COLOURS, plot_colours, plot_tasks, set_log_scale
+from benchmarks.runner.pictures import COLOURS, plot_styles, plot_tasks, set_log_scale
 
 STRONG = COLOURS[::2]
 
@@ -16,9 +16,15 @@ STRONG = COLOURS[::2]
 def test_baselines_and_the_rules_that_ship_have_the_strong_colours_however_many_rules_there_are() -> None:
     main = {"adam": "baseline", "muon": "baseline", "lopt-base": "rule", "lopt-small": "rule"}
     others = {f"a-rule-{k}": "rule" for k in range(14)}
-    colours = plot_colours({**others, **main})
-    assert all(colours[name] in STRONG for name in main)
-    assert len(set(colours.values())) == len(colours)
+    styles = plot_styles({**others, **main})
+    assert all(styles[name]["color"] in STRONG for name in main)
+    assert len({style["color"] for style in styles.values()}) == len(styles)
+
+
+def test_no_two_of_many_curves_look_alike() -> None:
+    kinds = {f"baseline-{k}": "baseline" for k in range(8)} | {f"rule-{k}": "rule" for k in range(30)}
+    styles = plot_styles(kinds)
+    assert len({tuple(style.values()) for style in styles.values()}) == len(kinds)
 
 
 @pytest.mark.parametrize(
