@@ -527,7 +527,7 @@ class LearnedOptimizer(Optimizer):
                 self.state[p] |= {
                     key: owned(value.detach().to(p.device, copy=True))
                     for key, value in saved.items()
-                    if isinstance(value, Tensor) and value.layout is torch.strided
+                    if isinstance(value, Tensor)
                 }
         self._unchecked = True
         self._replan()

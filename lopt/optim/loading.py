@@ -102,7 +102,7 @@ def warn_of_nonfinite(states: States, names: Mapping[int, str]) -> None:
         f"state.{names.get(id(p), position)}.{key}": int((~torch.isfinite(local(value))).sum())
         for position, (p, state) in enumerate(states)
         for key, value in state.items()
-        if isinstance(value, Tensor) and not value.is_meta and _is_plain(value, p)
+        if isinstance(value, Tensor) and not value.is_meta
     }
     bad = [place for place, count in counts.items() if count]
     if bad:
