@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks.runner import command
+from lopt.cli.arguments import Parser
+from lopt.cli.main import in_one_line
 from lopt.errors import ConfigError
 
 HERE = Path(__file__).parent
@@ -39,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = argv
     if name in others():
         sys.argv = [f"python -m benchmarks {name}", *rest]
-        import_module(f"benchmarks.{name}").main()
-        return 0
+        code: int | None = import_module(f"benchmarks.{name}").main()
+        return code or 0
     if name not in command.NAMES:
         raise ConfigError(
             f"there is no benchmark {name!r}; there are {', '.join([*command.NAMES, *others()])}"
@@ -54,9 +56,9 @@ def others() -> list[str]:
     return [name for name in modules if not name.startswith("_") and name not in command.NAMES]
 
 
-def table_parser() -> argparse.ArgumentParser:
+def table_parser() -> Parser:
     """The arguments of the benchmarks that are tables of trained networks."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks",
         description=__doc__ + TABLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -83,7 +85,4 @@ def table_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(in_one_line(main))

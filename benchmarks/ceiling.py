@@ -11,7 +11,6 @@ is kept in benchmarks/results/ceiling.json: stopped, it goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 import lopt
+from lopt.cli.arguments import Parser
 from lopt.files import write_atomically
 from lopt.inner.evaluation import train_networks
 from lopt.inner.task import Task
@@ -86,7 +86,7 @@ def base() -> LearnedRule:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", help="folder of the data sets")
     parser.add_argument("--generations", type=int, default=6)
     parser.add_argument("--pairs", type=int, default=24, help="of networks, for each task and generation")

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import lopt
+from lopt.cli.arguments import Parser
 from lopt.comparison import Comparison, compare
 from lopt.comparison.report import smoothed, write_results
 from lopt.rules import LearnedRule
@@ -52,9 +53,7 @@ FIGURES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     start = time.perf_counter()
     out = Path("runs/demo")

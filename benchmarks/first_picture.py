@@ -20,6 +20,7 @@ from torch import nn
 
 import lopt
 from benchmarks.runner.pictures import set_log_scale
+from lopt.cli.arguments import Parser
 
 CURVES = Path("benchmarks/results/neural_graphs.json")
 PICTURE = Path("docs/images/first.png")
@@ -34,9 +35,7 @@ Matrices = list[np.ndarray]
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     gradients, steps = first_step()
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     panels = figure.subplots(1, 5, width_ratios=(0.55, 1.1, 1.1, 0.55, 2.3))

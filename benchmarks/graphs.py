@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from benchmarks.zoo import ARCHITECTURES
 from benchmarks.zoo.from_transformers import gpt2_of_full_size
+from lopt.cli.arguments import Parser
 from lopt.graph import ParameterGraph
 from lopt.graph.draw import draw
 from lopt.graph.pyg import from_pyg, to_pyg
@@ -269,9 +270,7 @@ def _markdown(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="an architecture or a library; default: all")
     parser.add_argument("--render", action="store_true", help="only write the page from the stored results")
     options = parser.parse_args()

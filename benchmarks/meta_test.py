@@ -30,6 +30,7 @@ import lopt
 from benchmarks.runner.benchmark import fingerprint
 from benchmarks.runner.kinds import FRESH, STRETCH, Row, score, summarise, table
 from benchmarks.shares import with_share
+from lopt.cli.arguments import Parser
 from lopt.cli.compare import labels
 from lopt.comparison.figures import as_json
 from lopt.comparison.tuning import Trial, beyond, find_baseline, grid
@@ -74,9 +75,9 @@ def main() -> None:
     print(table(summary))
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(

@@ -37,6 +37,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
 import lopt
+from lopt.cli.arguments import Parser
 from lopt.comparison.report import write_results
 from lopt.config import load
 from lopt.inner import compiled
@@ -96,9 +97,7 @@ class RandomData(ModuleTask):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the small network only")
     parser.add_argument("--mixture", metavar="FILE", help="whole lives of the families of a config instead")
     parser.add_argument("--data", metavar="DIR")

@@ -10,7 +10,6 @@ counts the meta-parameters on a 2-32-32-1 implicit network. Writes benchmarks/re
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 import lopt
+from lopt.cli.arguments import Parser
 from lopt.errors import GraphError
 from lopt.files import write_atomically
 from lopt.metanets.published.wiring import wiring_of
@@ -54,7 +54,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=30)
     args = parser.parse_args()

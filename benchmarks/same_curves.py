@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from lopt.cli.arguments import Parser
 from lopt.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -60,9 +61,7 @@ Outcome = dict[str, tuple[list[dict[str, Any]], dict[str, torch.Tensor]]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commits", metavar="COMMIT", nargs=2)
     commits = parser.parse_args().commits
     with tempfile.TemporaryDirectory() as folder:

@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves
 
 import lopt
 from benchmarks.step_time import CHARACTERS, CONTEXT, NETWORKS
-from lopt.cli.arguments import positive
+from lopt.cli.arguments import Parser, positive
 from lopt.comparison.report import write_results
 from lopt.optim.sharding import local
 from lopt.runs.provenance import provenance
@@ -197,9 +197,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=positive, nargs="+", default=[1, 2, 4])
     parser.add_argument("--network", choices=NETWORKS, default="gpt-3M")
     parser.add_argument("--rules", nargs="+", default=list(RULES))

@@ -24,6 +24,7 @@ import torch
 from torch import Generator
 
 from benchmarks.runner.kinds import mean_with_interval
+from lopt.cli.arguments import Parser
 from lopt.comparison.report import write_results
 from lopt.config import load
 from lopt.inner.evaluation import train_networks
@@ -42,9 +43,7 @@ FIGURES = ("mean", "final", "validation")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rule", metavar="RULE", help="run folder or rule file")
     parser.add_argument("--config", required=True, metavar="FILE", help="whose families give the tasks")
     parser.add_argument("--data", metavar="DIR")

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from tqdm import tqdm
 
 import lopt
-from lopt.cli.arguments import positive
+from lopt.cli.arguments import Parser, positive
 from lopt.comparison.report import write_results
 from lopt.rules import pretrained_names
 from lopt.runs.provenance import provenance
@@ -122,9 +122,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Draw, Loss]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rules", nargs="+", default=[*pretrained_names(), CONTROL], metavar="RULE")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK")
     parser.add_argument("--steps", type=positive, default=STEPS)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import lopt
-from lopt.cli.arguments import positive
+from lopt.cli.arguments import Parser, positive
 from lopt.comparison.report import write_results
 from lopt.rules import pretrained_names
 from lopt.runs.provenance import provenance
@@ -120,9 +120,7 @@ def row(task: str, rule: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="DIR", help="folder of the images and texts (default: $LOPT_DATA)")
     parser.add_argument("--steps", type=positive, default=500)
     parser.add_argument("--seeds", type=positive, default=3)

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lopt
 from benchmarks.step_time import NETWORKS
+from lopt.cli.arguments import Parser
 from lopt.comparison.report import write_results
 from lopt.graph.tensor_classes import Matrices, is_hidden_matrix, matrices_of
 from lopt.metanets.pieces import CACHED, LARGE
@@ -244,9 +245,7 @@ def tables(found: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, default="gpt-3M", help="that of sharding.json")
     parser.add_argument("--out", type=Path, metavar="FILE", default=OUT)
     args = parser.parse_args()

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import lopt
-from lopt.cli.arguments import positive
+from lopt.cli.arguments import Parser, positive
 from lopt.comparison.report import write_results
 from lopt.rules import pretrained_names
 from lopt.runs.provenance import provenance
@@ -71,9 +71,7 @@ QUICK = ("784-128-10", "FM-16", "C10-32", "gpt-1M")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=positive, nargs="+", default=[1])
     parser.add_argument(
         "--networks", nargs="+", choices=NETWORKS, metavar="NETWORK", help=", ".join(NETWORKS)

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from benchmarks.at_scale.loops import PROCESSES, TRAINERS
 from benchmarks.at_scale.run import Run
 from benchmarks.at_scale.workloads import WORKLOADS
-from lopt.cli.arguments import positive
+from lopt.cli.arguments import Parser, positive
 from lopt.comparison.report import write_results
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
@@ -37,9 +37,7 @@ OUT = Path(__file__).parent / "results" / "trainers_at_scale.json"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--steps", type=positive, default=100, help="of the plain loop (default: %(default)s)"
     )

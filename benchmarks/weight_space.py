@@ -40,7 +40,7 @@ from torch import Tensor
 
 from benchmarks.runner.log import Log, Record, canonical
 from benchmarks.weight_space_tasks import cnn_zoo, cnn_zoo_fresh, sines, tickets, wild_park
-from lopt.cli.arguments import positive
+from lopt.cli.arguments import Parser, positive
 from lopt.comparison.report import write_results
 from lopt.files import user_path
 from lopt.runs.provenance import provenance
@@ -100,7 +100,7 @@ SMALL = Protocol(("inr-digits", DILATION, *OWN), "siren300", 320, 1_500, 1, "inr
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks weight_space",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -212,6 +212,16 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"lopt {command}" in out
 
 
+@pytest.mark.parametrize("argv", ["--import CODE data", "data --import CODE", "data --import=CODE"])
+def test_code_is_imported_before_a_command_or_behind_it(
+    argv: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.py").write_text("print('imported')\n")
+    code, out, error = run(capsys, *argv.replace("CODE", "mine.py").split())
+    assert (code, error) == (0, "")
+    assert out.startswith("imported\ndata folder: ")
+
+
 def test_a_subprocess_fails_without_a_traceback(here: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lopt", "graph", "models.py:Net", "--input", "2,3"],

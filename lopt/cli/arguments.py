@@ -1,9 +1,19 @@
-"""Types of command line arguments."""
+"""What command lines are parsed with."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from typing import NoReturn
+
+USER_ERROR = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"lopt: error: {message} (see `{self.prog} --help`)\n")
 
 
 def positive(text: str) -> int:

@@ -8,11 +8,12 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 from lopt import __version__
+from lopt.cli.arguments import USER_ERROR, Parser
 from lopt.cli.extensions import load_extensions
 from lopt.errors import LoptError, LostProcessError
 
@@ -31,7 +32,7 @@ COMMANDS = {
 }
 """Each is a module of this package; its `DESCRIPTION` says more."""
 
-USER_ERROR, HUNG_UP, INTERRUPTED = 2, 128 + 1, 128 + 2
+HUNG_UP, INTERRUPTED = 128 + 1, 128 + 2
 
 EPILOG = """examples:
   lopt data                                       what can be trained on
@@ -42,27 +43,28 @@ EPILOG = """examples:
 `lopt COMMAND --help` describes each command."""
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"lopt: error: {message} (see `{self.prog} --help`)\n")
+def import_parser() -> Parser:
+    """The parser of what stands before or behind any command."""
+    parser = Parser(prog="lopt", add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--import", dest="imports", metavar="CODE", action="append", default=[],
+        help="a module or file.py that registers metanets, directions... of your own; may be given again",
+    )  # fmt: skip
+    return parser
 
 
 def build_parser() -> Parser:
     """The parser of the command line with all its commands."""
+    shared = [import_parser()]
     parser = Parser(
         prog="lopt",
         description="Learned optimizers for PyTorch: meta-train graph metanetworks, compare and inspect them.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        parents=shared,
     )
     parser.add_argument("--version", action="version", version=f"lopt {__version__}")
-    parser.add_argument(
-        "--import", dest="imports", metavar="CODE", action="append", default=[],
-        help="a module or file.py that registers metanets, directions... of your own; may be given again",
-    )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         # All of them, whichever is wanted: what one needs alone (training, comparing, pictures) it imports in `run`.
@@ -73,6 +75,7 @@ def build_parser() -> Parser:
             description=module.DESCRIPTION,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            parents=shared,
         )
         module.add_arguments(command)
     return parser
@@ -80,13 +83,18 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code. A user's mistake is 2 and one line on stderr."""
+    return in_one_line(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def in_one_line(work: Callable[[], int]) -> int:
+    """What a program's `work` returns, its exit code; one that says what went wrong, in one line, where it raises."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a test or a notebook puts there may be something else
             stream.reconfigure(errors=SPELT)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return _run(sys.argv[1:] if argv is None else argv)
+            return work()
     except LostProcessError as error:
         from lopt.training.ranks import leave
 
@@ -133,13 +141,14 @@ def _is_too_large(error: Exception) -> bool:
 
 
 def _run(argv: Sequence[str]) -> int:
+    imports, argv = import_parser().parse_known_args(argv)
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if rest and not hasattr(args, "overrides"):
         parser.error(f"unknown arguments for {args.command}: {' '.join(rest)}")
     if rest:
         args.overrides = rest
-    load_extensions(args.imports)
+    load_extensions(imports.imports)
     code = _module(args.command).run(args)
     print(end="", flush=True)  # a reader that has gone is met here; no stdout at all is none
     return code

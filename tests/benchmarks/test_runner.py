@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -358,6 +360,21 @@ def test_every_benchmark_is_told_of_and_explains_itself(capsys: pytest.CaptureFi
             main(["benchmark", name, "--help"])
         assert stop.value.code == 0
         assert f"benchmarks {name}" in capsys.readouterr().out or name in NAMES
+        with pytest.raises(SystemExit) as stop:
+            main(["benchmark", name, "--nope"])
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("lopt: error: ")
+        assert error.count("\n") == 1
+
+
+def test_as_a_program_it_tells_mistakes_as_the_command_does(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "neural_graphs", "--data", str(tmp_path)]
+    found = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1), found.stderr
+    assert "FashionMNIST is missing" in found.stderr
 
 
 def test_outside_a_checkout(
