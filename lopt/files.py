@@ -120,11 +120,20 @@ def output_path(text: str | os.PathLike[str]) -> Path:
     path = user_path(text)
     if path.is_dir():
         raise ConfigError(f"{path}: expected a file to write, found a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with open(path.with_name(path.name + PARTIAL), "wb"):
         pass
     path.with_name(path.name + PARTIAL).unlink()
     return path
+
+
+def make_folder(path: Path) -> None:
+    """The folder, if it is not there. Raises `ConfigError` where a file is in its way."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(place for place in (path, *path.parents) if place.exists())
+        raise ConfigError(f"{file}: expected a folder, found a file") from None
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -142,7 +151,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside the target and rename: at any moment the old file or the new one is there, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(path.name + PARTIAL)
     try:
         with open(partial, "wb") as file:
@@ -150,5 +159,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:  # what fails on the open file names none
+        error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)

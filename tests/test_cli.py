@@ -69,6 +69,9 @@ def nothing():
 def fails():
     return undefined_name
 
+def ends():
+    raise SystemExit(0)
+
 def needs(argument):
     return argument
 
@@ -86,6 +89,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
     (tmp_path / "models.py").write_text(MODELS)
     (tmp_path / "broken.py").write_text("def f(:\n")
+    (tmp_path / "script.py").write_text("raise SystemExit(0)\n")
     (tmp_path / "binary.md").write_bytes(b"\xff\xfe")
     (tmp_path / "text.safetensors").write_text("not a rule")
     return tmp_path
@@ -152,7 +156,19 @@ MISTAKES = {
         "evaluate text.safetensors --tasks quadratic",
         "text.safetensors: expected a lopt-rule file",
     ),
-    "no steps": ("evaluate x --tasks quadratic --steps 0", "whole number of at least 1, found '0'"),
+    "no steps": ("evaluate x --tasks quadratic --steps 0", "whole number from 1 to 1000000, found '0'"),
+    "more networks than would ever be trained": (
+        f"compare x --task quadratic --seeds {10**24}",
+        f"--seeds: expected a whole number from 1 to 1000000, found '{10**24}'",
+    ),
+    "a file where results are to go": (
+        "compare lopt-small --task quadratic --out models.py/a",
+        "models.py: expected a folder, found a file",
+    ),
+    "a file where a run is to go": (
+        "train tiny.yaml --out models.py",
+        "models.py: expected a folder, found a",
+    ),
     "unknown baseline": ("compare x --task quadratic --baselines admaw", "baseline: expected one of"),
     "more networks to tune on than there are seeds": (
         "compare x --task quadratic --tuning-seeds 200",
@@ -174,6 +190,11 @@ MISTAKES = {
     "factory fails": (
         "graph models:fails",
         "NameError: name 'undefined_name' is not defined (models.py line 24)",
+    ),
+    "factory ends the program": ("graph models:ends", "calling ends() failed: SystemExit: 0 (models.py"),
+    "code that ends the program": (
+        "data --import script.py",
+        "--import script.py: expected code that can be imported",
     ),
     "factory with arguments": ("graph models:needs", "calling needs() failed: TypeError"),
     "no inputs": ("graph models:Net", "found a model alone; give --input"),
@@ -337,10 +358,10 @@ def test_graph_prints_and_verifies(
 
 
 def test_graph_draws_and_can_skip_the_verification(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "graph", "models:build", "--draw", "net.png", "--no-verify")
+    code, out, _ = run(capsys, "graph", "models:build", "--draw", "new/net.png", "--no-verify")
     assert code == 0
     assert "f(P theta)" not in out
-    assert (here / "net.png").read_bytes().startswith(b"\x89PNG")
+    assert (here / "new" / "net.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_graph_that_does_not_hold_is_exit_code_1(

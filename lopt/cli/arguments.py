@@ -16,10 +16,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"lopt: error: {message} (see `{self.prog} --help`)\n")
 
 
+MOST = 1_000_000
+"""As high as counts in a config go: more networks or steps than that would never be done."""
+
+
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    """A whole number from 1 to `MOST`."""
+    if not text.isdecimal() or len(text) > len(str(MOST)) or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {MOST}, found {text!r:.60}")
     return int(text)
 
 

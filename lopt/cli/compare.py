@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lopt.cli.arguments import positive
 from lopt.cli.tasks import FIRST_TEST_SEED, HELP, find_tasks, fresh_seeds
-from lopt.files import user_path
+from lopt.files import make_folder, user_path
 
 DESCRIPTION = """Tune each baseline (learning rates x schedules, on validation seeds), then train fresh networks
 with every rule and baseline: to the given number of steps, and to a multiple of it with the same settings.
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         find_baseline(baseline)
     folder = user_path(args.out)
     # A place that cannot be written is noticed before any long work.
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     budget = Budget(
         learning_rates=args.rates,
         schedules=args.schedules,

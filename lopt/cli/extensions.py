@@ -47,7 +47,7 @@ def import_code(name: str) -> ModuleType:
 def _load(what: str, name: str) -> None:
     try:
         import_code(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end the program as it is imported
         raise ConfigError(
             f"{what}: expected code that can be imported, found {type(error).__name__}: {error}"
         ) from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lopt.cli import extensions
 from lopt.cli.extensions import import_code
 from lopt.errors import GraphError
+from lopt.files import output_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,16 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from lopt.graph import ParameterGraph
 
+    picture = output_path(args.draw) if args.draw else None
     model, example_args, example_kwargs = _with_inputs(load(args.factory), args.factory, args.input)
     # torch logs a traceback before it raises what becomes one line here.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     graph = ParameterGraph.trace(model, example_args, example_kwargs)
     print(graph.summary())
-    if args.draw:
+    if picture:
         from lopt.graph.draw import draw
 
-        draw(graph, args.draw, type(model).__name__)
-        print(f"\npicture: {args.draw}")
+        draw(graph, picture, type(model).__name__)
+        print(f"\npicture: {picture}")
     if args.no_verify:
         return 0
     report = graph.verify(model, example_args, example_kwargs=example_kwargs, progress=True)
@@ -73,7 +75,7 @@ def load(name: str) -> Any:
         raise GraphError(f"expected MODULE:FACTORY, for example models.py:build, found {name!r}")
     try:
         module = import_code(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise GraphError(f"{name}: importing {module_name} failed: {_account(error)}") from None
     if not hasattr(module, attribute):
         raise GraphError(
@@ -84,11 +86,11 @@ def load(name: str) -> Any:
         return made
     try:
         return made()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise GraphError(f"{name}: calling {attribute}() failed: {_account(error)}") from None
 
 
-def _account(error: Exception) -> str:
+def _account(error: BaseException) -> str:
     """The error in one line, with the place in the user's code that raised it."""
     machinery = (__file__, extensions.__file__, importlib.__file__)
     frames = [

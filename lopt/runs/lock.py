@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lopt.errors import RunFolderError
+from lopt.files import make_folder
 
 LOCK = ".lock"
 
@@ -18,7 +19,7 @@ LOCK = ".lock"
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """The folder, made if need be, for this process alone. Raises `RunFolderError` if another one is at it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # Not emptied on opening: it may be another's. And never deleted: whoever opened it before would hold a lock on
     # a file that nobody else sees any more.
     with open(folder / LOCK, "a+", encoding="utf-8", errors="replace") as file:
