@@ -6,6 +6,7 @@ Nothing in them can run.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from lopt.errors import ConfigError, RuleFileError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 DIGEST = "sha256"
@@ -147,6 +149,13 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         flat = tensor.contiguous().as_strided((tensor.numel(),), (1,))
         total.update(flat.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def write_picture(path: Path, figure: Figure, **options: Any) -> None:
+    """Write a figure of matplotlib in the format of the path's suffix, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], **options)
+    write_atomically(path, buffer.getvalue())
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lopt.cli.arguments import positive
 from lopt.cli.tasks import FIRST_TEST_SEED, HELP, find_tasks, fresh_seeds
-from lopt.files import make_folder, user_path
+from lopt.files import make_folder, user_path, write_picture
 
 DESCRIPTION = """Tune each baseline (learning rates x schedules, on validation seeds), then train fresh networks
 with every rule and baseline: to the given number of steps, and to a multiple of it with the same settings.
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         """Written before it is printed, and before the next task, which may take hours."""
         out = next(folders)
         result.write(out / "results.json")
-        result.plot().savefig(out / "curves.png", dpi=140)
+        write_picture(out / "curves.png", result.plot(), dpi=140)
         print(result)
         print(f"\nfigures: {out / 'results.json'}   curves: {out / 'curves.png'}\n", flush=True)
 

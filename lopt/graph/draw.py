@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from lopt.errors import GraphError
-from lopt.files import user_path
+from lopt.files import user_path, write_picture
 from lopt.graph.folds import Fold, folds, shared_name
 from lopt.graph.pyg_styles import neuron
 from lopt.graph.spec import GraphSpec, ParameterSpec, Segment
@@ -77,7 +77,7 @@ def draw(graph: GraphSpec, path: str | Path, title: str = "") -> None:
     place = user_path(path)
     if place.suffix.lower() not in _SUFFIXES:
         raise GraphError(f"expected a picture named {', '.join(_SUFFIXES)}, found {str(path)!r}")
-    figure(graph, title).savefig(place, bbox_inches="tight", dpi=120)
+    write_picture(place, figure(graph, title), bbox_inches="tight", dpi=120)
 
 
 def figure(graph: GraphSpec, title: str = "") -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lopt.files import write_atomically
+from lopt.files import write_picture
 from lopt.runs.history import History
 
 PICTURE = "training.png"
@@ -22,9 +21,7 @@ Drawing = Callable[[Axes, History], None]
 
 def draw_training(folder: Path) -> None:
     """Write RUN/training.png from the log."""
-    buffer = io.BytesIO()
-    training_picture(History.read(folder)).savefig(buffer, dpi=110, format="png")
-    write_atomically(folder / PICTURE, buffer.getvalue())
+    write_picture(folder / PICTURE, training_picture(History.read(folder)), dpi=110)
 
 
 def training_picture(history: History) -> Figure:

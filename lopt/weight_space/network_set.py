@@ -233,6 +233,8 @@ def state_of(network: Network) -> Tensors:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise _no_network(place, f"{type(value).__name__} at {name!r}")
+        if value.is_meta or value.layout is not torch.strided:
+            raise _no_network(place, f"a tensor without values or a sparse one at {name!r}")
     return {name: value.detach().float() for name, value in state.items() if value.is_floating_point()}
 
 

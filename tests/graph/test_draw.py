@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from lopt.errors import GraphError
@@ -64,3 +66,17 @@ def test_a_graph_without_arrows_is_still_a_picture(tmp_path: Path) -> None:
     for model in (nn.LayerNorm(3), nn.Linear(2, 3)):
         draw(ParameterGraph.untied(model.named_parameters()), tmp_path / "graph.png")
         assert (tmp_path / "graph.png").exists()
+
+
+def test_a_full_disk_leaves_the_picture_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "graph.png"
+    path.write_bytes(b"before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: .{path}"):
+        draw(ParameterGraph.untied([("a", nn.Parameter(torch.ones(3, 2)))]), path)
+    assert path.read_bytes() == b"before"

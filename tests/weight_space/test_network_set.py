@@ -161,6 +161,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         "list": [1],
         "Tensor": torch.ones(2),
         "int at 'a'": {"a": 1},
+        "a tensor without values or a sparse one at 'a'": {"a": torch.ones(2, device="meta")},
     }
     for found, saved in wrong.items():
         torch.save(saved, tmp_path / "y.pt")
