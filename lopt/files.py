@@ -123,10 +123,21 @@ def output_path(text: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         raise ConfigError(f"{path}: expected a file to write, found a folder")
     make_folder(path.parent)
-    with open(path.with_name(path.name + PARTIAL), "wb"):
-        pass
-    path.with_name(path.name + PARTIAL).unlink()
+    if not _is_device(path):
+        with open(partial := _partial(path), "wb"):
+            pass
+        partial.unlink()
     return path
+
+
+def _is_device(path: Path) -> bool:
+    """Whether it is a device or a pipe, such as /dev/null: nothing that another file may take the place of."""
+    return path.exists() and not path.is_file()
+
+
+def _partial(path: Path) -> Path:
+    """Beside the file: a link is no file, and stays what it is."""
+    return Path(os.path.realpath(path) + PARTIAL)
 
 
 def make_folder(path: Path) -> None:
@@ -134,8 +145,9 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        file = next(place for place in (path, *path.parents) if place.exists())
-        raise ConfigError(f"{file}: expected a folder, found a file") from None
+        found = next(place for place in (path, *path.parents) if os.path.lexists(place))
+        what = "a file" if found.exists() else "a link to nothing"
+        raise ConfigError(f"{found}: expected a folder, found {what}") from None
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -161,13 +173,16 @@ def write_picture(path: Path, figure: Figure, **options: Any) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside the target and rename: at any moment the old file or the new one is there, whole."""
     make_folder(path.parent)
-    partial = path.with_name(path.name + PARTIAL)
+    if _is_device(path):
+        path.write_bytes(data)
+        return
+    partial = _partial(path)
     try:
         with open(partial, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partial, os.path.realpath(path))
     except OSError as error:  # what fails on the open file names none
         error.filename = str(path)
         raise

@@ -93,6 +93,8 @@ class Given:
             piece.take(tensors) for tensors in (self.params, self.grads, self.momenta, self.second)
         )
         salt = rounding.at(self.salts[piece.owners[0]], piece.start) if self.salts else None
+        # Kernels run through memory, which a flat view of every other column, or of one number expanded, does not.
+        params, grads = params.contiguous(), grads.contiguous()
         return Range(params, grads, momenta.unbind(), second, weights[piece.owners[0]], salt)
 
     def kept(self, piece: Piece, seen: Seen) -> tuple[Tensor, Tensor]:

@@ -84,3 +84,17 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(UserWarning, match=r"fused: \w+ runs uncompiled: no compiler$"):
         found = steps(small, "lopt-small", True)
     torch.testing.assert_close(found, steps(small, "lopt-small", False))
+
+
+def test_flat_views_that_skip_or_repeat_memory() -> None:
+    """Every other column of a tensor, and the gradient of a sum, which is one number everywhere."""
+
+    def stepped(fused: bool) -> torch.Tensor:
+        w = nn.Parameter(torch.arange(128.0 * 64).view(64, 128)[:, ::2])
+        optimizer = lopt.LearnedOptimizer([w], rule="lopt-small", fused=fused)
+        for grad in (torch.ones(()).expand(64, 64), torch.arange(128.0 * 64).view(64, 128)[:, 1::2]):
+            w.grad = grad
+            optimizer.step()
+        return w.detach()
+
+    torch.testing.assert_close(stepped(True), stepped(False))

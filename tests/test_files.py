@@ -1,0 +1,49 @@
+"""Lopt's own files: where they are written."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from lopt.errors import ConfigError
+from lopt.files import make_folder, output_path, write_atomically
+
+
+def test_a_device_or_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    """As root, /dev/null itself was replaced by the file."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_atomically(output_path(pipe), b"what is written")
+    reader.join()
+    assert read == [b"what is written"]
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_leads_to_the_file_and_stays_one(there: bool, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    file, link = tmp_path / "disk" / "file", tmp_path / "link"
+    link.symlink_to(file)
+    if there:
+        file.write_bytes(b"before")
+    write_atomically(output_path(link), b"after")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"after"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "file", "link"]
+
+
+def test_what_stands_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for way in ("file", "file/a/b"):
+        with pytest.raises(ConfigError, match=f"{tmp_path}/file: expected a folder, found a file"):
+            make_folder(tmp_path / way)
+    with pytest.raises(ConfigError, match=f"{tmp_path}/link: expected a folder, found a link to nothing"):
+        make_folder(tmp_path / "link" / "a")
