@@ -531,3 +531,46 @@ def test_a_mistake_in_a_rule_is_told_and_costs_no_graph(monkeypatch: pytest.Monk
         graph = ParameterGraph.trace(model, (torch.randn(2, 3),))
     assert graph.rung == "traced"
     assert not any(group.permutable for group in graph.groups)
+
+
+EDGES = torch.tensor([0, 2, 1, 0, 2])
+ROWS = EDGES[:, None].expand(-1, 6)
+EVERY_OTHER = torch.tensor([True, False] * 3)
+
+WRITTEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "scatter_add": lambda h: torch.zeros(3, 6).scatter_add(0, ROWS, h),
+    "scatter_reduce": lambda h: torch.zeros(3, 6).scatter_reduce(0, ROWS, h, "amax"),
+    "scatter of fewer rows": lambda h: torch.zeros(9, 6).scatter(0, ROWS, h),
+    "index_copy": lambda h: torch.zeros(9, 6).index_copy(0, torch.arange(5), h),
+    "slice_scatter": lambda h: torch.zeros(7, 6).slice_scatter(h, 0, 1, 6),
+    "select_scatter": lambda h: torch.zeros(5, 6).select_scatter(h[0], 0, 2),
+    "renorm": lambda h: h.renorm(2, 0, 1.0),
+    "fake quantisation": lambda h: torch.fake_quantize_per_tensor_affine(h, 0.1, 0, -128, 127),
+}
+"""What writes neurons into a constant, along other axes, and what does something to each by itself."""
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_written_into_a_constant_are_the_same_neurons(name: str) -> None:
+    net = Net(lambda m, x: m.b(WRITTEN[name](torch.tanh(m.a(x)))), a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    x = torch.randn(5, 4)
+    graph = ParameterGraph.trace(net, (x,))
+    assert graph.parameters["a.weight"].axes[0] == graph.parameters["b.weight"].axes[1]
+    assert graph.verify(net, (x,)).max_error < 1e-9
+
+
+PLACED: dict[str, Callable[[Tensor], Tensor]] = {
+    "masked_scatter": lambda h: torch.zeros(5, 6).masked_scatter(torch.ones(5, 6, dtype=torch.bool), h),
+    "constants": lambda h: h + torch.ones(6).masked_scatter(EVERY_OTHER, torch.zeros(6)),
+    "identity": lambda h: h @ torch.zeros(6, 6).scatter(1, torch.arange(6)[:, None], 1.0),
+    "fold": lambda h: h + F.fold(torch.ones(1, 3, 4), (6, 1), (3, 1))[0, :, :, 0],
+}
+"""What is done to each neuron by its place."""
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_places_that_are_written_to_stay(name: str) -> None:
+    net = Net(lambda m, x: m.b(PLACED[name](torch.tanh(m.a(x)))), a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    x = torch.randn(5, 4)
+    graph = ParameterGraph.trace(net, (x,))
+    assert not any(group.permutable for group in graph.groups)

@@ -120,7 +120,7 @@ def index_put(
         s.fix(*i.dims)
     if [at for at, _ in lookups] != list(range(len(lookups))):
         s.fix(*x.dims, *values.dims)
-        return tuple(s.fixed(d.size) if d.axis is None else d for d in x.dims)
+        return _in_place(s, x.dims, *range(x.rank))
     # Leading dimensions only: those behind are the value's last ones, in their places.
     count = len(lookups)
     behind = list(x.dims[count:])
@@ -129,7 +129,7 @@ def index_put(
             s.fix(v)
         elif behind[-k].size == v.size:
             behind[-k] = s.tie(behind[-k], v)
-    return (*[s.fixed(d.size) if d.axis is None else d for d in x.dims[:count]], *behind)
+    return _in_place(s, [*x.dims[:count], *behind], *range(count))
 
 
 @rule("gather", "take_along_dim")
@@ -153,18 +153,29 @@ def _along(s: Speech, x: Value, at: int, index: Value) -> tuple[Dim, ...]:
 def scatter(s: Speech, x: Value, dim: int, index: Value, source: Any = None, *_: Any, **kwargs: Any) -> Any:
     """The inverse of `gather`, on top of x."""
     at = wrap(dim, x.rank)
-    _along(s, x, at, index)
+    written = _along(s, x, at, index)
     if isinstance(source, Value) and source.rank == x.rank:
-        for i, (d, other) in enumerate(zip(x.dims, source.dims, strict=True)):
-            if i != at and d.size == other.size:
-                s.tie(d, other)
-            else:
-                s.fix(other, d)
-    return _as_fixed(s, x, at)
+        s.fix(source.dims[at])
+        others = zip(written, source.dims, strict=True)
+        written = tuple(d if i == at else _meeting(s, d, other) for i, (d, other) in enumerate(others))
+    dims = [
+        d if i == at else _meeting(s, d, other)
+        for i, (d, other) in enumerate(zip(x.dims, written, strict=True))
+    ]
+    return _in_place(s, dims, at)
 
 
-def _as_fixed(s: Speech, x: Value, at: int) -> tuple[Dim, ...]:
-    return tuple(s.fixed(d.size) if i == at and d.axis is None else d for i, d in enumerate(x.dims))
+def _meeting(s: Speech, dim: Dim, other: Dim) -> Dim:
+    """The same neurons; where only some of them are there, all stay in place."""
+    if dim.size == other.size:
+        return s.tie(dim, other)
+    s.fix(dim, other)
+    return dim if dim.axis is not None else s.fixed(dim.size)
+
+
+def _in_place(s: Speech, dims: Sequence[Dim], *places: int) -> tuple[Dim, ...]:
+    """The dimensions, of which those at some places are written to here and there: constant they are no more."""
+    return tuple(s.fixed(d.size) if i in places and d.axis is None else d for i, d in enumerate(dims))
 
 
 @rule("index_add", "index_copy", "index_reduce")
@@ -179,7 +190,7 @@ def index_add(
         s.tie(d, other) if i != at else d
         for i, (d, other) in enumerate(zip(x.dims, source.dims, strict=True))
     ]
-    return _as_fixed(s, Value(tuple(tied), x.pure), at)
+    return _in_place(s, tied, at)
 
 
 @rule("index_fill")
@@ -187,7 +198,7 @@ def index_fill(s: Speech, x: Value, dim: int, *args: Any) -> tuple[Dim, ...]:
     """Writes one number to some entries of a dimension."""
     at = wrap(dim, x.rank)
     s.fix(x.dims[at])
-    return _as_fixed(s, x, at)
+    return _in_place(s, x.dims, at)
 
 
 @rule("slice_scatter", "select_scatter")
@@ -195,13 +206,13 @@ def slice_scatter(s: Speech, x: Value, source: Value, dim: int = 0, *args: Any) 
     """Writes `source` over a slice of x."""
     at = wrap(dim, x.rank)
     s.fix(x.dims[at])
-    others = [d for i, d in enumerate(x.dims) if i != at]
-    rest = [d for i, d in enumerate(source.dims) if i != at] if source.rank == x.rank else list(source.dims)
-    for d, other in zip(others, rest, strict=True):
-        s.tie(d, other)
+    whole = list(source.dims)
     if source.rank == x.rank:
-        s.fix(source.dims[at])
-    return _as_fixed(s, x, at)
+        s.fix(whole[at])
+    else:
+        whole.insert(at, x.dims[at])
+    tied = [d if i == at else s.tie(d, other) for i, (d, other) in enumerate(zip(x.dims, whole, strict=True))]
+    return _in_place(s, tied, at)
 
 
 @rule("masked_fill")
@@ -214,7 +225,7 @@ def masked_fill(s: Speech, x: Value, mask: Value, value: Any) -> Any:
 def masked_scatter(s: Speech, x: Value, mask: Value, source: Value) -> tuple[Dim, ...]:
     """Entries of `source`, in order, wherever the mask is set."""
     s.fix(*x.dims, *mask.dims, *source.dims)
-    return x.dims
+    return _in_place(s, x.dims, *range(x.rank))
 
 
 @rule("one_hot")

@@ -135,6 +135,7 @@ UNTAGGED = (
     "hardswish", "log_sigmoid_forward", "rrelu_with_noise", "polar", "complex", "real", "imag", "isclose",
     "__and__", "__or__", "softplus_backward", "elu_backward", "leaky_relu_backward", "hardswish_backward",
     "hardtanh_backward", "special_i0", "native_dropout_backward", "log_sigmoid_backward",
+    "frexp", "fake_quantize_per_tensor_affine", "fake_quantize_per_tensor_affine_cachemask",
 )  # fmt: skip
 """Pointwise operations that PyTorch does not mark as such."""
 

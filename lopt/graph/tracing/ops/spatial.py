@@ -132,8 +132,7 @@ def im2col(s: Speech, x: Value, kernel: Sequence[int], *args: Any) -> tuple[Dim,
 def col2im(s: Speech, x: Value, *args: Any) -> tuple[Dim, ...]:
     """The inverse of `im2col`, with overlaps summed."""
     rows, channels = x.dims[1], s.shapes[0][1]
-    assert rows.axis is not None
-    channel, taps = split(rows.axis, [channels, rows.size // channels])
+    channel, taps = split(rows.axis or Axis(rows.size), [channels, rows.size // channels])
     s.fix(Dim(rows.size // channels, taps), why="tap")
     s.fix(x.dims[2])
     return (x.dims[0], Dim(channels, channel), *[s.fixed(n) for n in s.shapes[0][2:]])
