@@ -2,10 +2,12 @@
 
 tau is Kendall's tau-b of predicted and true accuracies over all checkpoints of the test networks; tau_strata that of
 pairs of checkpoints with the same step, share of the images and third of the rates, which scales of weights tell least
-of; r2 the share of variance told. against_statnn: the difference of tau, and its interval over test networks drawn
-with replacement, each with all of its checkpoints.
+of; tau_last of their last checkpoints alone, as in published tables; r2 the share of variance told. against_statnn: the
+difference of tau, and its interval over test networks drawn with replacement, each with all of its checkpoints.
 
-fresh: so many networks behind those of the budget are the test, whatever their split.
+fresh: so many networks behind those of the budget are the test, whatever their split. "graded" reads functions alone:
+the classes told of 1,024 training images, by learned labels, in ten times as many passes (all networks answer once,
+which its time leaves out); +graded are metanets beside it, trained after it.
 """
 
 from __future__ import annotations
@@ -19,20 +21,25 @@ from torch import Tensor
 
 from benchmarks.runner.log import Record
 from lopt.weight_space.fitting import FitOptions, fit, predict
+from lopt.weight_space.grading import fit_grader, make_grader
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.ranks import signs, tau_b
 from lopt.weight_space.systems import make_reader
-from lopt.weight_space.zoo import ZOOS, make_zoo
+from lopt.weight_space.zoo import ZOOS, examples, make_zoo
 
 METHODS = (
     "statnn", "nfn_np+64", "flat_mlp", "probes", "probegen", "nfn_np", "nfn_hnp", "ng_gnn", "ng_t", "ng_gnn+64", "gmn",
-    "deepsets", "nfn_hnp+64", "ng_t+64",
+    "deepsets", "nfn_hnp+64", "ng_t+64", "graded", "nfn_np+graded",
 )  # fmt: skip
 """Not dwsnet, which has no place for kernel taps."""
 BUDGET = {"recipe": "cnn-zoo", "networks": 640, "passes": 6_000, "rate": 2e-3}
 QUICK = {"recipe": "cnn-zoo-digits", "networks": 64, "passes": 480, "rate": 2e-3}
 DECAY = 0.05
 DRAWS = 1000
+GRADED = 1024
+"""Images."""
+FIRST = 10
+"""Passes of a reader that grades, for each of a metanet's."""
 
 
 def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) -> Record:
@@ -51,17 +58,28 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
     def wanted(part: NetworkSet) -> Tensor:
         return (part.columns["accuracy"] - known.mean()) / known.std()
 
-    kind, _, probes = method.partition("+")
-    reader = make_reader(kind, train, 1, int(probes or 0))
     options = FitOptions(passes=budget["passes"], lr=budget["rate"], weight_decay=DECAY, seed=seed)
-    fitted = fit(
-        reader, train, wanted(train), options, (validation, wanted(validation)), desc=f"{method} {seed}"
-    )
+    validated = (validation, wanted(validation))
+    kind, _, beside = method.partition("+")
+    if "graded" in (kind, beside):
+        images = examples(ZOOS[name], "train", data)[0].permute(2, 0, 1)[:, None]
+        grader = make_grader(train, some_images(images), 1)
+        longer = options.but(passes=FIRST * options.passes)
+        before = fit_grader(grader, train, wanted(train), longer, validated, method)
+        reader = grader if kind == "graded" else make_reader(kind, train, 1, functions=grader)
+    else:
+        reader, before = make_reader(kind, train, 1, int(beside or 0)), None
+    if before is not None and reader is grader:
+        fitted = before
+    else:
+        fitted = fit(reader, train, wanted(train), options, validated, desc=f"{method} {seed}")
     predicted = predict(reader, test.params)[:, 0] * known.std() + known.mean()
     truth = test.columns["accuracy"]
+    last = test.columns["step"] == test.columns["step"].max()
     return {
         "tau": tau_b(truth, predicted),
         "tau_strata": tau_b(truth, predicted, alike(test)),
+        "tau_last": tau_b(truth[last], predicted[last]),
         "r2": 1 - ((predicted - truth).square().mean() / truth.var(correction=0)).item(),
         "predicted": [round(value, 5) for value in predicted.tolist()],
         "truth": [round(value, 5) for value in truth.tolist()],
@@ -69,6 +87,12 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
         **vars(fitted),
         "meta_parameters": sum(parameter.numel() for parameter in reader.parameters()),
     }
+
+
+def some_images(images: Tensor) -> Tensor:
+    """Those of all images (N, C, H, H) that readers grade answers to: always the same."""
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:GRADED]
+    return images[chosen].contiguous()
 
 
 def alike(networks: NetworkSet) -> Tensor:

@@ -3,8 +3,8 @@
 tau is Kendall's tau-b of predicted and true accuracies over all checkpoints of the test architectures; that of pairs
 of checkpoints of one architecture is tau_architecture, of one activation and step tau_activation; r2 the share of
 variance told. against_statnn: as in the zoo, with architectures drawn in the place of networks. With probes (+64) the
-part that reads functions alone is trained first, by itself, on twice as many networks. "activation" is no reader, but
-the mean accuracy of the training checkpoints with the same activation and step.
+part that reads functions alone is trained first, by itself, on twice as many networks. "graded" and +graded: as in the
+zoo. "activation" is no reader, but the mean accuracy of the training checkpoints with the same activation and step.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner.log import Record
+from benchmarks.weight_space_tasks.cnn_zoo import FIRST as GRADED_FIRST
+from benchmarks.weight_space_tasks.cnn_zoo import some_images
 from lopt.weight_space.fitting import FitOptions, Fitted, fit, predict
+from lopt.weight_space.grading import fit_grader, make_park_grader
 from lopt.weight_space.network_park import NetworkPark
-from lopt.weight_space.park import make_park
+from lopt.weight_space.park import PARKS, examples, make_park
 from lopt.weight_space.park_readers import ParkMetanet, ParkReader, make_park_reader
 from lopt.weight_space.parknets import ACTIVATIONS
 from lopt.weight_space.ranks import tau_b
@@ -34,6 +37,8 @@ METHODS = (
     "ng_t",
     "ng_t+64",
     "gmn+64",
+    "graded",
+    "gmn+graded",
 )
 """Not those that are for one chain of layers (nfn_np, nfn_hnp, dwsnet) or one shape (flat_mlp): nothing is padded."""
 BUDGET = {"recipe": "wild-park", "networks": 1536, "passes": 16_000, "rate": 2e-3}
@@ -50,25 +55,41 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
     known = train.columns["accuracy"]
     mean, std = known.mean(), known.std()
 
-    def fitted(reader: ParkReader, passes: int) -> Fitted:
-        options = FitOptions(passes=passes, lr=budget["rate"], weight_decay=DECAY, seed=seed)
-        wanted = [(part.columns["accuracy"] - mean) / std for part in (train, validation)]
-        return fit(reader, train, wanted[0], options, (validation, wanted[1]), desc=f"{method} {seed}")
+    options = FitOptions(passes=budget["passes"], lr=budget["rate"], weight_decay=DECAY, seed=seed)
+    wanted = [(part.columns["accuracy"] - mean) / std for part in (train, validation)]
+
+    def fitted(reader: ParkReader, longer: int = 1) -> Fitted:
+        own = options.but(passes=longer * options.passes)
+        return fit(reader, train, wanted[0], own, (validation, wanted[1]), desc=f"{method} {seed}")
 
     if method == "activation":
         return {**scores(test, _of_alike(train, test)), "ms": 0.0, "seconds": 0.0, "meta_parameters": 0}
     torch.manual_seed(seed)
-    name, _, probes = method.partition("+")
-    reader = make_park_reader(name, train, 1, int(probes or 0))
-    functions = reader.functions if isinstance(reader, ParkMetanet) else None
-    before = None if functions is None else fitted(functions, FIRST * budget["passes"])
-    found = fitted(reader, budget["passes"])
+    name, _, beside = method.partition("+")
+    if "graded" in (name, beside):
+        recipe = PARKS[budget["recipe"]]
+        images = some_images(examples(recipe, max(recipe.colours), "train", data)[0])
+        grader = make_park_grader(train, images, 1)
+        longer = options.but(passes=GRADED_FIRST * options.passes)
+        before = fit_grader(grader, train, wanted[0], longer, (validation, wanted[1]), method)
+        reader = grader if name == "graded" else make_park_reader(name, train, 1, functions=grader)
+    else:
+        reader = make_park_reader(name, train, 1, int(beside or 0))
+        functions = reader.functions if isinstance(reader, ParkMetanet) else None
+        before = None if functions is None else fitted(functions, FIRST)
+    found = before if before and name == "graded" else fitted(reader)
     return {
         **scores(test, mean + std * predict(reader, test)[:, 0]),
         **vars(found),
-        **({} if before is None else {"before": vars(before), "seconds": before.seconds + found.seconds}),
+        **_both(before, found),
         "meta_parameters": sum(parameter.numel() for parameter in reader.parameters()),
     }
+
+
+def _both(before: Fitted | None, found: Fitted) -> Record:
+    if before is None or before is found:
+        return {}
+    return {"before": vars(before), "seconds": before.seconds + found.seconds}
 
 
 def scores(test: NetworkPark, predicted: Tensor) -> Record:

@@ -109,8 +109,8 @@ def _trained(recipe: ParkRecipe, shape: ParkShape, number: int, root: str | Path
     }
     shares = generator.choice(SHARES, TOGETHER)
     columns["share"] = torch.from_numpy(shares).float()
-    images, labels = _examples(recipe, shape.colours, "train", root)
-    tested, wanted = (v[: recipe.measured] for v in _examples(recipe, shape.colours, "test", root))
+    images, labels = examples(recipe, shape.colours, "train", root)
+    tested, wanted = (v[: recipe.measured] for v in examples(recipe, shape.colours, "test", root))
     seen = np.stack([generator.permutation(len(labels))[: recipe.examples] for _ in numbers])
     params = initial(shape, numbers, columns["gain"])
     optimizer = Adam(params, columns["rate"], columns["decay"])
@@ -136,7 +136,7 @@ def _trained(recipe: ParkRecipe, shape: ParkShape, number: int, root: str | Path
     return NetworkSet(rows, columns, splits, {"architecture": shape.model_dump()})
 
 
-def _examples(recipe: ParkRecipe, colours: int, split: str, root: str | Path | None) -> tuple[Tensor, Tensor]:
+def examples(recipe: ParkRecipe, colours: int, split: str, root: str | Path | None) -> tuple[Tensor, Tensor]:
     """Images (M, C, H, H), standardised by the training images, and their labels (M)."""
     return _standardised(recipe, colours, split, None if root is None else str(root))
 

@@ -36,6 +36,7 @@ from lopt.weight_space.readers import (
     Head,
     Mlp,
     ProbeInputs,
+    by_logarithm,
     silence,
     statistics,
 )
@@ -89,21 +90,29 @@ class ParkStatNn(ParkReader):
 
 
 class ParkProbes(ParkReader):
-    """A head on what networks say to M learned images, which those of grey images see in grey: functions alone."""
+    """A head on what networks say to M images, which those of grey images see in grey: functions alone.
 
-    def __init__(self, inputs: ProbeInputs, reads: int, outputs: int) -> None:
+    head: in the place of an MLP, (B, M * reads) -> (B, outputs), told logits as they are.
+    """
+
+    def __init__(self, inputs: ProbeInputs, reads: int, outputs: int, head: nn.Module | None = None) -> None:
         super().__init__()
-        self.inputs = inputs
-        self.layers = Head(2 * inputs.count * reads, WIDTH, WIDTH, outputs, dropout=DROPOUT)
+        self.inputs, self.own = inputs, head is None
+        self.layers = head or Head(2 * inputs.count * reads, WIDTH, WIDTH, outputs, dropout=DROPOUT)
 
     def forward(self, batch: Mixed) -> Tensor:
+        said = self.answers(batch)
+        found: Tensor = self.layers(by_logarithm(said, self.inputs.count) if self.own else said)
+        return found
+
+    def answers(self, batch: Mixed) -> Tensor:
+        """(B, M * reads): what networks put out."""
         parts = []
         for part in batch.parts:
             model, points = part.of.runnable, self.points(part.of)
             said = torch.vmap(lambda one, m=model, x=points: functional_call(m, one, (x,)))(part.params)
-            parts.append(torch.cat([said.softmax(-1), torch.asinh(said)], -1).flatten(1))
-        found: Tensor = self.layers(batch.placed(parts))
-        return found
+            parts.append(said.flatten(1))
+        return batch.placed(parts)
 
     def points(self, of: Architecture) -> Tensor:
         """(M, *inputs) for networks of an architecture."""
@@ -185,11 +194,14 @@ PARK_METANETS = ("ng_gnn", "ng_t", "gmn", "deepsets")
 PARK_NAMES = (*PARK_METANETS, "statnn", "probes")
 
 
-def make_park_reader(name: str, park: NetworkPark, outputs: int, probes: int = 0) -> ParkReader:
+def make_park_reader(
+    name: str, park: NetworkPark, outputs: int, probes: int = 0, functions: ParkProbes | None = None
+) -> ParkReader:
     """A fresh reader of networks such as these, and of others.
 
     probes: learned images whose answers it reads, 64 for "probes" if it isn't said, of networks that lopt has the code
-    of. Raises `ConfigError` for an unknown name, one that is for networks of one architecture, or probes without code.
+    of; functions: a reader of functions in their place beside a metanet. Raises `ConfigError` for an unknown name, one
+    that is for networks of one architecture, or probes without code.
     """
     if name not in PARK_NAMES:
         raise ConfigError(
@@ -199,7 +211,8 @@ def make_park_reader(name: str, park: NetworkPark, outputs: int, probes: int = 0
         if probes:
             raise ConfigError(f"reader {name}: expected no probes, found {probes}; metanets read them")
         return ParkStatNn(outputs)
-    functions = _functions(park, probes or 64, outputs) if probes or name == "probes" else None
+    if functions is None and (probes or name == "probes"):
+        functions = _functions(park, probes or 64, outputs)
     if name not in PARK_METANETS:
         assert functions is not None, "made above"
         return functions

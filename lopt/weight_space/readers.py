@@ -143,8 +143,8 @@ class ConvHead(nn.Sequential):
 class ProbeReader(Reader):
     """A head on what networks put out for M inputs: functions alone, no weight is read.
 
-    Of classifiers it is told the shares of the classes, and logits by a logarithm, as scales differ by powers of ten.
-    head: in the place of an MLP, (B, M * reads) -> (B, outputs).
+    Of classifiers an MLP is told the shares of the classes, and logits by a logarithm, as scales differ by powers of
+    ten. head: in its place, (B, M * reads) -> (B, outputs), told what networks put out.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class ProbeReader(Reader):
     ) -> None:
         super().__init__()
         self.model = [model]  # in a list: its parameters are not the reader's
-        self.inputs, self.classifies = inputs, not isinstance(model, Siren)
+        self.inputs, self.classifies = inputs, head is None and not isinstance(model, Siren)
         self.layers: nn.Module
         if head is not None:
             self.layers = head
@@ -162,12 +162,14 @@ class ProbeReader(Reader):
             self.layers = Head(inputs.count * reads, 256, 256, outputs)
 
     def forward(self, params: Tensors) -> Tensor:
-        points, (model,) = self.inputs(), self.model
-        said = torch.vmap(lambda one: functional_call(model, one, (points,)))(params)
-        if self.classifies:
-            said = torch.cat([said.softmax(-1), torch.asinh(said)], -1)
-        found: Tensor = self.layers(said.flatten(1))
+        said = self.answers(params)
+        found: Tensor = self.layers(by_logarithm(said, self.inputs.count) if self.classifies else said)
         return found
+
+    def answers(self, params: Tensors) -> Tensor:
+        """(B, M * reads): what networks put out."""
+        points, (model,) = self.inputs(), self.model
+        return torch.vmap(lambda one: functional_call(model, one, (points,)))(params).flatten(1)
 
     def of_neurons(self, graph: ParameterGraph, params: Tensors) -> Tensor:
         """(M, B, N): what every neuron says to the inputs, behind its nonlinearity."""
@@ -233,6 +235,12 @@ class MetanetReader(Listener, Reader):
 
     def _canonical(self, params: Tensors) -> Tensors:
         return params if self.siren is None else canonical(self.siren, params)
+
+
+def by_logarithm(answers: Tensor, count: int) -> Tensor:
+    """Logits (B, count * C) of classifiers for so many inputs -> (B, count * 2 C): shares of classes, and asinh."""
+    said = answers.unflatten(1, (count, -1))
+    return torch.cat([said.softmax(-1), torch.asinh(said)], -1).flatten(1)
 
 
 def statistics(params: Tensors) -> Tensor:

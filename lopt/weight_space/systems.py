@@ -48,11 +48,19 @@ FUNCTIONS = ("probes", "probegen", "pixels", "pixels_cnn")
 NAMES = (*METANET_READERS, "scale_gmn", "flat_mlp", "statnn", *FUNCTIONS)
 
 
-def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, size: int = 28) -> Reader:
+def make_reader(
+    name: str,
+    networks: NetworkSet,
+    outputs: int,
+    probes: int = 0,
+    size: int = 28,
+    functions: ProbeReader | None = None,
+) -> Reader:
     """A fresh reader of networks such as these, which set its scales.
 
     probes: learned inputs whose answers it reads, 64 for "probes" and "probegen" if it isn't said; size: of each
-    axis of the grid of given inputs that "pixels" and "pixels_cnn" have, of SIRENs. Raises `ConfigError` for an unknown
+    axis of the grid of given inputs that "pixels" and "pixels_cnn" have, of SIRENs; functions: a reader of functions in
+    the place of probes beside a metanet. Raises `ConfigError` for an unknown
     name, probes for a reader that has no place for them or networks without code, `GraphError` for one that cannot
     read the graph.
     """
@@ -70,7 +78,8 @@ def make_reader(name: str, networks: NetworkSet, outputs: int, probes: int = 0, 
         return ScaleGmn(of.graph, networks, outputs, siren)
     if name in METANET_READERS:
         metanet, options = METANET_READERS[name]
-        functions = _functions(of, "probegen" if siren else "probes", probes, outputs) if probes else None
+        if functions is None and probes:
+            functions = _functions(of, "probegen" if siren else "probes", probes, outputs)
         return MetanetReader(of.graph, networks, outputs, metanet, options(of.graph), functions, siren)
     return _functions(of, name, probes, outputs, size)
 

@@ -1,0 +1,122 @@
+"""Accuracy told as a test tells it: what classifiers answer to given images, graded by labels that are learned.
+
+    grader = make_grader(train, images, outputs=1)                          # train: a set of networks, or a park
+    fit_grader(grader, train, targets, options, (validation, validation_targets))
+    reader = make_reader("nfn_np", train, 1, functions=grader)              # and weights beside it, if wanted
+
+An accuracy is the share of images whose class is told, so that is what the head is told, by labels of its own:
+
+    y = head([1/M sum_m t_gm[c_m] for each g]),    c_m the class that a network gives image m
+
+with G keys t_gm = softmax(learned) over the classes, which begin as how many of the networks tell a class of an image,
+beside other images. The images need no labels and are the same for all networks: answers are found once, and keys and
+head learn from these in a minute.
+Shapes: N networks, B of them in a batch, M images, C classes, G keys, Y outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lopt.weight_space.architecture import architecture_of
+from lopt.weight_space.fitting import FitOptions, Fitted, Networks, fit
+from lopt.weight_space.network_park import NetworkPark
+from lopt.weight_space.network_set import NetworkSet
+from lopt.weight_space.park_readers import ParkProbes
+from lopt.weight_space.readers import DROPOUT, Head, ProbeInputs, ProbeReader
+
+KEYS, WIDTH = 16, 64
+SPEED = 8.0
+"""A rate that moves weights hardly moves what a softmax makes of a label."""
+SHARP = 3.0
+"""Of all networks, many of which know little, fewer are right than of the better ones."""
+
+
+class Grader(nn.Module):
+    """Logits (B, M C) for M images -> (B, Y)."""
+
+    def __init__(self, images: int, classes: int, outputs: int) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(0.1 * torch.randn(KEYS, images, classes))
+        self.head = Head(KEYS, WIDTH, WIDTH, outputs, dropout=DROPOUT)
+
+    def forward(self, answers: Tensor) -> Tensor:
+        keys = (SPEED * self.keys).softmax(-1).flatten(1)
+        found: Tensor = self.head(self._told(answers).flatten(1) @ keys.mT / self.keys.shape[1])
+        return found
+
+    @torch.no_grad()
+    def begin(self, answers: Tensor) -> None:
+        """Let the keys begin as how many of the networks (N, M C) tell a class of an image, beside other images."""
+        shares = (self._told(answers).mean(0) + 0.01).log()
+        self.keys.add_(SHARP / SPEED * (shares - shares.mean(0)))
+
+    def _told(self, answers: Tensor) -> Tensor:
+        """(B, M, C): 1 for the class that is told."""
+        logits = answers.view(-1, *self.keys.shape[1:])
+        return torch.zeros_like(logits).scatter_(2, logits.argmax(2, keepdim=True), 1.0)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What N networks answered, to learn from in the place of the networks."""
+
+    values: Tensor
+    """(N, M C)"""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def batch(self, index: Tensor) -> Tensor:
+        return self.values[index]
+
+    def shuffled(self, generator: torch.Generator) -> Tensor:
+        return torch.randperm(len(self), generator=generator)
+
+    @property
+    def finite(self) -> Tensor:
+        return self.values.isfinite().all(1)
+
+
+def make_grader(networks: NetworkSet, images: Tensor, outputs: int) -> ProbeReader:
+    """A fresh reader of such classifiers by the classes that they tell of images (M, *inputs).
+
+    Raises `ConfigError` for networks that lopt has no code of.
+    """
+    of = architecture_of(networks)
+    grader = Grader(len(images), of.reads, outputs)
+    return ProbeReader(of.runnable, ProbeInputs(images, "given"), of.reads, outputs, grader)
+
+
+def make_park_grader(park: NetworkPark, images: Tensor, outputs: int) -> ParkProbes:
+    """The same of many architectures, of images in the most colours that any of them sees."""
+    for own in park.sets:
+        _ = architecture_of(own).runnable  # or it says that there is none
+    reads = architecture_of(park.sets[0]).reads
+    return ParkProbes(ProbeInputs(images, "given"), reads, outputs, Grader(len(images), reads, outputs))
+
+
+def fit_grader(
+    grader: ProbeReader | ParkProbes,
+    networks: Networks,
+    targets: Tensor,
+    options: FitOptions,
+    validation: tuple[Networks, Tensor] | None = None,
+    desc: str = "grader",
+) -> Fitted:
+    """As `fit`, but every network is run once. The time that takes is not in what is returned."""
+    known = answered(grader, networks)
+    assert isinstance(grader.layers, Grader), "made above"
+    grader.layers.begin(known.values)
+    others = validation and (answered(grader, validation[0]), validation[1])
+    return fit(grader.layers, known, targets, options, others, desc=desc)
+
+
+@torch.no_grad()
+def answered(grader: ProbeReader | ParkProbes, networks: Networks, batch: int = 64) -> Answers:
+    """What networks say to the reader's images."""
+    parts = [grader.answers(networks.batch(rows)) for rows in torch.arange(len(networks)).split(batch)]
+    return Answers(torch.cat(parts))
