@@ -69,8 +69,8 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
         reader = grader if kind == "graded" else make_reader(kind, train, 1, functions=grader)
     else:
         reader, before = make_reader(kind, train, 1, int(beside or 0)), None
-    if before is not None and reader is grader:
-        fitted = before
+    if before is not None and kind == "graded":
+        fitted, before = before, None
     else:
         fitted = fit(reader, train, wanted(train), options, validated, desc=f"{method} {seed}")
     predicted = predict(reader, test.params)[:, 0] * known.std() + known.mean()
@@ -85,6 +85,7 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
         "truth": [round(value, 5) for value in truth.tolist()],
         "network": test.columns["network"].tolist(),
         **vars(fitted),
+        **({} if before is None else {"before": vars(before)}),
         "meta_parameters": sum(parameter.numel() for parameter in reader.parameters()),
     }
 

@@ -173,14 +173,27 @@ def test_tau_is_kendalls_and_the_interval_is_paired() -> None:
 def test_a_zoo_is_read_and_stands_beside_statnn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_space, "QUICK", tmp_path)
     arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--tasks", "cnn-zoo", "--count", "32"]
-    weight_space.main([*arguments, "--passes", "640", "--only", "statnn", "deepsets"])
+    weight_space.main([*arguments, "--passes", "640", "--only", "statnn", "deepsets", "graded"])
     found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["cnn-zoo"]
     assert found["statnn"]["networks"] == 32
     assert found["statnn"]["tau"] > 0.2
     assert "against_statnn" not in found["statnn"]
     interval = found["deepsets"]["against_statnn"]
     assert interval["low"] <= interval["difference"] <= interval["high"]
-    assert {"r2", "tau_strata"} <= set(found["deepsets"])
+    assert {"r2", "tau_strata", "tau_last"} <= set(found["deepsets"])
+    assert found["graded"]["tau"] > max(found["deepsets"]["tau"], found["statnn"]["tau"])
+
+
+def test_a_metanet_of_the_zoo_stands_beside_one_that_grades(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
+    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--tasks", "cnn-zoo", "--count", "32"]
+    weight_space.main([*arguments, "--passes", "64", "--only", "graded", "nfn_np+graded"])
+    alone, beside = Log(tmp_path / "weight_space").records()
+    assert "before" not in alone
+    assert beside["before"]["validation"] == alone["validation"], "trained first, in the same way"
+    assert beside["start"] == pytest.approx(min(alone["validation"]), rel=1e-4)
 
 
 def test_fresh_networks_are_tested_on_by_the_same_readers(
@@ -227,7 +240,7 @@ def test_a_park_is_read_on_architectures_never_seen(tmp_path: Path, monkeypatch:
         "--passes",
         "384",
     ]
-    methods = ["activation", "statnn", "ng_gnn+64"]
+    methods = ["activation", "statnn", "graded", "ng_gnn+64"]
     weight_space.main([*arguments, "--only", *methods])
     records = Log(tmp_path / "weight_space").records()
     assert [record["method"] for record in records] == methods
@@ -238,7 +251,7 @@ def test_a_park_is_read_on_architectures_never_seen(tmp_path: Path, monkeypatch:
     assert set(found) == set(methods)
     assert found["activation"]["tau_activation"] == 0, "that of guessing"
     assert found["activation"]["tau"] > 0.1
-    assert found["statnn"]["tau"] > 0.3
+    assert found["graded"]["tau"] > found["statnn"]["tau"] > 0.3
     assert {"r2", "tau_architecture", "ms", "meta_parameters"} <= set(found["ng_gnn+64"])
     interval = found["ng_gnn+64"]["against_statnn"]
     assert interval["low"] <= interval["difference"] <= interval["high"]
