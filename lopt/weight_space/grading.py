@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
 
 from lopt.weight_space.architecture import architecture_of
-from lopt.weight_space.fitting import FitOptions, Fitted, Networks, fit
+from lopt.weight_space.fitting import FitOptions, Fitted, Networks, check_finite, fit
 from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.park_readers import ParkProbes
@@ -35,50 +36,59 @@ SHARP = 3.0
 """Of all networks, many of which know little, fewer are right than of the better ones."""
 
 
+class Told(nn.Module):
+    """Logits (B, M C) -> the class that is told of each image (B, M)."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.unflatten(1, (-1, self.classes)).argmax(2)
+
+
 class Grader(nn.Module):
-    """Logits (B, M C) for M images -> (B, Y)."""
+    """Classes told of M images (B, M) -> (B, Y)."""
 
     def __init__(self, images: int, classes: int, outputs: int) -> None:
         super().__init__()
-        self.keys = nn.Parameter(0.1 * torch.randn(KEYS, images, classes))
+        self.keys = nn.Parameter(0.1 * torch.randn(images, classes, KEYS))
         self.head = Head(KEYS, WIDTH, WIDTH, outputs, dropout=DROPOUT)
 
-    def forward(self, answers: Tensor) -> Tensor:
-        keys = (SPEED * self.keys).softmax(-1).flatten(1)
-        found: Tensor = self.head(self._told(answers).flatten(1) @ keys.mT / self.keys.shape[1])
+    def forward(self, told: Tensor) -> Tensor:
+        images, classes, _ = self.keys.shape
+        keys = (SPEED * self.keys).softmax(1).flatten(0, 1)
+        grades = embedding_bag(told + classes * torch.arange(images, device=told.device), keys, mode="mean")
+        found: Tensor = self.head(grades)
         return found
 
     @torch.no_grad()
-    def begin(self, answers: Tensor) -> None:
-        """Let the keys begin as how many of the networks (N, M C) tell a class of an image, beside other images."""
-        shares = (self._told(answers).mean(0) + 0.01).log()
-        self.keys.add_(SHARP / SPEED * (shares - shares.mean(0)))
-
-    def _told(self, answers: Tensor) -> Tensor:
-        """(B, M, C): 1 for the class that is told."""
-        logits = answers.view(-1, *self.keys.shape[1:])
-        return torch.zeros_like(logits).scatter_(2, logits.argmax(2, keepdim=True), 1.0)
+    def begin(self, told: Tensor) -> None:
+        """Let the keys begin as how many networks (N, M) tell a class of an image, beside other images."""
+        shares = torch.stack([(told == n).float().mean(0) for n in range(self.keys.shape[1])], 1)
+        likely = (shares + 0.01).log()
+        self.keys.add_(SHARP / SPEED * (likely - likely.mean(0))[..., None])
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What N networks answered, to learn from in the place of the networks."""
+    """What N networks told, to learn from in the place of the networks."""
 
-    values: Tensor
-    """(N, M C)"""
+    told: Tensor
+    """(N, M)"""
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.told)
 
     def batch(self, index: Tensor) -> Tensor:
-        return self.values[index]
+        return self.told[index]
 
     def shuffled(self, generator: torch.Generator) -> Tensor:
         return torch.randperm(len(self), generator=generator)
 
     @property
     def finite(self) -> Tensor:
-        return self.values.isfinite().all(1)
+        return (self.told >= 0).all(1)
 
 
 def make_grader(networks: NetworkSet, images: Tensor, outputs: int) -> ProbeReader:
@@ -87,8 +97,8 @@ def make_grader(networks: NetworkSet, images: Tensor, outputs: int) -> ProbeRead
     Raises `ConfigError` for networks that lopt has no code of.
     """
     of = architecture_of(networks)
-    grader = Grader(len(images), of.reads, outputs)
-    return ProbeReader(of.runnable, ProbeInputs(images, "given"), of.reads, outputs, grader)
+    head = nn.Sequential(Told(of.reads), Grader(len(images), of.reads, outputs))
+    return ProbeReader(of.runnable, ProbeInputs(images, "given"), of.reads, outputs, head)
 
 
 def make_park_grader(park: NetworkPark, images: Tensor, outputs: int) -> ParkProbes:
@@ -96,11 +106,12 @@ def make_park_grader(park: NetworkPark, images: Tensor, outputs: int) -> ParkPro
     for own in park.sets:
         _ = architecture_of(own).runnable  # or it says that there is none
     reads = architecture_of(park.sets[0]).reads
-    return ParkProbes(ProbeInputs(images, "given"), reads, outputs, Grader(len(images), reads, outputs))
+    head = nn.Sequential(Told(reads), Grader(len(images), reads, outputs))
+    return ParkProbes(ProbeInputs(images, "given"), reads, outputs, head)
 
 
 def fit_grader(
-    grader: ProbeReader | ParkProbes,
+    reader: ProbeReader | ParkProbes,
     networks: Networks,
     targets: Tensor,
     options: FitOptions,
@@ -108,15 +119,17 @@ def fit_grader(
     desc: str = "grader",
 ) -> Fitted:
     """As `fit`, but every network is run once. The time that takes is not in what is returned."""
-    known = answered(grader, networks)
-    assert isinstance(grader.layers, Grader), "made above"
-    grader.layers.begin(known.values)
-    others = validation and (answered(grader, validation[0]), validation[1])
-    return fit(grader.layers, known, targets, options, others, desc=desc)
+    for some, wanted in [(networks, targets), *([validation] if validation else [])]:
+        check_finite(some, wanted)
+    known, grader = answered(reader, networks), reader.layers[1]
+    grader.begin(known.told)
+    others = validation and (answered(reader, validation[0]), validation[1])
+    return fit(grader, known, targets, options, others, desc=desc)
 
 
 @torch.no_grad()
-def answered(grader: ProbeReader | ParkProbes, networks: Networks, batch: int = 64) -> Answers:
-    """What networks say to the reader's images."""
-    parts = [grader.answers(networks.batch(rows)) for rows in torch.arange(len(networks)).split(batch)]
+def answered(reader: ProbeReader | ParkProbes, networks: Networks, batch: int = 64) -> Answers:
+    """What networks tell of the reader's images."""
+    told = reader.layers[0]
+    parts = [told(reader.answers(networks.batch(rows))) for rows in torch.arange(len(networks)).split(batch)]
     return Answers(torch.cat(parts))

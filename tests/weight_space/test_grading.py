@@ -12,6 +12,7 @@ from lopt.weight_space.architecture import architecture_of
 from lopt.weight_space.convnets import ConvShape, initial
 from lopt.weight_space.fitting import FitOptions, fit, predict
 from lopt.weight_space.grading import (
+    KEYS,
     SPEED,
     Answers,
     Grader,
@@ -63,10 +64,10 @@ def images(colours: int = 1) -> Tensor:
 
 def test_grades_are_shares_of_images_whose_class_is_that_of_a_key() -> None:
     torch.manual_seed(0)
-    grader, logits = Grader(IMAGES, 3, 1).double().eval(), torch.randn(5, IMAGES, 3).double()
-    keys, classes = (SPEED * grader.keys).softmax(-1).detach(), logits.argmax(-1)
-    grades = [[sum(key[m, own[m]] for m in range(IMAGES)) / IMAGES for key in keys] for own in classes]
-    torch.testing.assert_close(grader(logits.flatten(1)), grader.head(torch.tensor(grades).double()))
+    grader, told = Grader(IMAGES, 3, 1).double().eval(), torch.randint(3, (5, IMAGES))
+    keys = (SPEED * grader.keys).softmax(1).detach()
+    grades = [[sum(keys[m, own[m], g] for m in range(IMAGES)) / IMAGES for g in range(KEYS)] for own in told]
+    torch.testing.assert_close(grader(told), grader.head(torch.tensor(grades).double()))
 
 
 def test_keys_begin_as_what_networks_say_of_an_image_more_than_of_others() -> None:
@@ -74,10 +75,8 @@ def test_keys_begin_as_what_networks_say_of_an_image_more_than_of_others() -> No
     grader = Grader(IMAGES, 3, 1)
     torch.nn.init.zeros_(grader.keys)
     wanted = torch.tensor([0, 1, 2, 0, 1, 2])
-    some = torch.nn.functional.one_hot(wanted, 3).float()
-    most = torch.nn.functional.one_hot(torch.ones(6).long(), 3).float()
-    grader.begin(torch.stack([some] * 4 + [most] * 9).flatten(1))
-    assert torch.equal(grader.keys.argmax(-1), wanted.expand(len(grader.keys), -1))
+    grader.begin(torch.stack([wanted] * 4 + [torch.ones(IMAGES).long()] * 9))
+    assert torch.equal(grader.keys.argmax(1), wanted[:, None].expand(-1, KEYS))
 
 
 def test_answers_found_once_are_those_that_the_reader_finds() -> None:
@@ -87,29 +86,24 @@ def test_answers_found_once_are_those_that_the_reader_finds() -> None:
     model = architecture_of(some).runnable
     points = images()
     said = vmap(lambda one: functional_call(model, one, (points,)))(some.params)
-    torch.testing.assert_close(found.values, said.flatten(1))
-    torch.testing.assert_close(predict(grader.layers, found), predict(grader, some))
+    assert torch.equal(found.told, said.argmax(2))
+    torch.testing.assert_close(predict(grader.layers[1], found), predict(grader, some))
 
 
 def test_one_learns_labels_that_nobody_gave_and_grades_by_them() -> None:
-    """The share of answers that fit a hidden key, which no mean over images of the answers alone would tell."""
+    """The share of classes that are those of a hidden key."""
     generator = seeded(2)
     key = torch.randint(3, (40,), generator=generator)
-    logits = torch.randn(600, 40, 3, generator=generator)
-    known = torch.rand(600, 1, generator=generator)
-    logits += (
-        6
-        * torch.nn.functional.one_hot(key, 3)
-        * (torch.rand(600, 40, generator=generator) < known)[..., None]
-    )
-    truth = (logits.argmax(-1) == key).float().mean(1)
+    told = torch.randint(3, (600, 40), generator=generator)
+    knows = torch.rand(600, 40, generator=generator) < torch.rand(600, 1, generator=generator)
+    told = torch.where(knows, key, told)
+    truth = (told == key).float().mean(1)
     targets = (truth - truth.mean()) / truth.std()
     torch.manual_seed(0)
     grader = Grader(40, 3, 1)
-    answers = Answers(logits.flatten(1))
-    grader.begin(answers.values[:500])
-    fit(grader, Answers(answers.values[:500]), targets[:500], FitOptions(passes=20_000))
-    errors = predict(grader, Answers(answers.values[500:]))[:, 0] - targets[500:]
+    grader.begin(told[:500])
+    fit(grader, Answers(told[:500]), targets[:500], FitOptions(passes=20_000))
+    errors = predict(grader, Answers(told[500:]))[:, 0] - targets[500:]
     assert errors.square().mean() < 0.05
 
 
@@ -133,7 +127,7 @@ def test_one_of_many_architectures_grades_each_in_its_colours() -> None:
         make_park_reader("probes", some, 1, functions=grader)(some.batch(torch.arange(8))), found
     )
     torch.testing.assert_close(predict(whole, some), found)
-    assert answered(grader, some).values.shape == (8, IMAGES * 3)
+    assert answered(grader, some).told.shape == (8, IMAGES)
 
 
 def test_networks_without_code_and_answers_that_are_no_numbers_are_refused() -> None:
