@@ -121,7 +121,7 @@ def fit_grader(
     """As `fit`, but every network is run once. The time that takes is not in what is returned."""
     for some, wanted in [(networks, targets), *([validation] if validation else [])]:
         check_finite(some, wanted)
-    known, grader = answered(reader, networks), reader.layers[1]
+    known, (_, grader) = answered(reader, networks), _parts(reader)
     grader.begin(known.told)
     others = validation and (answered(reader, validation[0]), validation[1])
     return fit(grader, known, targets, options, others, desc=desc)
@@ -130,6 +130,13 @@ def fit_grader(
 @torch.no_grad()
 def answered(reader: ProbeReader | ParkProbes, networks: Networks, batch: int = 64) -> Answers:
     """What networks tell of the reader's images."""
-    told = reader.layers[0]
+    told, _ = _parts(reader)
     parts = [told(reader.answers(networks.batch(rows))) for rows in torch.arange(len(networks)).split(batch)]
     return Answers(torch.cat(parts))
+
+
+def _parts(reader: ProbeReader | ParkProbes) -> tuple[Told, Grader]:
+    told, grader = reader.layers.children()
+    assert isinstance(told, Told), "of a reader that grades"
+    assert isinstance(grader, Grader), "of a reader that grades"
+    return told, grader
