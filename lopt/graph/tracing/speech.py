@@ -59,6 +59,16 @@ class Speech:
             if dim.axis is not None:
                 fix(dim.axis, why)
 
+    def beside(self, dim: Dim, other: Dim) -> Dim:
+        """The dimension, tied to one of what acts on its entries one by one, whose axis a constant has from then on."""
+        self.tie(dim, other)
+        return dim if dim.axis is not None else Dim(dim.size, other.axis, dim.origin, dim.view)
+
+    def placed(self, dim: Dim) -> Dim:
+        """The dimension, whose entries are told apart by their places: constant it is no more."""
+        self.fix(dim)
+        return dim if dim.axis is not None else self.fixed(dim.size)
+
     def fixed(self, size: int, why: str = "position") -> Dim:
         """A new dimension whose entries must stay in place."""
         return Dim(size, Axis(size, why))

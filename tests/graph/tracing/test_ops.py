@@ -574,3 +574,28 @@ def test_places_that_are_written_to_stay(name: str) -> None:
     x = torch.randn(5, 4)
     graph = ParameterGraph.trace(net, (x,))
     assert not any(group.permutable for group in graph.groups)
+
+
+ALIKE: dict[str, tuple[nn.Module, Callable[[Net, Tensor], Tensor]]] = {
+    "batch norm": (nn.BatchNorm2d(6), lambda m, x: m.own(x[:, :1].expand(-1, 6, -1, -1))),
+    "group norm": (nn.GroupNorm(2, 6), lambda m, x: m.own(x[:, :1].expand(-1, 6, -1, -1))),
+    "layer norm": (
+        nn.LayerNorm(6),
+        lambda m, x: m.own(x[:, :1].expand(-1, 6, -1, -1).movedim(1, -1)).movedim(-1, 1),
+    ),
+    "bias": (nn.BatchNorm2d(6), lambda m, x: F.conv2d(x, torch.ones(6, 3, 3, 3), m.own.bias)),
+    "blur": (
+        nn.Conv2d(3, 6, 1),
+        lambda m, x: F.conv2d(m.own(x), torch.ones(6, 1, 3, 3) / 9, groups=6),
+    ),
+}
+"""A layer of six channels that sees the same in all of them, or behind which a constant kernel stands."""
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_channels_that_see_the_same_are_those_of_what_acts_on_them(name: str) -> None:
+    own, channels = ALIKE[name]
+    net = Net(lambda m, x: m.out(channels(m, x).relu().mean((2, 3))), own=own, out=nn.Linear(6, 2))
+    graph = ParameterGraph.trace(net.eval(), (IMAGE,))
+    assert graph.parameters["own.bias"].axes[0] == graph.parameters["out.weight"].axes[1]
+    assert graph.verify(net, (IMAGE,)).max_error < 1e-9

@@ -169,13 +169,13 @@ def _meeting(s: Speech, dim: Dim, other: Dim) -> Dim:
     """The same neurons; where only some of them are there, all stay in place."""
     if dim.size == other.size:
         return s.tie(dim, other)
-    s.fix(dim, other)
-    return dim if dim.axis is not None else s.fixed(dim.size)
+    s.fix(other)
+    return s.placed(dim)
 
 
 def _in_place(s: Speech, dims: Sequence[Dim], *places: int) -> tuple[Dim, ...]:
-    """The dimensions, of which those at some places are written to here and there: constant they are no more."""
-    return tuple(s.fixed(d.size) if i in places and d.axis is None else d for i, d in enumerate(dims))
+    """The dimensions, of which those at some places are written to here and there."""
+    return tuple(s.placed(d) if i in places else d for i, d in enumerate(dims))
 
 
 @rule("index_add", "index_copy", "index_reduce")

@@ -11,14 +11,15 @@ from lopt.graph.tracing.speech import Speech
 from lopt.graph.tracing.values import Dim, Value
 
 
-def affine(s: Speech, dims: Sequence[Dim], weight: Value | None, bias: Value | None) -> None:
-    """Tie a norm's scale and shift to the axes that they act on."""
+def affine(s: Speech, dims: Sequence[Dim], weight: Value | None, bias: Value | None) -> tuple[Dim, ...]:
+    """The axes that a norm's scale and shift act on, tied to theirs."""
     for value, kind in ((weight, "scale"), (bias, "shift")):
         if value is not None:
             s.kind(value, kind)
-            for dim, own in zip(dims, value.dims, strict=True):
-                s.tie(dim, own)
+            dims = [s.beside(dim, own) for dim, own in zip(dims, value.dims, strict=True)]
+            for own in value.dims:
                 s.role(own, "out")
+    return tuple(dims)
 
 
 @rule(
@@ -29,14 +30,13 @@ def batch_norm(
     s: Speech, x: Value, weight: Value | None, bias: Value | None, *args: Any, **kwargs: Any
 ) -> Any:
     """Normalises each channel; the running statistics go with the channels."""
-    channel = x.dims[1]
-    affine(s, [channel], weight, bias)
+    (channel,) = affine(s, [x.dims[1]], weight, bias)
     for statistic in args[:2]:
         if isinstance(statistic, Value):
-            s.tie(channel, statistic.dims[0])
+            channel = s.beside(channel, statistic.dims[0])
             s.know.state.update(o.tensor for o in statistic.origins)
     return [
-        x.dims,
+        (x.dims[0], channel, *x.dims[2:]),
         *[(channel,) if len(shape) == 1 and shape[0] == channel.size else None for shape in s.shapes[1:]],
     ]
 
@@ -46,8 +46,8 @@ def layer_norm(
     s: Speech, x: Value, shape: Sequence[int], weight: Any = None, bias: Any = None, *_: Any
 ) -> Any:
     """Normalises over the last dimensions, symmetrically."""
-    affine(s, x.dims[x.rank - len(shape) :], weight, bias)
-    return [x.dims, *[None] * (len(s.shapes) - 1)]
+    before = x.rank - len(shape)
+    return [(*x.dims[:before], *affine(s, x.dims[before:], weight, bias)), *[None] * (len(s.shapes) - 1)]
 
 
 @rule("_fused_rms_norm", "rms_norm")
@@ -61,11 +61,10 @@ def group_norm(
     s: Speech, x: Value, weight: Any, bias: Any, n: Any, c: Any, hw: Any, groups: int, *_: Any
 ) -> Any:
     """Normalises each group of channels: groups may change places, and channels within their group."""
-    channel = x.dims[1]
-    affine(s, [channel], weight, bias)
+    (channel,) = affine(s, [x.dims[1]], weight, bias)
     if channel.axis is not None and groups < channel.size:
         _keep_groups(channel.axis, channel.size // groups)
-    return [x.dims, *[None] * (len(s.shapes) - 1)]
+    return [(x.dims[0], channel, *x.dims[2:]), *[None] * (len(s.shapes) - 1)]
 
 
 def _keep_groups(axis: Axis, size: int) -> None:
@@ -91,5 +90,4 @@ def weight_norm(s: Speech, v: Value, g: Value, dim: int = 0) -> Any:
 @rule("local_response_norm")
 def local_response_norm(s: Speech, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Normalises over neighbouring channels, which must stay neighbours."""
-    s.fix(x.dims[1])
-    return x.dims
+    return (x.dims[0], s.placed(x.dims[1]), *x.dims[2:])

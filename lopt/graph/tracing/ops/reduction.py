@@ -114,8 +114,7 @@ def renorm(s: Speech, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
 @rule("tril", "triu")
 def triangle(s: Speech, x: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
     """Compares the two last indices."""
-    s.fix(*x.dims[-2:])
-    return (*x.dims[:-2], *[s.fixed(d.size) if d.axis is None else d for d in x.dims[-2:]])
+    return (*x.dims[:-2], *map(s.placed, x.dims[-2:]))
 
 
 @rule("glu")

@@ -23,6 +23,8 @@ def convolution(
     """
     first, second = (1, 0) if transposed else (0, 1)
     source, target = weight.dims[second], weight.dims[first]
+    if groups > 1:  # also of a constant weight, such as a blur's
+        source, target = (Dim(d.size, d.axis or Axis(d.size), d.origin) for d in (source, target))
     if groups > 1 and transposed:
         group = _halves(s, source, groups)[0]
         out = _product(group, target, groups)
@@ -45,7 +47,7 @@ def convolution(
     positions = _positions(s, x.dims[2:], weight.dims[2:], stride, padding)
     dims = (x.dims[0], Dim(out.size, out.axis, weight.dims[first].origin), *positions)
     if bias is not None:
-        s.tie(dims[1], bias.dims[0])
+        dims = (dims[0], s.beside(dims[1], bias.dims[0]), *positions)
         if not x.pure:
             plus(s, bias, (dims[1],), [x])
     return dims
