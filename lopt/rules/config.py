@@ -81,6 +81,10 @@ class LearnedRuleConfig(Settings):
     """Decay of all weights but vectors, as a share of the base learning rate; it anneals with the steps."""
     decay_horizon: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Horizon at which half of the weight decay acts (`decay_share`); 0: all of it at any."""
+    decay_below: Annotated[float, Field(ge=0, le=1e9)] = 0.0
+    """Where a tensor's gradient is c > this many times as long as the root of its second moment says, (this / c)^2 of
+    its weight decay acts; 0: all of it always. Gradients fall as training data are learned by heart, and that is when a
+    decay is worth what it costs."""
     max_step: Positive = 0.5
     """Bound on the rms of a tensor's step, relative to the rms of the tensor (taken as at least 0.1)."""
     caution: Annotated[float, Field(ge=0, le=1e9)] = 0.0

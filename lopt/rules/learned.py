@@ -37,7 +37,7 @@ from lopt.rules.config import LearnedRuleConfig
 from lopt.rules.constants import SPEED, Constants, Moved
 from lopt.rules.ends import Ends, Limits, ends_of
 from lopt.rules.forms import FORMS, Form
-from lopt.rules.observing import Given, View
+from lopt.rules.observing import Given, Statistics, View
 from lopt.rules.parted import Parted
 from lopt.rules.shards import ALONE, OneProcess, Shards, in_whole_rows
 from lopt.rules.timing import Clock, Decays, Timed, Timetable
@@ -238,8 +238,7 @@ class LearnedRule(Rule):
         pace = self._pace(view, timed, state)
 
         def parts(gate: Tensor | None) -> Iterator[tuple[Tensors, State]]:
-            decay = timed.decay if self.config.weight_decay else None
-            factor = self._factor(view, timed)
+            decay, factor = self._decay(view, timed), self._factor(view, timed)
             if pace is not None:
                 factor = factor * pace
             bound = self.config.max_step * view.stats.param.clamp(min=0.1)
@@ -479,9 +478,15 @@ class LearnedRule(Rule):
         if self.config.relative:
             factor = factor * relative_rates(view.graph, view.stats.param) ** timed.relative
         if self.config.caution:
-            usual = self.config.caution * view.stats.root
-            factor = factor * (usual / view.stats.grad).clamp(max=1) ** 2
+            factor = factor * _within(self.config.caution, view.stats)
         return factor
+
+    def _decay(self, view: View, timed: Timed) -> Tensor | None:
+        """(B,) the share of a step of the base rate that each tensor loses of itself; None without weight decay."""
+        if not self.config.weight_decay:
+            return None
+        below = self.config.decay_below
+        return timed.decay * _within(below, view.stats) if below else timed.decay
 
     def _pace(self, view: View, timed: Timed, state: State) -> Tensor | None:
         """(B,) how many times as long each tensor's steps have become, if they do.
@@ -516,6 +521,11 @@ class LearnedRule(Rule):
     def from_description(cls, description: Mapping[str, Any]) -> LearnedRule:
         """The inverse of `describe`, with fresh meta-parameters."""
         return cls(from_mapping(LearnedRuleConfig, description, "rule"))
+
+
+def _within(limit: float, stats: Statistics) -> Tensor:
+    """(B,) (limit / r)^2, at most 1, of a tensor whose gradient is r times as long as its second moment's root."""
+    return (limit * stats.root / stats.grad).clamp(max=1) ** 2
 
 
 @made_once

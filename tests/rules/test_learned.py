@@ -290,27 +290,47 @@ def test_step_is_bounded_relative_to_each_tensor(scale: float) -> None:
 
 @pytest.mark.parametrize("times", [1.0, 20.0])
 def test_a_gradient_far_beyond_its_usual_length_shortens_the_step_of_its_tensor_alone(times: float) -> None:
+    moved = {c: after_thirty_steps(times, directions=("adam",), caution=c) for c in (0.0, 2.0)}
+    factor = min(1.0, 2.0 * usual_over_last(times)) ** 2
+    assert factor == 1.0 if times == 1.0 else factor < 0.3
+    for name, step in moved[0.0].items():
+        torch.testing.assert_close(moved[2.0][name], (factor if name == "conv" else 1.0) * step)
+
+
+@pytest.mark.parametrize("times", [1.0, 0.2])
+def test_a_gradient_far_below_its_usual_length_brings_back_the_decay_of_its_tensor(times: float) -> None:
+    options = ({}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "decay_below": 0.5})
+    without, full, now = (after_thirty_steps(times, directions=("adam",), **option) for option in options)
+    share = min(1.0, 0.5 * usual_over_last(times)) ** 2
+    assert 0.1 < share < 0.5 if times == 1.0 else share == 1.0
+    torch.testing.assert_close(now["conv"] - without["conv"], share * (full["conv"] - without["conv"]))
+    assert (full["conv"] - without["conv"]).abs().max() > 1e-7, "it does decay"
+
+
+def after_thirty_steps(times: float, **options: Any) -> dict[str, Tensor]:
+    """The last step of a rule, whose last gradient is `times` as long in one tensor."""
     params = tensors(0, torch.float64)
-    moved = {}
-    for caution in (0.0, 2.0):
-        config = LearnedRuleConfig(rate=1e-4, directions=("adam",), caution=caution)
-        bound = LearnedRule(config).double().on(ParameterGraph.untied(params.items()))
-        state = bound.init(params)
-        for t in range(30):
-            grads = tensors(t, torch.float64)
-            moved[caution], state = bound.delta(
-                {**grads, "conv": times * grads["conv"]} if t == 29 else grads, state, params
-            )
+    bound = (
+        LearnedRule(LearnedRuleConfig(rate=1e-4, **options))
+        .double()
+        .on(ParameterGraph.untied(params.items()))
+    )
+    state, moved = bound.init(params), {}
+    for t in range(30):
+        grads = tensors(t, torch.float64)
+        last = {**grads, "conv": times * grads["conv"]} if t == 29 else grads
+        moved, state = bound.delta(last, state, params)
+    return moved
+
+
+def usual_over_last(times: float) -> float:
+    """The root of that tensor's second moment over the root-mean-square of that last gradient."""
     # Unbiased after 30 steps, the second moment holds the last gradient to this share.
     share = 0.001 / (1 - 0.999**30)
     squares = torch.stack([tensors(t, torch.float64)["conv"].square().mean() for t in range(30)])
     weights = share * 0.999 ** torch.arange(29, -1, -1, dtype=torch.float64)
     squares[-1] *= times**2
-    usual = (weights * squares).sum().sqrt().item()
-    factor = min(1.0, 2.0 * usual / squares[-1].sqrt().item()) ** 2
-    assert factor == 1.0 if times == 1.0 else factor < 0.3
-    for name, step in moved[0.0].items():
-        torch.testing.assert_close(moved[2.0][name], (factor if name == "conv" else 1.0) * step)
+    return (weights * squares).sum().sqrt().item() / squares[-1].sqrt().item()
 
 
 def rms(x: Tensor) -> float:
