@@ -122,12 +122,8 @@ def fit(
     not finite.
     """
     options = options or FitOptions()
-    if len(networks) != len(targets) or not len(targets):
-        raise ConfigError(
-            f"fit: expected a target for each network, found {len(targets)} for {len(networks)}"
-        )
     for some, wanted in [(networks, targets), *([validation] if validation else [])]:
-        check_finite(some, wanted)
+        check_examples(some, wanted)
     measure = loss or loss_of(targets, options.smoothing)
     generator = torch.Generator().manual_seed(options.seed)
     steps = max(options.passes // options.batch, 1)
@@ -181,8 +177,15 @@ def fit(
     return Fitted(losses, scores, start, best, seconds, 1000 * seconds / (steps * options.batch))
 
 
-def check_finite(networks: Networks, targets: Tensor) -> None:
-    """Raise `DataError` for networks with weights or targets that are not: one would make all that is learned NaN."""
+def check_examples(networks: Networks, targets: Tensor) -> None:
+    """Raise `ConfigError` if not every network has a target, `DataError` if weights or targets are not finite.
+
+    One that is not would make all that is learned NaN.
+    """
+    if len(networks) != len(targets) or not len(targets):
+        raise ConfigError(
+            f"fit: expected a target for each network, found {len(targets)} for {len(networks)}"
+        )
     finite = networks.finite & targets[:, None].flatten(1).isfinite().all(1)
     bad = (~finite).nonzero().flatten().tolist()
     if bad:

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
+from lopt.errors import ConfigError
 from lopt.weight_space.architecture import architecture_of
-from lopt.weight_space.fitting import FitOptions, Fitted, Networks, check_finite, fit
+from lopt.weight_space.fitting import FitOptions, Fitted, Networks, check_examples, fit
 from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.park_readers import ParkProbes
@@ -94,20 +95,29 @@ class Answers:
 def make_grader(networks: NetworkSet, images: Tensor, outputs: int) -> ProbeReader:
     """A fresh reader of such classifiers by the classes that they tell of images (M, *inputs).
 
-    Raises `ConfigError` for networks that lopt has no code of.
+    Raises `ConfigError` for networks that lopt has no code of, and for images that they cannot see.
     """
     of = architecture_of(networks)
+    model = of.runnable
+    _check_images(images, of.inputs)
     head = nn.Sequential(Told(of.reads), Grader(len(images), of.reads, outputs))
-    return ProbeReader(of.runnable, ProbeInputs(images, "given"), of.reads, outputs, head)
+    return ProbeReader(model, ProbeInputs(images, "given"), of.reads, outputs, head)
 
 
 def make_park_grader(park: NetworkPark, images: Tensor, outputs: int) -> ParkProbes:
     """The same of many architectures, of images in the most colours that any of them sees."""
     for own in park.sets:
         _ = architecture_of(own).runnable  # or it says that there is none
+    _check_images(images, max(architecture_of(own).inputs for own in park.sets))
     reads = architecture_of(park.sets[0]).reads
     head = nn.Sequential(Told(reads), Grader(len(images), reads, outputs))
     return ParkProbes(ProbeInputs(images, "given"), reads, outputs, head)
+
+
+def _check_images(images: Tensor, inputs: tuple[int, ...]) -> None:
+    if not len(images) or images.shape[1:] != inputs:
+        shape = ", ".join(map(str, inputs))
+        raise ConfigError(f"grader: expected one or more images (M, {shape}), found {tuple(images.shape)}")
 
 
 def fit_grader(
@@ -120,7 +130,7 @@ def fit_grader(
 ) -> Fitted:
     """As `fit`, but every network is run once. The time that takes is not in what is returned."""
     for some, wanted in [(networks, targets), *([validation] if validation else [])]:
-        check_finite(some, wanted)
+        check_examples(some, wanted)
     known, (_, grader) = answered(reader, networks), _parts(reader)
     grader.begin(known.told)
     others = validation and (answered(reader, validation[0]), validation[1])
@@ -136,7 +146,7 @@ def answered(reader: ProbeReader | ParkProbes, networks: Networks, batch: int = 
 
 
 def _parts(reader: ProbeReader | ParkProbes) -> tuple[Told, Grader]:
-    told, grader = reader.layers.children()
-    assert isinstance(told, Told), "of a reader that grades"
-    assert isinstance(grader, Grader), "of a reader that grades"
-    return told, grader
+    match list(reader.layers.children()):
+        case [Told() as told, Grader() as grader]:
+            return told, grader
+    raise ConfigError("grader: expected a reader of `make_grader` or `make_park_grader`, found another one")

@@ -201,12 +201,14 @@ def make_park_reader(
 
     probes: learned images whose answers it reads, 64 for "probes" if it isn't said, of networks that lopt has the code
     of; functions: a reader of functions in their place beside a metanet. Raises `ConfigError` for an unknown name, one
-    that is for networks of one architecture, or probes without code.
+    that is for networks of one architecture, probes without code, or functions where there is no place for them.
     """
     if name not in PARK_NAMES:
         raise ConfigError(
             f"there is no reader {name!r} of networks of many architectures; there are {', '.join(PARK_NAMES)}"
         )
+    if functions is not None and (probes or name not in PARK_METANETS):
+        raise ConfigError(f"reader {name}: expected no functions, found some; metanets read them, or probes")
     if name == "statnn":
         if probes:
             raise ConfigError(f"reader {name}: expected no probes, found {probes}; metanets read them")

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from lopt.errors import ConfigError, DataError
 from lopt.files import user_path
 from lopt.graph import ParameterGraph
-from lopt.weight_space.fitting import FitOptions, Networks, check_finite, fit, predict
+from lopt.weight_space.fitting import FitOptions, Networks, check_examples, fit, predict
 from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors, listed
 from lopt.weight_space.park_readers import ParkReader, make_park_reader
@@ -141,7 +141,7 @@ def train_predictor(
         there = ", ".join(networks.columns) or "none"
         raise DataError(f"{column}: expected a column of the networks, which are {there}")
     train, held_out = networks.split("train"), networks.split("validation")
-    check_finite(networks, networks.columns[column])
+    check_examples(networks, networks.columns[column])
     known = train.columns[column].float()
     options = options or OPTIONS
     many = isinstance(networks, NetworkPark)

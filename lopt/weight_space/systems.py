@@ -60,14 +60,15 @@ def make_reader(
 
     probes: learned inputs whose answers it reads, 64 for "probes" and "probegen" if it isn't said; size: of each
     axis of the grid of given inputs that "pixels" and "pixels_cnn" have, of SIRENs; functions: a reader of functions in
-    the place of probes beside a metanet. Raises `ConfigError` for an unknown
-    name, probes for a reader that has no place for them or networks without code, `GraphError` for one that cannot
-    read the graph.
+    the place of probes beside a metanet. Raises `ConfigError` for an unknown name, probes or functions for a reader
+    that has no place for them or networks without code, `GraphError` for one that cannot read the graph.
     """
     if name not in NAMES:
         raise ConfigError(f"there is no reader {name!r}; there are {', '.join(NAMES)}")
     if probes and name not in (*METANET_READERS, "probes", "probegen"):
         raise ConfigError(f"reader {name}: expected no probes, found {probes}; metanets read them")
+    if functions is not None and (probes or name not in METANET_READERS):
+        raise ConfigError(f"reader {name}: expected no functions, found some; metanets read them, or probes")
     if name == "flat_mlp":
         return FlatMlp(networks, outputs)
     if name == "statnn":

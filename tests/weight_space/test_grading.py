@@ -123,9 +123,7 @@ def test_one_of_many_architectures_grades_each_in_its_colours() -> None:
     grader = make_park_grader(some, images(3), 1).eval()
     whole = make_park_reader("gmn", some, 1, functions=grader).eval()
     found = predict(grader, some)
-    assert torch.equal(
-        make_park_reader("probes", some, 1, functions=grader)(some.batch(torch.arange(8))), found
-    )
+    assert torch.equal(grader(some.batch(torch.arange(8))), found)
     torch.testing.assert_close(predict(whole, some), found)
     assert answered(grader, some).told.shape == (8, IMAGES)
 
@@ -138,3 +136,31 @@ def test_networks_without_code_and_answers_that_are_no_numbers_are_refused() -> 
     some.params["layers.3.bias"][0, 0] = torch.nan
     with pytest.raises(DataError, match="found 1 of 12 with others, first number 0"):
         fit_grader(make_grader(some, images(), 1), some, torch.zeros(12), FitOptions(passes=4))
+
+
+def test_images_that_networks_cannot_see_are_refused() -> None:
+    for wrong in (images()[:, 0], images(3), images()[:, :, 1:], images()[:0]):
+        with pytest.raises(ConfigError, match=r"expected one or more images \(M, 1, 8, 8\), found \("):
+            make_grader(networks(), wrong, 1)
+    with pytest.raises(ConfigError, match=r"images \(M, 3, 8, 8\), found \(6, 1, 8, 8\)"):
+        make_park_grader(park(), images(), 1)
+
+
+def test_what_no_grader_is_taught_by_is_refused() -> None:
+    some, options = networks(), FitOptions(passes=4)
+    grader = make_grader(some, images(), 1)
+    for targets, validation in ((11, 12), (12, 11)):
+        with pytest.raises(ConfigError, match="expected a target for each network, found 11 for 12"):
+            fit_grader(grader, some, torch.zeros(targets), options, (some, torch.zeros(validation)))
+    with pytest.raises(ConfigError, match="expected a reader of `make_grader`"):
+        fit_grader(make_reader("probes", some, 1), some, torch.zeros(12), options)
+
+
+def test_only_metanets_without_probes_have_a_place_for_a_grader() -> None:
+    some, mixed = networks(), park()
+    one, many = make_grader(some, images(), 1), make_park_grader(mixed, images(3), 1)
+    for name, probes in (("statnn", 0), ("probes", 0), ("gmn", 4)):
+        with pytest.raises(ConfigError, match=f"reader {name}: expected no functions"):
+            make_reader(name, some, 1, probes, functions=one)
+        with pytest.raises(ConfigError, match=f"reader {name}: expected no functions"):
+            make_park_reader(name, mixed, 1, probes, functions=many)
