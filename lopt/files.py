@@ -173,9 +173,17 @@ def write_picture(path: Path, figure: Figure, **options: Any) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside the target and rename: at any moment the old file or the new one is there, whole."""
     make_folder(path.parent)
-    if _is_device(path):
-        path.write_bytes(data)
-        return
+    try:
+        if _is_device(path):
+            path.write_bytes(data)
+        else:
+            _replace(path, data)
+    except OSError as error:  # what fails on the open file names none
+        error.filename = str(path)
+        raise
+
+
+def _replace(path: Path, data: bytes) -> None:
     partial = _partial(path)
     try:
         with open(partial, "wb") as file:
@@ -183,8 +191,5 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, os.path.realpath(path))
-    except OSError as error:  # what fails on the open file names none
-        error.filename = str(path)
-        raise
     finally:
         partial.unlink(missing_ok=True)

@@ -26,6 +26,12 @@ def test_a_device_or_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [pipe]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_device_that_is_full_is_named() -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        write_atomically(Path("/dev/full"), b"what is written")
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_link_leads_to_the_file_and_stays_one(there: bool, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
