@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner.log import Record
-from lopt.weight_space.fitting import FitOptions, fit, predict
+from lopt.weight_space.fitting import FitOptions, Fitted, fit, predict
 from lopt.weight_space.grading import fit_grader, make_grader
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.ranks import signs, tau_b
@@ -61,6 +61,7 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
     options = FitOptions(passes=budget["passes"], lr=budget["rate"], weight_decay=DECAY, seed=seed)
     validated = (validation, wanted(validation))
     kind, _, beside = method.partition("+")
+    before = None
     if "graded" in (kind, beside):
         images = examples(ZOOS[name], "train", data)[0].permute(2, 0, 1)[:, None]
         grader = make_grader(train, some_images(images), 1)
@@ -68,11 +69,11 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
         before = fit_grader(grader, train, wanted(train), longer, validated, method)
         reader = grader if kind == "graded" else make_reader(kind, train, 1, functions=grader)
     else:
-        reader, before = make_reader(kind, train, 1, int(beside or 0)), None
-    if before is not None and kind == "graded":
-        fitted, before = before, None
-    else:
+        reader = make_reader(kind, train, 1, int(beside or 0))
+    if before is None or kind != "graded":
         fitted = fit(reader, train, wanted(train), options, validated, desc=f"{method} {seed}")
+    else:
+        fitted = before
     predicted = predict(reader, test.params)[:, 0] * known.std() + known.mean()
     truth = test.columns["accuracy"]
     last = test.columns["step"] == test.columns["step"].max()
@@ -85,9 +86,16 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
         "truth": [round(value, 5) for value in truth.tolist()],
         "network": test.columns["network"].tolist(),
         **vars(fitted),
-        **({} if before is None else {"before": vars(before)}),
+        **both(before, fitted),
         "meta_parameters": sum(parameter.numel() for parameter in reader.parameters()),
     }
+
+
+def both(before: Fitted | None, found: Fitted) -> Record:
+    """What a reader of functions that was trained first adds to the record of the whole."""
+    if before is None or before is found:
+        return {}
+    return {"before": vars(before), "seconds": before.seconds + found.seconds}
 
 
 def some_images(images: Tensor) -> Tensor:

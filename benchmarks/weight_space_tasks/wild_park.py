@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.runner.log import Record
 from benchmarks.weight_space_tasks.cnn_zoo import FIRST as GRADED_FIRST
-from benchmarks.weight_space_tasks.cnn_zoo import some_images
+from benchmarks.weight_space_tasks.cnn_zoo import both, some_images
 from lopt.weight_space.fitting import FitOptions, Fitted, fit, predict
 from lopt.weight_space.grading import fit_grader, make_park_grader
 from lopt.weight_space.network_park import NetworkPark
@@ -81,15 +81,9 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
     return {
         **scores(test, mean + std * predict(reader, test)[:, 0]),
         **vars(found),
-        **_both(before, found),
+        **both(before, found),
         "meta_parameters": sum(parameter.numel() for parameter in reader.parameters()),
     }
-
-
-def _both(before: Fitted | None, found: Fitted) -> Record:
-    if before is None or before is found:
-        return {}
-    return {"before": vars(before), "seconds": before.seconds + found.seconds}
 
 
 def scores(test: NetworkPark, predicted: Tensor) -> Record:
