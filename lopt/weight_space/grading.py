@@ -29,6 +29,7 @@ from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.park_readers import ParkProbes
 from lopt.weight_space.readers import DROPOUT, Head, ProbeInputs, ProbeReader
+from lopt.weight_space.sirens import Siren
 
 KEYS, WIDTH = 16, 64
 SPEED = 8.0
@@ -95,10 +96,13 @@ class Answers:
 def make_grader(networks: NetworkSet, images: Tensor, outputs: int) -> ProbeReader:
     """A fresh reader of such classifiers by the classes that they tell of images (M, *inputs).
 
-    Raises `ConfigError` for networks that lopt has no code of, and for images that they cannot see.
+    Raises `ConfigError` for networks that lopt has no code of or that are no classifiers, and for images that they
+    cannot see.
     """
     of = architecture_of(networks)
     model = of.runnable
+    if isinstance(model, Siren):
+        raise ConfigError("grader: expected classifiers, found SIRENs, which tell no class")
     _check_images(images, of.inputs)
     head = nn.Sequential(Told(of.reads), Grader(len(images), of.reads, outputs))
     return ProbeReader(model, ProbeInputs(images, "given"), of.reads, outputs, head)
@@ -128,7 +132,10 @@ def fit_grader(
     validation: tuple[Networks, Tensor] | None = None,
     desc: str = "grader",
 ) -> Fitted:
-    """As `fit`, but every network is run once. The time that takes is not in what is returned."""
+    """As `fit`, but every network is run once. The time that takes is not in what is returned.
+
+    For a fresh reader: its keys begin as what these networks tell.
+    """
     for some, wanted in [(networks, targets), *([validation] if validation else [])]:
         check_examples(some, wanted)
     known, (_, grader) = answered(reader, networks), _parts(reader)

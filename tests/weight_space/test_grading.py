@@ -27,6 +27,7 @@ from lopt.weight_space.park_readers import make_park_reader
 from lopt.weight_space.parknets import ParkShape
 from lopt.weight_space.parknets import initial as initial_park
 from lopt.weight_space.readers import MetanetReader
+from lopt.weight_space.sirens import SirenShape
 from lopt.weight_space.systems import make_reader
 from tests.helpers import seeded
 
@@ -136,6 +137,14 @@ def test_networks_without_code_and_answers_that_are_no_numbers_are_refused() -> 
     some.params["layers.3.bias"][0, 0] = torch.nan
     with pytest.raises(DataError, match="found 1 of 12 with others, first number 0"):
         fit_grader(make_grader(some, images(), 1), some, torch.zeros(12), FitOptions(passes=4))
+
+
+def test_networks_that_tell_no_class_are_refused() -> None:
+    shape = SirenShape(sizes=(2, 5, 1))
+    params = {name: p[None] for name, p in sorted(shape.build().named_parameters())}
+    sirens = NetworkSet(params, {}, torch.zeros(1), {"architecture": shape.model_dump()})
+    with pytest.raises(ConfigError, match="expected classifiers, found SIRENs"):
+        make_grader(sirens, torch.zeros(3, 2), 1)
 
 
 def test_images_that_networks_cannot_see_are_refused() -> None:
