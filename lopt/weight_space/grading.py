@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from lopt.errors import ConfigError
-from lopt.weight_space.architecture import architecture_of
+from lopt.weight_space.architecture import Architecture, architecture_of
 from lopt.weight_space.fitting import FitOptions, Fitted, Networks, check_examples, fit
 from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import NetworkSet
@@ -99,23 +99,27 @@ def make_grader(networks: NetworkSet, images: Tensor, outputs: int) -> ProbeRead
     Raises `ConfigError` for networks that lopt has no code of or that are no classifiers, and for images that they
     cannot see.
     """
-    of = architecture_of(networks)
-    model = of.runnable
-    if isinstance(model, Siren):
-        raise ConfigError("grader: expected classifiers, found SIRENs, which tell no class")
+    of = _of_classifiers(networks)
     _check_images(images, of.inputs)
     head = nn.Sequential(Told(of.reads), Grader(len(images), of.reads, outputs))
-    return ProbeReader(model, ProbeInputs(images, "given"), of.reads, outputs, head)
+    return ProbeReader(of.runnable, ProbeInputs(images, "given"), of.reads, outputs, head)
 
 
 def make_park_grader(park: NetworkPark, images: Tensor, outputs: int) -> ParkProbes:
     """The same of many architectures, of images in the most colours that any of them sees."""
-    for own in park.sets:
-        _ = architecture_of(own).runnable  # or it says that there is none
-    _check_images(images, max(architecture_of(own).inputs for own in park.sets))
-    reads = architecture_of(park.sets[0]).reads
+    of = [_of_classifiers(own) for own in park.sets]
+    _check_images(images, max(own.inputs for own in of))
+    reads = of[0].reads
     head = nn.Sequential(Told(reads), Grader(len(images), reads, outputs))
     return ParkProbes(ProbeInputs(images, "given"), reads, outputs, head)
+
+
+def _of_classifiers(networks: NetworkSet) -> Architecture:
+    """Or it says that lopt has no code of them."""
+    of = architecture_of(networks)
+    if isinstance(of.runnable, Siren):
+        raise ConfigError("grader: expected classifiers, found SIRENs, which tell no class")
+    return of
 
 
 def _check_images(images: Tensor, inputs: tuple[int, ...]) -> None:

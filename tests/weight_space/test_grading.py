@@ -145,6 +145,8 @@ def test_networks_that_tell_no_class_are_refused() -> None:
     sirens = NetworkSet(params, {}, torch.zeros(1), {"architecture": shape.model_dump()})
     with pytest.raises(ConfigError, match="expected classifiers, found SIRENs"):
         make_grader(sirens, torch.zeros(3, 2), 1)
+    with pytest.raises(ConfigError, match="expected classifiers, found SIRENs"):
+        make_park_grader(NetworkPark((sirens,)), torch.zeros(3, 2), 1)
 
 
 def test_images_that_networks_cannot_see_are_refused() -> None:
