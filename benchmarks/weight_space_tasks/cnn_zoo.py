@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner.log import Record
-from lopt.weight_space.fitting import FitOptions, Fitted, fit, predict
+from benchmarks.weight_space_tasks.graded import GRADED, both, longer, some_images
+from lopt.weight_space.fitting import FitOptions, fit, predict
 from lopt.weight_space.grading import fit_grader, make_grader
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.ranks import signs, tau_b
@@ -36,10 +37,6 @@ BUDGET = {"recipe": "cnn-zoo", "networks": 640, "passes": 6_000, "rate": 2e-3}
 QUICK = {"recipe": "cnn-zoo-digits", "networks": 64, "passes": 480, "rate": 2e-3}
 DECAY = 0.05
 DRAWS = 1000
-GRADED = 1024
-"""Images."""
-FIRST = 10
-"""Passes of a reader that grades, for each of a metanet's."""
 
 
 def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) -> Record:
@@ -62,18 +59,17 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
     validated = (validation, wanted(validation))
     kind, _, beside = method.partition("+")
     before = None
-    if "graded" in (kind, beside):
+    if GRADED in (kind, beside):
         images = examples(ZOOS[name], "train", data)[0].permute(2, 0, 1)[:, None]
         grader = make_grader(train, some_images(images), 1)
-        longer = options.but(passes=FIRST * options.passes)
-        before = fit_grader(grader, train, wanted(train), longer, validated, method)
-        reader = grader if kind == "graded" else make_reader(kind, train, 1, functions=grader)
+        before = fit_grader(grader, train, wanted(train), longer(options), validated, method)
+        reader = grader if kind == GRADED else make_reader(kind, train, 1, functions=grader)
     else:
         reader = make_reader(kind, train, 1, int(beside or 0))
-    if before is None or kind != "graded":
-        fitted = fit(reader, train, wanted(train), options, validated, desc=f"{method} {seed}")
-    else:
+    if before and kind == GRADED:
         fitted = before
+    else:
+        fitted = fit(reader, train, wanted(train), options, validated, desc=f"{method} {seed}")
     predicted = predict(reader, test.params)[:, 0] * known.std() + known.mean()
     truth = test.columns["accuracy"]
     last = test.columns["step"] == test.columns["step"].max()
@@ -89,19 +85,6 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
         **both(before, fitted),
         "meta_parameters": sum(parameter.numel() for parameter in reader.parameters()),
     }
-
-
-def both(before: Fitted | None, found: Fitted) -> Record:
-    """What a reader of functions that was trained first adds to the record of the whole."""
-    if before is None or before is found:
-        return {}
-    return {"before": vars(before), "seconds": before.seconds + found.seconds}
-
-
-def some_images(images: Tensor) -> Tensor:
-    """Those of all images (N, C, H, H) that readers grade answers to: always the same."""
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:GRADED]
-    return images[chosen].contiguous()
 
 
 def alike(networks: NetworkSet) -> Tensor:

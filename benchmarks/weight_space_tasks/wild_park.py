@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner.log import Record
-from benchmarks.weight_space_tasks.cnn_zoo import FIRST as GRADED_FIRST
-from benchmarks.weight_space_tasks.cnn_zoo import both, some_images
+from benchmarks.weight_space_tasks.graded import GRADED, both, longer, some_images
 from lopt.weight_space.fitting import FitOptions, Fitted, fit, predict
 from lopt.weight_space.grading import fit_grader, make_park_grader
 from lopt.weight_space.network_park import NetworkPark
@@ -58,26 +57,25 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
     options = FitOptions(passes=budget["passes"], lr=budget["rate"], weight_decay=DECAY, seed=seed)
     wanted = [(part.columns["accuracy"] - mean) / std for part in (train, validation)]
 
-    def fitted(reader: ParkReader, longer: int = 1) -> Fitted:
-        own = options.but(passes=longer * options.passes)
+    def fitted(reader: ParkReader, times: int = 1) -> Fitted:
+        own = options.but(passes=times * options.passes)
         return fit(reader, train, wanted[0], own, (validation, wanted[1]), desc=f"{method} {seed}")
 
     if method == "activation":
         return {**scores(test, _of_alike(train, test)), "ms": 0.0, "seconds": 0.0, "meta_parameters": 0}
     torch.manual_seed(seed)
     name, _, beside = method.partition("+")
-    if "graded" in (name, beside):
+    if GRADED in (name, beside):
         recipe = PARKS[budget["recipe"]]
         images = some_images(examples(recipe, max(recipe.colours), "train", data)[0])
         grader = make_park_grader(train, images, 1)
-        longer = options.but(passes=GRADED_FIRST * options.passes)
-        before = fit_grader(grader, train, wanted[0], longer, (validation, wanted[1]), method)
-        reader = grader if name == "graded" else make_park_reader(name, train, 1, functions=grader)
+        before = fit_grader(grader, train, wanted[0], longer(options), (validation, wanted[1]), method)
+        reader = grader if name == GRADED else make_park_reader(name, train, 1, functions=grader)
     else:
         reader = make_park_reader(name, train, 1, int(beside or 0))
         functions = reader.functions if isinstance(reader, ParkMetanet) else None
         before = None if functions is None else fitted(functions, FIRST)
-    found = before if before and name == "graded" else fitted(reader)
+    found = before if before and name == GRADED else fitted(reader)
     return {
         **scores(test, mean + std * predict(reader, test)[:, 0]),
         **vars(found),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,18 +22,31 @@ from lopt.weight_space.sirens import RECIPES, Recipe, Siren, SirenShape
 from lopt.weight_space.symmetries import Views
 from lopt.weight_space.tickets import TICKETS
 
+Quick = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Quick:
+    """The benchmark's small version in a folder of its own: the summary of all tasks so far."""
+    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
+
+    def run(*arguments: str) -> dict[str, Any]:
+        weight_space.main(["--quick", "--networks", str(tmp_path / "networks"), *arguments])
+        summary: dict[str, Any] = json.loads((tmp_path / "weight_space.json").read_text())["summary"]
+        return summary
+
+    return run
+
 
 def test_runs_are_done_once_and_summed_up_by_task_and_method(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(RECIPES, "siren300", Recipe(steps=2))
     small = weight_space.SMALL._replace(networks=32, passes=64)
     monkeypatch.setattr(weight_space, "SMALL", small)
-    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
-    arguments = ["--quick", "--networks", str(tmp_path / "networks")]
-    arguments += ["--tasks", "inr-digits", "--only", "statnn"]
-    weight_space.main(arguments)
-    weight_space.main([*arguments, "probes", "--seeds", "2"])
+    arguments = ["--tasks", "inr-digits", "--only", "statnn"]
+    quick(*arguments)
+    found = quick(*arguments, "probes", "--seeds", "2")["inr-digits"]
     records = Log(tmp_path / "weight_space").records()
     assert [(r["method"], r["seed"]) for r in records] == [
         ("statnn", 0),
@@ -39,14 +54,13 @@ def test_runs_are_done_once_and_summed_up_by_task_and_method(
         ("statnn", 1),
         ("probes", 1),
     ]
-    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["inr-digits"]
     assert set(found) == {"statnn", "probes"}
     accuracies = [r["accuracy"] for r in records if r["method"] == "probes"]
     assert found["probes"]["accuracy"] == pytest.approx(sum(accuracies) / 2)
     assert found["probes"]["seeds"] == 2
     assert found["probes"]["meta_parameters"] > found["statnn"]["meta_parameters"]
     monkeypatch.setattr(weight_space, "SMALL", small._replace(passes=128))
-    weight_space.main(arguments)
+    quick(*arguments)
     again = json.loads((tmp_path / "weight_space.json").read_text())
     longer = again["summary"]["inr-digits"]
     assert longer["statnn"]["passes"] == 128, "of each method its longest training"
@@ -55,12 +69,12 @@ def test_runs_are_done_once_and_summed_up_by_task_and_method(
     assert "statnn with 64 passes over 32 networks" in capsys.readouterr().out
 
 
-def test_what_reads_functions_alone_is_trained_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_reads_functions_alone_is_trained_first(
+    quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(RECIPES, "siren300", Recipe(steps=2))
     monkeypatch.setattr(weight_space, "SMALL", weight_space.SMALL._replace(passes=64))
-    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
-    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--count", "32"]
-    weight_space.main([*arguments, "--tasks", "inr-digits", "--only", "ng_gnn+64", "statnn"])
+    quick("--tasks", "inr-digits", "--count", "32", "--only", "ng_gnn+64", "statnn")
     probed, plain = Log(tmp_path / "weight_space").records()
     assert (probed["networks"], probed["first"]) == (32, 640)
     assert len(probed["before"]["losses"]) > len(probed["losses"]) > 0
@@ -112,21 +126,20 @@ def test_what_is_said_of_views_is_the_mean_of_what_is_said_of_each() -> None:
     )
 
 
-def test_sines_have_their_own_budget_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sines_have_their_own_budget_and_figure(
+    quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(weight_space.sines.QUICK, "networks", 32)
-    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
-    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--tasks", "sines", "--only", "statnn"]
-    for _ in range(2):
-        weight_space.main(arguments)
+    quick("--tasks", "sines", "--only", "statnn")
+    found = quick("--tasks", "sines", "--only", "statnn")["sines"]["statnn"]
     (record,) = Log(tmp_path / "weight_space").records()
     parts = [record[f"r2_{name}"] for name in ("amplitude", "frequency", "phase")]
     assert record["r2"] == pytest.approx(sum(parts) / 3)
-    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["sines"]["statnn"]
     assert (found["r2"], found["networks"]) == (record["r2"], 32)
 
 
 def test_masks_stand_beside_those_of_chance_and_of_pruning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     brief = Schooling(epochs=2, batch=64, lr=2e-2)
     recipe = TICKETS["tickets-digits"].model_copy(update={"schooling": brief})
@@ -135,10 +148,8 @@ def test_masks_stand_beside_those_of_chance_and_of_pruning(
     monkeypatch.setattr(
         weight_space.tickets, "QUICK", {**weight_space.tickets.QUICK, "networks": 16, "passes": 32}
     )
-    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
-    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--tasks", "tickets", "--only"]
-    weight_space.main([*arguments, "dense", "imp", "random", "random@inputs", "paths", "paths@inputs"])
-    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["tickets"]
+    methods = ["dense", "imp", "random", "random@inputs", "paths", "paths@inputs"]
+    found = quick("--tasks", "tickets", "--only", *methods)["tickets"]
     assert found["imp"]["overlap"] == 1 > max(found["random"]["overlap"], found["paths"]["overlap"])
     assert found["dense"]["accuracy"] > found["random"]["accuracy"]
     assert found["paths"]["meta_parameters"] == found["paths@inputs"]["meta_parameters"] > 0
@@ -170,11 +181,9 @@ def test_tau_is_kendalls_and_the_interval_is_paired() -> None:
     assert wide["low"] != found["low"], "architectures are drawn, not networks"
 
 
-def test_a_zoo_is_read_and_stands_beside_statnn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
-    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--tasks", "cnn-zoo", "--count", "32"]
-    weight_space.main([*arguments, "--passes", "640", "--only", "statnn", "deepsets", "graded"])
-    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["cnn-zoo"]
+def test_a_zoo_is_read_and_stands_beside_statnn(quick: Quick) -> None:
+    methods = ["statnn", "deepsets", "graded"]
+    found = quick("--tasks", "cnn-zoo", "--count", "32", "--passes", "640", "--only", *methods)["cnn-zoo"]
     assert found["statnn"]["networks"] == 32
     assert found["statnn"]["tau"] > 0.2
     assert "against_statnn" not in found["statnn"]
@@ -184,43 +193,33 @@ def test_a_zoo_is_read_and_stands_beside_statnn(tmp_path: Path, monkeypatch: pyt
     assert found["graded"]["tau"] > max(found["deepsets"]["tau"], found["statnn"]["tau"])
 
 
-def test_a_metanet_of_the_zoo_stands_beside_one_that_grades(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
-    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--tasks", "cnn-zoo", "--count", "32"]
-    weight_space.main([*arguments, "--passes", "64", "--only", "graded", "nfn_np+graded"])
+def test_a_metanet_of_the_zoo_stands_beside_one_that_grades(quick: Quick, tmp_path: Path) -> None:
+    quick("--tasks", "cnn-zoo", "--count", "32", "--passes", "64", "--only", "graded", "nfn_np+graded")
     alone, beside = Log(tmp_path / "weight_space").records()
     assert "before" not in alone
     assert beside["before"]["validation"] == alone["validation"], "trained first, in the same way"
     assert beside["start"] == pytest.approx(min(alone["validation"]), rel=1e-4)
 
 
-def test_fresh_networks_are_tested_on_by_the_same_readers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
-    arguments = ["--quick", "--networks", str(tmp_path / "networks"), "--count", "32", "--passes", "128"]
-    weight_space.main([*arguments, "--only", "statnn", "--tasks", "cnn-zoo-fresh", "cnn-zoo"])
+def test_fresh_networks_are_tested_on_by_the_same_readers(quick: Quick, tmp_path: Path) -> None:
+    tasks = ["cnn-zoo-fresh", "cnn-zoo"]
+    found = quick("--count", "32", "--passes", "128", "--only", "statnn", "--tasks", *tasks)
     fresh, plain = Log(tmp_path / "weight_space").records()
     assert fresh["losses"] == plain["losses"]
     assert fresh["validation"] == plain["validation"]
     assert sorted(set(fresh["network"])) == list(range(32, 48)), "none of those that were there before"
     assert set(plain["network"]) <= set(range(32))
-    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]
     assert found["cnn-zoo-fresh"]["statnn"]["tau"] == fresh["tau"]
 
 
 @pytest.mark.slow
 def test_editors_stand_beside_no_edit_and_the_networks_own_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick: Quick, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(RECIPES, "siren300", Recipe(steps=100))
     monkeypatch.setattr(weight_space, "SMALL", weight_space.SMALL._replace(networks=32, passes=384))
-    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
     chosen = ["--tasks", "dilation", "--only", "no_edit", "own_error", "deepsets", "deepsets*4", "statnn"]
-    weight_space.main(["--quick", "--networks", str(tmp_path / "networks"), *chosen])
-    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["dilation"]
+    found = quick(*chosen)["dilation"]
     assert set(found) == {"no_edit", "own_error", "deepsets", "deepsets*4"}, "statnn edits nothing"
     errors = {method: figures["mse_x100"] for method, figures in found.items()}
     assert errors["own_error"] < errors["no_edit"], "networks show their own images, not the dilated ones"
@@ -229,25 +228,14 @@ def test_editors_stand_beside_no_edit_and_the_networks_own_error(
     assert "MSE x 100" in capsys.readouterr().out
 
 
-def test_a_park_is_read_on_architectures_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_space, "QUICK", tmp_path)
-    arguments = [
-        "--quick",
-        "--networks",
-        str(tmp_path / "networks"),
-        "--tasks",
-        "wild-park",
-        "--passes",
-        "384",
-    ]
+def test_a_park_is_read_on_architectures_never_seen(quick: Quick, tmp_path: Path) -> None:
     methods = ["activation", "statnn", "graded", "ng_gnn+64"]
-    weight_space.main([*arguments, "--only", *methods])
+    found = quick("--tasks", "wild-park", "--passes", "384", "--only", *methods)["wild-park"]
     records = Log(tmp_path / "weight_space").records()
     assert [record["method"] for record in records] == methods
     probed = records[-1]
     assert probed["before"]["seconds"] < probed["seconds"]
     assert all(len(set(record["architecture"])) == 3 for record in records), "of sixteen"
-    found = json.loads((tmp_path / "weight_space.json").read_text())["summary"]["wild-park"]
     assert set(found) == set(methods)
     assert found["activation"]["tau_activation"] == 0, "that of guessing"
     assert found["activation"]["tau"] > 0.1
