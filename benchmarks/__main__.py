@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -61,7 +60,6 @@ def table_parser() -> Parser:
     parser = Parser(
         prog="python -m benchmarks",
         description=__doc__ + TABLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("name", metavar="NAME", help="which benchmark")

@@ -7,7 +7,6 @@ Writes runs/demo/: the run's own files, results.json and curves.png.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ import lopt
 from lopt.cli.arguments import Parser
 from lopt.comparison import Comparison, compare
 from lopt.comparison.report import smoothed, write_results
+from lopt.files import write_picture
 from lopt.rules import LearnedRule
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
@@ -53,7 +53,7 @@ FIGURES = {
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.parse_args()
     start = time.perf_counter()
     out = Path("runs/demo")
@@ -82,7 +82,7 @@ def main() -> None:
         {"outcome": table, "seconds": seconds, "provenance": provenance(), "tasks": results},
         out / "results.json",
     )
-    picture(results).savefig(out / "curves.png", dpi=130)
+    write_picture(out / "curves.png", picture(results), dpi=130)
     print("\n".join(["", table, "", *verdicts(results)]))
     print(
         f"meta-training {seconds['meta_training']} s, comparison {seconds['comparison']} s; see {out}/curves.png"

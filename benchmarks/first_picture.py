@@ -7,7 +7,6 @@ Gradients and steps are those of lopt-base on the network drawn; the curves are 
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import nn
 import lopt
 from benchmarks.runner.pictures import set_log_scale
 from lopt.cli.arguments import Parser
+from lopt.files import write_picture
 
 CURVES = Path("benchmarks/results/neural_graphs.json")
 PICTURE = Path("docs/images/first.png")
@@ -35,7 +35,7 @@ Matrices = list[np.ndarray]
 
 
 def main() -> None:
-    Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    Parser(description=__doc__).parse_args()
     gradients, steps = first_step()
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     panels = figure.subplots(1, 5, width_ratios=(0.55, 1.1, 1.1, 0.55, 2.3))
@@ -50,8 +50,7 @@ def main() -> None:
         arrow.set(arrowstyle="-|>", mutation_scale=16, linewidth=1.6, color="0.3")
         figure.add_artist(arrow)
     draw_curves(panels[4])
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURE, dpi=110)
+    write_picture(PICTURE, figure, dpi=110)
 
 
 def first_step() -> tuple[Matrices, Matrices]:

@@ -12,7 +12,6 @@ is replaced if it dies or takes too long. Each row is stored, with its commit, a
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import platform
@@ -270,7 +269,7 @@ def _markdown(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="an architecture or a library; default: all")
     parser.add_argument("--render", action="store_true", help="only write the page from the stored results")
     options = parser.parse_args()

@@ -77,9 +77,7 @@ def main() -> None:
 
 def arguments() -> Parser:
     """The command line."""
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "rules", metavar="RULE", nargs="*", help="run folders, rule files or rules shipped with lopt"
     )

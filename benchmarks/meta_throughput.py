@@ -97,7 +97,7 @@ class RandomData(ModuleTask):
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the small network only")
     parser.add_argument("--mixture", metavar="FILE", help="whole lives of the families of a config instead")
     parser.add_argument("--data", metavar="DIR")

@@ -9,7 +9,6 @@ backpropagation and with PES: about a minute in all. The exit code is 1 at a dif
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -61,7 +60,7 @@ Outcome = dict[str, tuple[list[dict[str, Any]], dict[str, torch.Tensor]]]
 
 
 def main() -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("commits", metavar="COMMIT", nargs=2)
     commits = parser.parse_args().commits
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,6 @@ over the ranks by the same code. Writes benchmarks/results/sharding.json.
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -197,7 +196,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--ranks", type=positive, nargs="+", default=[1, 2, 4])
     parser.add_argument("--network", choices=NETWORKS, default="gpt-3M")
     parser.add_argument("--rules", nargs="+", default=list(RULES))

@@ -12,7 +12,6 @@ found on few kinds of task overshoots on others. Each run is kept in benchmarks/
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -43,7 +42,7 @@ FIGURES = ("mean", "final", "validation")
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("rule", metavar="RULE", help="run folder or rule file")
     parser.add_argument("--config", required=True, metavar="FILE", help="whose families give the tasks")
     parser.add_argument("--data", metavar="DIR")

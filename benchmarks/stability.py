@@ -13,7 +13,6 @@ without any. Writes benchmarks/results/stability.json after each run; runs that 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import deque
 from collections.abc import Callable
@@ -122,7 +121,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Draw, Loss]] = {
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--rules", nargs="+", default=[*pretrained_names(), CONTROL], metavar="RULE")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK")
     parser.add_argument("--steps", type=positive, default=STEPS)

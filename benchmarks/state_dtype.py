@@ -10,7 +10,6 @@ processor time of the optimizer's step is a median. Writes benchmarks/results/st
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -120,7 +119,7 @@ def row(task: str, rule: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--data", metavar="DIR", help="folder of the images and texts (default: $LOPT_DATA)")
     parser.add_argument("--steps", type=positive, default=500)
     parser.add_argument("--seeds", type=positive, default=3)

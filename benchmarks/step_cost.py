@@ -12,7 +12,6 @@ assumed. Writes benchmarks/results/step_cost.json; docs/at-scale.md tells what i
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -245,7 +244,7 @@ def tables(found: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> s
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--network", choices=NETWORKS, default="gpt-3M", help="that of sharding.json")
     parser.add_argument("--out", type=Path, metavar="FILE", default=OUT)
     args = parser.parse_args()

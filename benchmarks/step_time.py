@@ -71,7 +71,7 @@ QUICK = ("784-128-10", "FM-16", "C10-32", "gpt-1M")
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--threads", type=positive, nargs="+", default=[1])
     parser.add_argument(
         "--networks", nargs="+", choices=NETWORKS, metavar="NETWORK", help=", ".join(NETWORKS)

@@ -37,7 +37,7 @@ OUT = Path(__file__).parent / "results" / "trainers_at_scale.json"
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--steps", type=positive, default=100, help="of the plain loop (default: %(default)s)"
     )

@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.runner.benchmark import Benchmark, Case
+from lopt.files import write_picture
 
 BASE = "base"
 WIDTH, DEPTH, BATCH, STEPS = 32, 3, 128, 1000
@@ -70,8 +71,7 @@ def plot(summary: Mapping[str, Any], path: Path) -> None:
             axes.set(xlabel=axis, ylabel=label)
             axes.grid(alpha=0.3, linewidth=0.5)
     figure.get_axes()[0].legend(frameon=False, fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    write_picture(path, figure, dpi=110)
 
 
 FULL = Benchmark(

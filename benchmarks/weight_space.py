@@ -103,7 +103,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(
         prog="python -m benchmarks weight_space",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="few networks of digits, few passes")
     parser.add_argument("--report", action="store_true", help="run nothing")

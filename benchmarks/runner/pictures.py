@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from lopt.files import write_picture
 from lopt.rules import pretrained_names
 
 COLUMNS = 2
@@ -68,8 +69,7 @@ def plot_tasks(summary: Mapping[str, Any], path: Path) -> None:
     )
     bands = ", band from the lowest to the highest" if banded else ""
     figure.suptitle(f"training loss, median of the test seeds{bands}", fontsize="medium")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    write_picture(path, figure, dpi=110)
 
 
 def set_log_scale(axes: Axes) -> None:

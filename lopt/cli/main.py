@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import io
 import os
@@ -60,7 +59,6 @@ def build_parser() -> Parser:
         prog="lopt",
         description="Learned optimizers for PyTorch: meta-train graph metanetworks, compare and inspect them.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         parents=shared,
     )
@@ -73,7 +71,6 @@ def build_parser() -> Parser:
             name,
             help=summary,
             description=module.DESCRIPTION,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             parents=shared,
         )

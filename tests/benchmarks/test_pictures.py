@@ -49,13 +49,15 @@ def test_logarithmic_axes_have_plain_numbers_and_few_of_them(
 
 
 @pytest.mark.parametrize("count", [3, 20, 45])
-def test_the_legend_is_inside_the_picture(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_legend_is_inside_the_picture(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     curve = {"steps": [1.0, 2.0], "train_loss": [[2.0, 1.0], [2.0, 0.5]]}
     entries = {f"metanets-of-some-kind-{k}": {"kind": "rule", "curve": curve} for k in range(count)}
     tasks = {task: {"entries": entries, "steps": 2} for task in ("one", "two")}
-    plot_tasks({"tasks": tasks}, Path("unused.png"))
+    plot_tasks({"tasks": tasks}, tmp_path / "unused.png")
     (figure,) = figures
     FigureCanvasAgg(figure).draw()
     (legend,) = figure.legends
