@@ -63,12 +63,16 @@ def run(args: argparse.Namespace) -> int:
 def train(config: str | Path, overrides: Mapping[str, Any], resume: bool, hours: float) -> int:
     """Train, print what came of it, and return the exit code."""
     from lopt.training import train
+    from lopt.training.ranks import leave
 
     run = train(config, overrides, resume=resume, hours=hours)
     if os.environ.get("RANK", "0") == "0":
         print(run)
     # To stop in time is what was asked for; to be stopped is not.
-    return 0 if run.finished or hours < math.inf else TERMINATED
+    code = 0 if run.finished or hours < math.inf else TERMINATED
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        leave(code)
+    return code
 
 
 def _restarted() -> bool:

@@ -116,7 +116,7 @@ def connected() -> Iterator[Ranks]:
 
 
 def leave(code: int) -> NoReturn:
-    """End a process that has lost another: without the destructors, which abort it at times (exit code -6)."""
+    """End a process that was one of several without the destructors, which abort it at times (exit code -6)."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -41,3 +41,4 @@ if __name__ == "__main__":
     except LostProcessError as error:
         print(f"error: {error}", file=sys.stderr)
         leave(1)
+    leave(0)
