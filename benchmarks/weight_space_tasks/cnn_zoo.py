@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner.log import Record
-from benchmarks.weight_space_tasks.graded import GRADED, both, longer, some_images
+from benchmarks.weight_space_tasks.graded import GRADED, both, longer
 from lopt.weight_space.fitting import FitOptions, fit, predict
+from lopt.weight_space.given_images import training_images
 from lopt.weight_space.grading import fit_grader, make_grader
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.ranks import signs, tau_b
 from lopt.weight_space.systems import make_reader
-from lopt.weight_space.zoo import ZOOS, examples, make_zoo
+from lopt.weight_space.zoo import ZOOS, make_zoo
 
 METHODS = (
     "statnn", "nfn_np+64", "flat_mlp", "probes", "probegen", "nfn_np", "nfn_hnp", "ng_gnn", "ng_t", "ng_gnn+64", "gmn",
@@ -60,8 +61,7 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
     kind, _, beside = method.partition("+")
     before = None
     if GRADED in (kind, beside):
-        images = examples(ZOOS[name], "train", data)[0].permute(2, 0, 1)[:, None]
-        grader = make_grader(train, some_images(images), 1)
+        grader = make_grader(train, training_images(networks, data), 1)
         before = fit_grader(grader, train, wanted(train), longer(options), validated, method)
         reader = grader if kind == GRADED else make_reader(kind, train, 1, functions=grader)
     else:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner.log import Record
-from benchmarks.weight_space_tasks.graded import GRADED, both, longer, some_images
+from benchmarks.weight_space_tasks.graded import GRADED, both, longer
 from lopt.weight_space.fitting import FitOptions, Fitted, fit, predict
+from lopt.weight_space.given_images import training_images
 from lopt.weight_space.grading import fit_grader, make_park_grader
 from lopt.weight_space.network_park import NetworkPark
-from lopt.weight_space.park import PARKS, examples, make_park
+from lopt.weight_space.park import make_park
 from lopt.weight_space.park_readers import ParkMetanet, ParkReader, make_park_reader
 from lopt.weight_space.parknets import ACTIVATIONS
 from lopt.weight_space.ranks import tau_b
@@ -66,9 +67,7 @@ def run(method: str, budget: Record, seed: int, folder: Path, data: str | None) 
     torch.manual_seed(seed)
     name, _, beside = method.partition("+")
     if GRADED in (name, beside):
-        recipe = PARKS[budget["recipe"]]
-        images = some_images(examples(recipe, max(recipe.colours), "train", data)[0])
-        grader = make_park_grader(train, images, 1)
+        grader = make_park_grader(train, training_images(park, data), 1)
         before = fit_grader(grader, train, wanted[0], longer(options), (validation, wanted[1]), method)
         reader = grader if name == GRADED else make_park_reader(name, train, 1, functions=grader)
     else:

@@ -18,6 +18,7 @@ DESCRIPTION = """Networks as data.
           Stop it whenever you like: the same command goes on, also with a larger --count
   train   a reader that tells a number known of each network of a set or park, one that was made here or
           by `collect` or `collect_park` of `lopt.weight_space`, of your own; or, of SIRENs, an editor
+          A reader that grades (--reader graded) runs each network on given images, without labels
   predict what the weights of a network tell of it, with an interval: no data are needed. A reader trained
           on a park tells it of each network of a park
   edit    change the weights of a SIREN so that the image that it shows is edited
@@ -31,6 +32,7 @@ examples:
   lopt weights make wild-park --count 1536 --data ~/data --out park.safetensors
   lopt weights train zoo.safetensors --tell accuracy --out accuracy.safetensors
   lopt weights predict mine.safetensors --reader accuracy.safetensors
+  lopt weights train zoo.safetensors --reader graded --data ~/data --out graded.safetensors
   lopt weights train park.safetensors --reader ng_gnn --probes 64 --out any.safetensors
   lopt weights train mnist.safetensors --edit dilate --data ~/data --out dilate.safetensors
   lopt weights edit mine.safetensors --editor dilate.safetensors --out thick.safetensors"""
@@ -64,14 +66,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--tell", metavar="COLUMN", default="accuracy", help="(default: %(default)s)")
     what.add_argument("--edit", metavar="NAME", help="of the images of SIRENs that lopt made: dilate")
     train.add_argument(
-        "--reader", metavar="NAME", default="nfn_np", help="a metanet, or statnn... (default: %(default)s)"
+        "--reader",
+        metavar="NAME",
+        default="nfn_np",
+        help="a metanet, statnn, graded... (default: %(default)s)",
     )
     train.add_argument(
         "--probes", type=positive, help="inputs whose answers it reads, too, of lopt's networks"
     )
     train.add_argument(
-        "--passes", type=positive, help="networks to see in training (default: 12000, of editors 50000)"
-    )
+        "--images", metavar="FILE",
+        help="of a reader that grades: a tensor of images as networks see them (default: some that lopt's own learned)",
+    )  # fmt: skip
+    train.add_argument(
+        "--passes", type=positive,
+        help="networks to see in training (default: 12000, of editors 50000, of graders 120000)",
+    )  # fmt: skip
     train.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     train.add_argument("--data", metavar="DIR", help="folder of the images (default: $LOPT_DATA)")
     train.add_argument("--out", metavar="FILE", required=True, help="the safetensors file to write")
@@ -99,16 +109,25 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from lopt.weight_space.editing import EDITING, train_editor
+    from lopt.weight_space.given_images import images_in, training_images
     from lopt.weight_space.making import images_of
     from lopt.weight_space.network_park import load_any
     from lopt.weight_space.network_set import load
-    from lopt.weight_space.predictor import OPTIONS, train_predictor
+    from lopt.weight_space.predictor import GRADED, GRADING, OPTIONS, train_predictor
 
     out = output_path(args.out)
     chosen = {"seed": args.seed, **({"passes": args.passes} if args.passes else {})}
+    graded = args.reader == GRADED and args.edit is None
+    if args.images and not graded:
+        raise ConfigError(f"--images: expected it beside --reader {GRADED} alone, found {args.images}")
     if args.edit is None:
-        networks = load_any(args.networks)
-        predictor = train_predictor(networks, args.tell, args.reader, args.probes or 0, OPTIONS.but(**chosen))
+        networks, given, options = load_any(args.networks), None, OPTIONS
+        if graded:
+            given = images_in(args.images) if args.images else training_images(networks, args.data)
+            options = GRADING
+        predictor = train_predictor(
+            networks, args.tell, args.reader, args.probes or 0, options.but(**chosen), given
+        )
         predictor.save(out)
         print(predictor)
     else:

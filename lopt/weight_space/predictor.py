@@ -28,16 +28,22 @@ from torch import Tensor, nn
 from lopt.errors import ConfigError, DataError
 from lopt.files import user_path
 from lopt.graph import ParameterGraph
+from lopt.weight_space.architecture import architecture_of
 from lopt.weight_space.fitting import FitOptions, Networks, check_examples, fit, predict
+from lopt.weight_space.grading import fit_grader, make_grader, make_park_grader
 from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors, listed
-from lopt.weight_space.park_readers import ParkReader, make_park_reader
-from lopt.weight_space.readers import Reader
+from lopt.weight_space.park_readers import ParkProbes, ParkReader, make_park_reader
+from lopt.weight_space.readers import ProbeReader, Reader
 from lopt.weight_space.systems import make_reader
 from lopt.weight_space.trained import Description, filled, read, shapes_of, write
 
 OPTIONS = FitOptions(passes=12_000, weight_decay=0.05)
 """Of a training."""
+GRADED = "graded"
+"""The reader that grades what networks answer to given images."""
+GRADING = OPTIONS.but(passes=120_000)
+"""Of its training, in which a pass costs next to nothing."""
 COVERAGE = 0.9
 SUFFIX = ".safetensors"
 
@@ -130,38 +136,47 @@ def train_predictor(
     reader: str = "nfn_np",
     probes: int = 0,
     options: FitOptions | None = None,
+    images: Tensor | None = None,
 ) -> Predictor:
     """Train a reader on the training networks of a set or park, and measure its errors on the validation networks.
 
-    reader, probes: as `make_reader` or `make_park_reader` has them. What the test networks say is in the predictor's
-    card, if there are any.
-    Raises `DataError` if a column or a split is missing, or a number is not finite.
+    reader, probes: as `make_reader` or `make_park_reader` has them; or "graded" with images (M, *inputs), which need no
+    labels: they go into the predictor, which runs each network on them. What the test networks say is in the
+    predictor's card, if there are any.
+    Raises `DataError` if a column or a split is missing, or a number is not finite, `ConfigError` for images without
+    "graded", or the other way round.
     """
+    if (images is None) == (reader == GRADED):
+        found = "none" if images is None else "some"
+        raise ConfigError(f"reader {reader}: expected images beside {GRADED} alone, found {found}")
+    if images is not None and probes:
+        raise ConfigError(f"reader {reader}: expected no probes beside its images, found {probes}")
     if column not in networks.columns:
         there = ", ".join(networks.columns) or "none"
         raise DataError(f"{column}: expected a column of the networks, which are {there}")
     train, held_out = networks.split("train"), networks.split("validation")
     check_examples(networks, networks.columns[column])
     known = train.columns[column].float()
-    options = options or OPTIONS
+    options = options or (GRADING if reader == GRADED else OPTIONS)
     many = isinstance(networks, NetworkPark)
     like = train.widest if isinstance(train, NetworkPark) else train
     description = Description(
-        kind="predictor", target=column, reader=reader, probes=probes, many=many, shapes=shapes_of(like),
+        kind="predictor", target=column, reader=reader, many=many,
+        probes=probes if images is None else len(images), shapes=shapes_of(like),
         architecture=dict(like.header.get("architecture", {})),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        predictor = Predictor(_made(description, train), description, like.graph, len(held_out))
+        made = _made(description, train, images)
+        predictor = Predictor(made, description, like.graph, len(held_out))
         predictor.mean.copy_(known.mean())
         predictor.std.copy_(known.std(correction=0).clamp_min(1e-12))
-        fit(
-            predictor.reader,
-            train,
-            (known - predictor.mean) / predictor.std,
-            options,
-            desc=f"{reader}: {column}",
-        )
+        wanted, desc = (known - predictor.mean) / predictor.std, f"{reader}: {column}"
+        if images is None:
+            fit(made, train, wanted, options, desc=desc)
+        else:
+            assert isinstance(made, ProbeReader | ParkProbes), "made above"
+            fit_grader(made, train, wanted, options, desc=desc)
     predictor.errors.copy_((predictor.values(held_out) - held_out.columns[column].float()).abs())
     card = {
         "networks": networks.header.get("name", "own"),
@@ -173,8 +188,16 @@ def train_predictor(
     return predictor.eval()
 
 
-def _made(description: Description, networks: NetworkSet | NetworkPark) -> Reader | ParkReader:
-    """A fresh reader of networks such as these."""
+def _made(
+    description: Description, networks: NetworkSet | NetworkPark, images: Tensor | None = None
+) -> Reader | ParkReader:
+    """A fresh reader of networks such as these; one that grades sees black images where none are given."""
+    if description.reader == GRADED:
+        like = networks.widest if isinstance(networks, NetworkPark) else networks
+        given = torch.zeros(description.probes, *architecture_of(like).inputs) if images is None else images
+        if isinstance(networks, NetworkPark):
+            return make_park_grader(networks, given, 1)
+        return make_grader(networks, given, 1)
     if isinstance(networks, NetworkPark):
         return make_park_reader(description.reader, networks, 1, description.probes)
     return make_reader(description.reader, networks, 1, description.probes)

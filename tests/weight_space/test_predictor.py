@@ -21,9 +21,11 @@ from lopt.weight_space import parknets
 from lopt.weight_space.architecture import architecture_of
 from lopt.weight_space.convnets import Adam, ConvShape, gradient, initial
 from lopt.weight_space.fitting import FitOptions, fit
+from lopt.weight_space.given_images import training_images
 from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import NetworkSet, collect
 from lopt.weight_space.park_collecting import collect_park
+from lopt.weight_space.park_readers import ParkProbes
 from lopt.weight_space.parknets import ParkShape
 from lopt.weight_space.predictor import (
     Predictor,
@@ -32,8 +34,10 @@ from lopt.weight_space.predictor import (
     shipped_predictors,
     train_predictor,
 )
+from lopt.weight_space.readers import ProbeReader
 from lopt.weight_space.systems import make_reader
 from lopt.weight_space.trained import FORMAT, VERSION
+from lopt.weight_space.zoo import make_zoo
 from meta_tasks.data.images import load_images
 from tests.helpers import seeded
 
@@ -70,6 +74,34 @@ def test_a_file_says_what_was_trained_says(name: str, tmp_path: Path) -> None:
     assert loaded.predict([one(networks)]) == predictor.predict([one(networks)])
     assert str(loaded) == str(predictor)
     assert loaded.description.card["test"]["networks"] == len(networks.split("test"))
+
+
+def test_a_file_that_grades_brings_its_images(tmp_path: Path) -> None:
+    """Of a zoo and of a park with networks of grey and of coloured images."""
+    for number, (networks, inputs) in enumerate([(zoo(), (1, 8, 8)), (grown_park(), (3, 8, 8))]):
+        images = torch.randn(6, *inputs, generator=seeded(2))
+        predictor = train_predictor(networks, reader="graded", options=FEW, images=images)
+        predictor.save(tmp_path / f"{number}.safetensors")
+        loaded = load_predictor(tmp_path / f"{number}.safetensors")
+        told = networks if isinstance(networks, NetworkPark) else [one(networks, n) for n in range(5)]
+        assert loaded.predict(told) == predictor.predict(told)
+        assert len({value for value, _, _ in loaded.predict(told)}) > 1
+        inner = loaded.reader
+        assert isinstance(inner, ProbeReader | ParkProbes)
+        assert torch.equal(inner.inputs(), images)
+
+
+def test_images_are_for_those_that_grade() -> None:
+    images = torch.randn(6, 1, 8, 8, generator=seeded(2))
+    for found, reader, given in (("none", "graded", None), ("some", "statnn", images)):
+        with pytest.raises(ConfigError, match=f"expected images beside graded alone, found {found}"):
+            train_predictor(zoo(), reader=reader, options=FEW, images=given)
+    with pytest.raises(ConfigError, match="expected no probes beside its images, found 3"):
+        train_predictor(zoo(), reader="graded", probes=3, options=FEW, images=images)
+    with pytest.raises(
+        ConfigError, match=r"expected one or more images \(M, 1, 8, 8\), found \(6, 3, 8, 8\)"
+    ):
+        train_predictor(zoo(), reader="graded", options=FEW, images=images.expand(-1, 3, -1, -1))
 
 
 def test_networks_of_your_own_are_read_by_their_graph_and_from_files(tmp_path: Path) -> None:
@@ -287,6 +319,34 @@ def test_the_commands_train_and_predict_on_parks(tmp_path: Path, capsys: pytest.
     assert said[-1] == f"{networks}[47]: accuracy {value:.3f}, 80% within {low:.3f} to {high:.3f}"
     assert main([*command, "--edit", "dilate"]) == 2
     assert "expected a lopt-networks file" in capsys.readouterr().err
+
+
+def test_the_command_trains_one_that_grades(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the images that a zoo of lopt's learned, or on those of a file."""
+    networks, reader, images = (str(tmp_path / f"{name}.safetensors") for name in ("zoo", "reader", "images"))
+    made = make_zoo("cnn-zoo-digits", 32, Path(networks))
+    command = ["weights", "train", networks, "--reader", "graded", "--passes", "64", "--out", reader]
+    assert main(command) == 0
+    assert "graded: accuracy of networks with " in capsys.readouterr().out
+    inner = load_predictor(reader).reader
+    assert isinstance(inner, ProbeReader)
+    assert torch.equal(inner.inputs(), training_images(made))
+    own = torch.randn(5, 1, 8, 8, generator=seeded(2))
+    save_file({"images": own}, images)
+    assert main([*command, "--images", images]) == 0
+    inner = load_predictor(reader).reader
+    assert isinstance(inner, ProbeReader)
+    assert torch.equal(inner.inputs(), own)
+    zoo().save(networks)
+    capsys.readouterr()
+    for words, said in [
+        ([], "expected a set or park of cnn-zoo, "),
+        (["--images", networks], "expected one floating-point tensor of images, found "),
+        (["--images", images, "--reader", "statnn"], "--images: expected it beside --reader graded alone"),
+        (["--images", images, "--edit", "dilate"], "--images: expected it beside --reader graded alone"),
+    ]:
+        assert main([*command, *words]) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", shipped_predictors())
