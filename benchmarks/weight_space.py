@@ -11,8 +11,9 @@ first layer); AdamW at one rate for all; the weights that are best on the valida
 metanets with probes (+64) the part that reads functions alone is trained first, by itself, on ten times as many, which
 takes it less time than the rest then does; the whole starts as that, and stays so if it never gets better. In the task
 "dilation" metanets change the weights of the same networks until the image that they show is the dilated original (3 x
-3), without views, 16 in a batch at rate 8e-3 where others have 64 at 2e-3; *4 is the mean of four edited networks,
-no_edit the error of networks as they are, own_error that to their own images. In "sines" readers tell amplitude,
+3), without views, 16 in a batch at rate 8e-3 where others have 64 at 2e-3; those with +64 are told what every neuron
+says at 64 learned points, from the start; *4 is the mean of four edited networks, no_edit the error of networks as they
+are, own_error that to their own images. In "sines" readers tell amplitude,
 frequency and phase of the sines that small networks show: r2 is the share of variance that they tell, the mean of the
 three. In "tickets" they say which twentieth of a fresh perceptron's weights to keep (196-128-64-10, MNIST at 14 x 14),
 having seen others with the masks that magnitude pruning found: accuracy after training, beside that with no mask
@@ -63,9 +64,10 @@ METHODS = (
     "dwsnet", "nfn_hnp", "deepsets", "gmn", "ng_t", "scale_gmn",
 )  # fmt: skip
 """In the order in which they are run: one seed of all before the next."""
-EDITS = ("no_edit", "own_error", "nfn_np", "dwsnet", "nfn_np*4", "ng_gnn", "ng_t")
+EDITS = ("no_edit", "own_error", "nfn_np", "dwsnet", "nfn_np*4", "ng_gnn", "ng_t", "ng_t+64")
 READING = (*NAMES, *(f"{name}+64" for name in PROBED))
-EDITORS = ("no_edit", "own_error", *METANET_READERS, *(f"{name}*4" for name in METANET_READERS))
+FORMS = (*METANET_READERS, *(f"{name}+64" for name in PROBED))
+EDITORS = ("no_edit", "own_error", *FORMS, *(f"{name}*4" for name in FORMS))
 DILATION = "dilation"
 FIRST = 10
 """Passes that the part of a metanet which reads functions alone has to itself, for each of the whole's."""
@@ -230,9 +232,10 @@ def _edited(method: str, networks: NetworkSet, images: Tensor, protocol: Protoco
         target = wanted if method == "no_edit" else own
         error = ((shown - low) / (1 - low) - target).square().mean().item()
         return {"mse_x100": 100 * error, "ms": 0.0, "seconds": 0.0, "meta_parameters": 0}
-    name, _, copies = method.partition("*")
+    form, _, copies = method.partition("*")
+    name, _, probes = form.partition("+")
     options = EDITING.but(passes=protocol.passes, seed=seed)
-    editor, fitted = fit_editor(networks, images, "dilate", name, options, int(copies or 1))
+    editor, fitted = fit_editor(networks, images, "dilate", name, options, int(copies or 1), int(probes or 0))
     return {
         "mse_x100": 100 * mean_loss(editor, test, wanted, error_of(networks, images)),
         **vars(fitted),

@@ -72,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a metanet, statnn, graded... (default: %(default)s)",
     )
     train.add_argument(
-        "--probes", type=positive, help="inputs whose answers it reads, too, of lopt's networks"
+        "--probes",
+        type=positive,
+        help="inputs whose answers it reads, too, of lopt's networks (editors: ng_gnn, ng_t)",
     )
     train.add_argument(
         "--images", metavar="FILE",
@@ -131,13 +133,9 @@ def _train(args: argparse.Namespace) -> int:
         predictor.save(out)
         print(predictor)
     else:
-        if args.probes:
-            raise ConfigError(
-                f"--probes: expected none beside --edit, found {args.probes}: editors read weights alone"
-            )
         sirens = load(args.networks)
         images, options = images_of(sirens, args.data), EDITING.but(**chosen)
-        editor = train_editor(sirens, images, args.edit, args.reader, options)
+        editor = train_editor(sirens, images, args.edit, args.reader, options, probes=args.probes or 0)
         editor.save(out, args.edit)
     print(f"trained: {out}")
     return 0

@@ -6,7 +6,7 @@
     editor.save("dilate.safetensors", "dilate")
     load_editor("dilate.safetensors").edit("mine.safetensors")
 
-Shapes: B networks, K copies, C channels, M points.
+Shapes: B networks, K copies, C channels, M points, N neurons.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from lopt.weight_space.features import FeatureOptions
 from lopt.weight_space.fitting import FitOptions, Fitted, Loss, fit
 from lopt.weight_space.listening import Listener, awaken
 from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors
-from lopt.weight_space.readers import scales_of
+from lopt.weight_space.probes import probe
+from lopt.weight_space.readers import PROBED, ProbeInputs, scales_of
 from lopt.weight_space.sirens import SirenShape, grid, render
 from lopt.weight_space.symmetries import canonical
 from lopt.weight_space.systems import METANET_READERS
@@ -41,24 +42,31 @@ class Editor(Listener):
 
     theta is in its canonical form, which is the same function. copies: K edited networks, whose mean is meant: wider
     than what was edited, they can show what it could not (Dayan et al. 2026, arXiv 2602.01083).
+    probes: learned points at which a metanet in `PROBED` is told what every neuron says.
     """
 
-    def __init__(self, networks: NetworkSet, name: str, copies: int = 1) -> None:
+    def __init__(self, networks: NetworkSet, name: str, copies: int = 1, probes: int = 0) -> None:
         if name not in METANET_READERS:
             raise ConfigError(f"editor: expected one of {', '.join(METANET_READERS)}, found {name!r}")
+        if probes and name not in PROBED:
+            raise ConfigError(
+                f"editor {name}: expected no probes, found {probes}; {' and '.join(PROBED)} read them"
+            )
         metanet, options = METANET_READERS[name]
         shape = SirenShape(**networks.header["architecture"])
-        graph, scales = architecture(shape).graph, scales_of(canonical(shape, networks.params))
+        of = architecture(shape)
+        graph, scales = of.graph, scales_of(canonical(shape, networks.params))
         super().__init__(
             metanet,
             copies,
-            options(graph),
+            {**options(graph), **({"probes": probes} if probes else {})},
             FeatureOptions(frequencies=4, places=True, w0=shape.w0),
             {name: scales[name] for name in graph.parameters},
         )
         self.name, self.shape, self.graph = name, shape, graph
         awaken(self.metanet)
         self.scale = nn.Parameter(torch.full((copies, len(scales)), FIRST_SCALE))
+        self.probes = ProbeInputs(of.examples(probes), "learned") if probes else None
 
     def edit(self, network: Network) -> list[Tensors]:
         """The K edited networks of a model, a state dict or a file, as state dicts.
@@ -77,6 +85,7 @@ class Editor(Listener):
     def _described(self, target: str, card: Mapping[str, Any] | None = None) -> trained.Description:
         return trained.Description(
             kind="editor", target=target, reader=self.name, copies=len(self.scale), card=dict(card or {}),
+            probes=0 if self.probes is None else self.probes.count,
             shapes={name: spec.shape for name, spec in self.graph.parameters.items()},
             architecture=self.shape.model_dump(mode="json"),
         )  # fmt: skip
@@ -84,12 +93,19 @@ class Editor(Listener):
     def forward(self, params: Tensors) -> Tensors:
         """Parameters (B, *shape) of networks -> those of the edited ones, (B, K, *shape)."""
         params = canonical(self.shape, params)
-        changes = self.graph.unflatten(self.heard(self.graph, params).movedim(1, 0))
+        changes = self.graph.unflatten(self.heard(self.graph, params, self._neurons(params)).movedim(1, 0))
         edited = {}
         for name, scale in zip(self.graph.parameters, (self.scale * self.features.scales).T, strict=True):
             each = scale.reshape(-1, *[1] * (params[name].dim() - 1))
             edited[name] = params[name][:, None] + each * changes[name]
         return edited
+
+    def _neurons(self, params: Tensors) -> Tensor | None:
+        """(M, B, N): what neurons say at the probes, if there are any."""
+        if self.probes is None:
+            return None
+        points, model = self.probes(), architecture(self.shape).runnable
+        return torch.vmap(lambda one: probe(model, self.graph, points, one, behind=True), out_dims=1)(params)
 
     def rendered(self, params: Tensors, points: Tensor) -> Tensor:
         """(B, C, M): what the edited networks show, the mean over the copies."""
@@ -104,7 +120,7 @@ def load_editor(path: str | os.PathLike[str]) -> Editor:
     found = user_path(path)
     tensors, description, _ = trained.read(found, "editor")
     with torch.random.fork_rng(devices=[]):
-        made = Editor(description.like(None), description.reader, description.copies)
+        made = Editor(description.like(None), description.reader, description.copies, description.probes)
     return trained.filled(found, made, tensors)
 
 
@@ -115,12 +131,14 @@ def train_editor(
     name: str = "nfn_np",
     options: FitOptions | None = None,
     copies: int = 1,
+    probes: int = 0,
 ) -> Editor:
     """Train an editor on networks and the images (N, C, H, W) that they are of, so that they show the edited ones.
 
-    name, copies: of the `Editor`. Raises `ConfigError` for an edit that is not among `EDITS`, or an unknown name.
+    name, copies, probes: of the `Editor`. Raises `ConfigError` for an edit that is not among `EDITS`, an unknown name,
+    or probes of a metanet that reads none.
     """
-    return fit_editor(networks, images, edit, name, options, copies)[0]
+    return fit_editor(networks, images, edit, name, options, copies, probes)[0]
 
 
 def fit_editor(
@@ -130,13 +148,14 @@ def fit_editor(
     name: str = "nfn_np",
     options: FitOptions | None = None,
     copies: int = 1,
+    probes: int = 0,
 ) -> tuple[Editor, Fitted]:
     """`train_editor`, with what became of the training."""
     options = options or EDITING
     wanted = {split: edited_images(networks, images, edit, split) for split in ("train", "validation")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        editor = Editor(networks.split("train"), name, copies)
+        editor = Editor(networks.split("train"), name, copies, probes)
         fitted = fit(
             editor, networks.split("train"), wanted["train"], options,
             (networks.split("validation"), wanted["validation"]),

@@ -43,11 +43,13 @@ def fresh(count: int = 4) -> dict[str, Tensor]:
     return {name: value.double() for name, value in initial(SHAPE, RECIPES["siren300"], range(count)).items()}
 
 
-@pytest.mark.parametrize("name", METANET_READERS)
-def test_edits_of_permuted_networks_are_permuted_edits(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "probes"), [*((name, 0) for name in METANET_READERS), ("ng_gnn", 3), ("ng_t", 3)]
+)
+def test_edits_of_permuted_networks_are_permuted_edits(name: str, probes: int) -> None:
     torch.manual_seed(0)
     params = fresh()
-    editor = Editor(networks(params), name, copies=2).double()
+    editor = Editor(networks(params), name, copies=2, probes=probes).double()
     graph = editor.graph
     permutation = graph.random_permutation(seeded(1))
 
@@ -73,6 +75,17 @@ def test_without_a_change_it_shows_what_the_network_shows() -> None:
     torch.nn.init.zeros_(editor.scale)
     shown = editor.rendered(params, POINTS.double())
     torch.testing.assert_close(shown, render(SHAPE, params, POINTS.double()))
+
+
+def test_probes_move_in_training_and_are_heard() -> None:
+    torch.manual_seed(0)
+    params = {name: value.float() for name, value in fresh().items()}
+    editor = Editor(networks(params), "ng_t", probes=3)
+    assert editor.probes is not None
+    editor.rendered(params, POINTS).square().sum().backward()  # type: ignore[no-untyped-call]
+    moved = editor.probes.codes.grad
+    assert moved is not None
+    assert moved.abs().min() > 0
 
 
 def test_dilation_by_hand() -> None:
@@ -126,7 +139,7 @@ def test_a_trained_editor_is_one_file_that_edits_any_network_of_its_kind(
     made = make("inr-digits", "siren300", 16, siren)
     command = ["weights", "train", str(siren), "--edit", "dilate", "--passes", "24", "--out", str(editor)]
     assert main([*command, "--probes", "4"]) == 2
-    assert "--probes: expected none beside --edit" in capsys.readouterr().err
+    assert "editor nfn_np: expected no probes, found 4; ng_gnn and ng_t read them" in capsys.readouterr().err
     assert main(command) == 0
     state = {name: value[3].clone() for name, value in made.params.items()}
     save_file(state, model)
@@ -140,11 +153,13 @@ def test_a_trained_editor_is_one_file_that_edits_any_network_of_its_kind(
     (named,) = load_editor(str(editor)).edit(str(model))
     assert all(torch.equal(value, expected[name]) for name, value in named.items())
     assert any(not torch.equal(expected[name], state[name]) for name in state)
-    copies = Editor(made, "deepsets", copies=2)
-    copies.save(tmp_path / "copies.safetensors", "dilate")
-    again = load_editor(tmp_path / "copies.safetensors")
-    for one, other in zip(copies.edit(state), again.edit(state), strict=True):
-        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    for copies in (Editor(made, "deepsets", copies=2), Editor(made, "ng_t", copies=2, probes=4)):
+        copies.save(tmp_path / "copies.safetensors", "dilate")
+        again = load_editor(tmp_path / "copies.safetensors")
+        for one, other in zip(copies.edit(state), again.edit(state), strict=True):
+            assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert main([*command, "--reader", "ng_t", "--probes", "4"]) == 0
+    assert (load_editor(editor).edit(state)[0]["layers.0.bias"] != state["layers.0.bias"]).any()
     with pytest.raises(ConfigError, match=r"found none named layers\.0\.bias"):
         again.edit({name: value for name, value in state.items() if name != "layers.0.bias"})
     with pytest.raises(ConfigError, match="edit: expected one of dilate, found 'blur'"):
