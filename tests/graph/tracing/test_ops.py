@@ -350,6 +350,21 @@ NETS: dict[str, tuple[nn.Module, tuple[Tensor, ...], dict[str, list[str]]]] = {
     "distances": (
         Net(prototypes, into=linear(5, 4), centres=(3, 4)), (X,), {"into.weight": ["h", "."], "centres": [".", "h"]}
     ),
+    "distances in a batch": (
+        Net(lambda m, x: torch.cdist(m.into(x), m.centres), into=linear(5, 4), centres=(3, 4)), (SEQUENCE,),
+        {"into.weight": ["h", "."], "centres": [".", "h"]},
+    ),
+    "groups across parts": (
+        Net(lambda m, x: m.out(m.norm(torch.cat([m.a(x), m.b(x)], 1))), a=nn.Conv2d(3, 3, 1, bias=False),
+            b=nn.Conv2d(3, 5, 1, bias=False), norm=nn.GroupNorm(2, 8), out=nn.Conv2d(8, 2, 1, bias=False)), (IMAGE,),
+        {"a.weight": ["a", ".", ".", "."], "b.weight": [".+b", ".", ".", "."], "norm.weight": ["a+.+b"],
+         "norm.bias": ["a+.+b"], "out.weight": [".", "a+.+b", ".", "."]},
+    ),
+    "losses of logits and whole quotients": (
+        Net(lambda m, x: F.binary_cross_entropy_with_logits(m.a(x), m.b(x).sigmoid() // m.c), a=linear(5, 4),
+            b=linear(5, 4), c=(4,)), (X,),
+        {"a.weight": ["h", "."], "b.weight": ["h", "."], "c": ["h"]},
+    ),
     "unit norm and temperature": (
         Net(normalised, into=linear(5, 4), scale=(), out=linear(4, 2)), (X,),
         {"into.weight": ["h", "."], "scale": [], "out.weight": [".", "h"]},

@@ -151,6 +151,60 @@ def implicit_einsum(net: Any, h: Tensor) -> Tensor:
     return torch.einsum("...i,ij", h.view(2, 2, 8), net.square).flatten(0, 1)
 
 
+def places(net: Any, h: Tensor) -> Tensor:
+    return (h @ net.mu > 0).long()
+
+
+def gathered(net: Any, h: Tensor) -> Tensor:
+    return net.rows.expand(4, 2).gather(1, places(net, h))
+
+
+def scattered(net: Any, h: Tensor) -> Tensor:
+    return h.new_zeros(4, 2).scatter_add(1, places(net, h), h) @ net.rows
+
+
+def selected(net: Any, h: Tensor) -> Tensor:
+    return h[:, :2].index_select(1, places(net, h)[0])
+
+
+def added(net: Any, h: Tensor) -> Tensor:
+    return h.new_zeros(4, 2).index_add(1, places(net, h)[0], h) @ net.rows
+
+
+def bags(net: Any, h: Tensor) -> Tensor:
+    rows = torch.arange(8).expand(4, 8)
+    return F.embedding_bag(rows, net.rows, mode="sum", per_sample_weights=h)
+
+
+def picked(net: Any, h: Tensor) -> Tensor:
+    return h * F.nll_loss(net.rows, places(net, net.mu)[0])
+
+
+def in_order(net: Any, h: Tensor) -> Tensor:
+    return h.view(4, 4, 2).sort(-1).values.flatten(1)
+
+
+def largest(net: Any, h: Tensor) -> Tensor:
+    return h * (h >= h.topk(3, 1).values[:, -1:])
+
+
+def set_where(net: Any, h: Tensor) -> Tensor:
+    h = h.clone()
+    h[h < 0] = 0.5
+    h[torch.tensor([True, False, True, False])] = 0.25
+    return h
+
+
+def set_at_columns(net: Any, h: Tensor) -> Tensor:
+    h = h.clone()
+    h[:, torch.arange(8) < 3] = 0.5
+    return h
+
+
+def mixed(net: Any, h: Tensor) -> Tensor:
+    return h @ net.square.inverse() * torch.slogdet(net.square)[1] * torch.det(net.square)
+
+
 @dataclass(frozen=True)
 class Case:
     model: Callable[[], nn.Module]
@@ -180,7 +234,18 @@ CASES = {
     "unsqueeze_": Case(lambda: Net(unsqueezed), {"a.weight": 8}),
     "t_": Case(lambda: Net(transposed), {"a.weight": 8}),
     "t_ of a square": Case(lambda: Net(square, square=normal(8, 8)), {"a.weight": 8, "square": 8}),
-    "quantile": Case(lambda: Net(quantile), {"a.weight": 0}),
+    "quantile": Case(lambda: Net(quantile), {"a.weight": 8}),
+    "gathered": Case(lambda: Net(gathered, mu=normal(8, 8), rows=normal(1, 2)), {"a.weight": 8}),
+    "scattered": Case(lambda: Net(scattered, mu=normal(8, 8), rows=normal(2, 8)), {"a.weight": 0}),
+    "selected": Case(lambda: Net(selected, mu=normal(8, 8)), {}),
+    "added": Case(lambda: Net(added, mu=normal(8, 8), rows=normal(2, 8)), {"a.weight": 0}),
+    "bags": Case(lambda: Net(bags, rows=normal(8, 8)), {"a.weight": 0}),
+    "picked": Case(lambda: Net(picked, mu=normal(8, 8), rows=normal(8, 2)), {"rows": 0}),
+    "in order": Case(lambda: Net(in_order), {"a.weight": 8}),
+    "largest": Case(lambda: Net(largest), {"a.weight": 8}),
+    "set where": Case(lambda: Net(set_where), {"a.weight": 8}),
+    "set at columns": Case(lambda: Net(set_at_columns), {"a.weight": 0}),
+    "mixed": Case(lambda: Net(mixed, square=normal(8, 8)), {"a.weight": 8, "square": 8}),
     "implicit einsum": Case(lambda: Net(implicit_einsum, square=normal(8, 8)), {"a.weight": 8}),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from lopt.graph.tracing.ops import (  # noqa: F401
     contraction,
     factory,
     indexing,
+    matrices,
     normalization,
     pointwise,
     recurrent,

@@ -169,8 +169,9 @@ def trilinear(
 @rule("_cdist_forward", "cdist", "_euclidean_dist")
 def distances(s: Speech, a: Value, b: Value, *_: Any) -> tuple[Dim, ...]:
     """(n, i, k) (n, j, k) -> (n, i, j): distances between rows."""
-    batch = string.ascii_uppercase[: a.rank - 2]
-    return contract(s, [a, b], [batch + "ik", batch + "jk"], batch + "ij")
+    batch = string.ascii_uppercase[: max(a.rank, b.rank) - 2]
+    own_a, own_b = (batch[len(batch) - v.rank + 2 :] for v in (a, b))
+    return contract(s, [a, b], [own_a + "ik", own_b + "jk"], batch + "ij")
 
 
 @rule("_pdist_forward")

@@ -64,6 +64,8 @@ def embedding(s: Speech, table: Value, index: Value, *args: Any) -> tuple[Dim, .
 def embedding_bag(s: Speech, table: Value, index: Value, *args: Any, **kwargs: Any) -> list[Any]:
     """Sums or means of rows of a table."""
     look_up(s, table, index, 0)
+    # Its rows, their numbers and their weights stand beside one another, in bags.
+    s.fix(*[d for v in (index, *args, *kwargs.values()) if isinstance(v, Value) for d in v.dims])
     return [(s.fixed(s.shapes[0][0]), *table.dims[1:]), *[None] * (len(s.shapes) - 1)]
 
 
@@ -78,6 +80,7 @@ def index_select(s: Speech, x: Value, dim: int, index: Value) -> tuple[Dim, ...]
     """Entries of one dimension, in another order."""
     at = wrap(dim, x.rank)
     look_up_chosen(s, x, index, at) if not index.pure else s.fix(x.dims[at])
+    s.fix(*index.dims)
     return (*x.dims[:at], s.fixed(s.shapes[0][at]), *x.dims[at + 1 :])
 
 
@@ -115,6 +118,8 @@ def index_put(
 ) -> tuple[Dim, ...]:
     """x[indices] = values."""
     lookups = indexed(s, x, indices)
+    if len({id(i) for _, i in lookups}) == 1 and s.is_mask(1, 0) and values.shape in ((), (1,)):
+        return _masked(s, x, lookups[0][1])
     for at, i in lookups:
         s.fix(x.dims[at])
         s.fix(*i.dims)
@@ -132,6 +137,13 @@ def index_put(
     return _in_place(s, [*x.dims[:count], *behind], *range(count))
 
 
+def _masked(s: Speech, x: Value, mask: Value) -> tuple[Dim, ...]:
+    """x[mask] = one number: which entries are written to goes along with them."""
+    behind = [Dim(1, None)] * (x.rank - mask.rank)
+    result: tuple[Dim, ...] = pointwise(s, x, mask.with_dims((*mask.dims, *behind)), op="masked_fill")
+    return result
+
+
 @rule("gather", "take_along_dim")
 def gather(s: Speech, x: Value, dim: int, index: Value, **kwargs: Any) -> tuple[Dim, ...]:
     """x[..., index, ...] along one dimension; along the others, equal places."""
@@ -144,7 +156,7 @@ def _along(s: Speech, x: Value, at: int, index: Value) -> tuple[Dim, ...]:
         if i != at and d.size == other.size:
             dims.append(s.tie(d, other))
         else:
-            s.fix(d)
+            s.fix(d, other)
             dims.append(s.fixed(other.size))
     return tuple(dims)
 
@@ -184,8 +196,7 @@ def index_add(
 ) -> tuple[Dim, ...]:
     """Adds or writes entries of `source` to those of one dimension."""
     at = wrap(dim, x.rank)
-    s.fix(x.dims[at])
-    s.fix(source.dims[at])
+    s.fix(x.dims[at], source.dims[at], *index.dims)
     tied = [
         s.tie(d, other) if i != at else d
         for i, (d, other) in enumerate(zip(x.dims, source.dims, strict=True))

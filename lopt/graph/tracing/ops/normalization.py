@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from lopt.graph.tracing.axes import Axis, find, split
+from lopt.graph.tracing.axes import Axis, cut, find, fix, split
 from lopt.graph.tracing.ops.table import rule, wrap
 from lopt.graph.tracing.speech import Speech
 from lopt.graph.tracing.values import Dim, Value
@@ -68,11 +69,20 @@ def group_norm(
 
 
 def _keep_groups(axis: Axis, size: int) -> None:
-    """Split each concatenated part into groups by itself: the parts share no channels."""
+    """Split each concatenated part into groups by itself: the parts share no channels.
+
+    Where a group lies across two of them, none can change places with another, but channels inside the group and the
+    part can.
+    """
     root = find(axis)
     if root.form == "concat" and all(find(child).size % size == 0 for child in root.children):
         for child in root.children:
             _keep_groups(child, size)
+    elif root.form == "concat":
+        stops = set(itertools.accumulate(find(child).size for child in root.children))
+        ends = sorted(stops | set(range(size, root.size, size)))
+        if cut(root, [end - start for start, end in itertools.pairwise([0, *ends])]) is None:
+            fix(root, "position")
     elif size > 1 and root.size > size:
         split(root, [root.size // size, size])
 

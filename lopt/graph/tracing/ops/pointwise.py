@@ -135,7 +135,7 @@ UNTAGGED = (
     "hardswish", "log_sigmoid_forward", "rrelu_with_noise", "polar", "complex", "real", "imag", "isclose",
     "__and__", "__or__", "softplus_backward", "elu_backward", "leaky_relu_backward", "hardswish_backward",
     "hardtanh_backward", "special_i0", "native_dropout_backward", "log_sigmoid_backward",
-    "frexp", "fake_quantize_per_tensor_affine", "fake_quantize_per_tensor_affine_cachemask",
+    "frexp", "floor_divide", "fake_quantize_per_tensor_affine", "fake_quantize_per_tensor_affine_cachemask",
 )  # fmt: skip
 """Pointwise operations that PyTorch does not mark as such."""
 
@@ -153,10 +153,13 @@ for _name in UNTAGGED:
     _enter_untagged(_name)
 
 
-@rule("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "soft_margin_loss", "dist")
-def loss(s: Speech, x: Value, target: Value, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
-    """A pointwise loss, summed or not."""
-    dims = _pointwise(s, [x, target], "loss")
+@rule(
+    "mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits",
+    "soft_margin_loss", "dist",
+)  # fmt: skip
+def loss(s: Speech, *args: Any, **kwargs: Any) -> tuple[Dim, ...]:
+    """A pointwise loss with its weights, summed or not."""
+    dims = _pointwise(s, [v for v in (*args, *kwargs.values()) if isinstance(v, Value)], "loss")
     return dims if len(dims) == len(s.shapes[0]) else ()
 
 

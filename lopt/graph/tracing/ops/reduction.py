@@ -82,9 +82,13 @@ def softmax(s: Speech, x: Value, dim: int, *args: Any, **kwargs: Any) -> tuple[D
 
 @rule("cumsum", "cumprod", "logcumsumexp", "sort", "topk", "cummax", "cummin", "flip", "roll")
 def ordered(s: Speech, x: Value, *args: Any, **kwargs: Any) -> Any:
-    """Depends on the order along the axes it names; the result there is a new axis."""
+    """Depends on the order along the axes it names; the result there is a new axis.
+
+    What is put in order by size does not depend on the order that it had, unless somebody reads that.
+    """
     gone = _ordered_dims(s, x, args, kwargs)
-    s.fix(*[x.dims[i] for i in gone])
+    if s.call.name not in ("topk", "sort") or s.is_used(1):
+        s.fix(*[x.dims[i] for i in gone])
     if s.call.name in ("topk", "sort"):
         _note_choice(s, x, gone)
     return [
@@ -132,4 +136,5 @@ def glu(s: Speech, x: Value, dim: int = -1) -> tuple[Dim, ...]:
 def nll_loss(s: Speech, x: Value, target: Value, *args: Any, **kwargs: Any) -> Any:
     """Picks the entry of the right class."""
     s.fix(x.dims[1 if x.rank > 1 else 0], why="output")
+    s.fix(*x.dims, *target.dims)
     return [fixed_dims(shape) for shape in s.shapes]
