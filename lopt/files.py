@@ -123,10 +123,10 @@ def output_path(text: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         raise ConfigError(f"{path}: expected a file to write, found a folder")
     make_folder(path.parent)
-    if not _is_device(path):
-        with open(partial := _partial(path), "wb"):
+    if not _is_device(path) and not (partial := _partial(path)).exists():  # else another may be writing there
+        with open(partial, "ab"):
             pass
-        partial.unlink()
+        partial.unlink(missing_ok=True)
     return path
 
 

@@ -690,7 +690,30 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
         for place in ("folder", "tiny.yaml/x"):
             assert main([*words, place]) == 2
             assert place.split("/")[0] in capsys.readouterr().err
+    monkeypatch.setattr("lopt.comparison.compare", lambda *_, **__: pytest.fail("worked"))
+    (here / "c/rosenbrock/results.json").mkdir(parents=True)
+    assert main(["compare", "lopt-small", "--task", "quadratic", "rosenbrock", "--out", "c"]) == 2
+    assert "c/rosenbrock/results.json: expected a file to write" in capsys.readouterr().err
     assert not list(here.glob("**/*.partial"))
+
+
+def test_a_disk_that_fills_up_costs_no_table(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("lopt.comparison.report.write_atomically", full)
+    quick = ["--steps", "2", "--seeds", "1"]
+    tuning = ["--rates", "1", "--tuning-seeds", "1", "--baselines", "adam", "--out", "c"]
+    for words in (
+        ["evaluate", "lopt-small", "--tasks", "quadratic", *quick, "--json", "e.json"],
+        ["compare", "lopt-small", "--task", "quadratic", *quick, *tuning],
+    ):
+        assert main(words) == 2
+        told = capsys.readouterr()
+        assert "lopt-small" in told.out
+        assert "json: No space left on device" in told.err
 
 
 def test_figures_are_kept_before_they_are_printed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

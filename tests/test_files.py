@@ -26,6 +26,15 @@ def test_a_device_or_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [pipe]
 
 
+def test_trying_a_place_leaves_alone_what_another_process_is_writing(tmp_path: Path) -> None:
+    partial = tmp_path / "file.partial"
+    partial.write_bytes(b"half")
+    output_path(tmp_path / "file")
+    assert partial.read_bytes() == b"half"
+    output_path(tmp_path / "other")
+    assert list(tmp_path.iterdir()) == [partial]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_device_that_is_full_is_named() -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):

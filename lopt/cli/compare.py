@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lopt.cli.arguments import positive
 from lopt.cli.tasks import FIRST_TEST_SEED, HELP, find_tasks, fresh_seeds
-from lopt.files import make_folder, user_path, write_picture
+from lopt.files import output_path, user_path, write_picture
 
 DESCRIPTION = """Tune each baseline (learning rates x schedules, on validation seeds), then train fresh networks
 with every rule and baseline: to the given number of steps, and to a multiple of it with the same settings.
@@ -69,22 +69,25 @@ def run(args: argparse.Namespace) -> int:
     for baseline in args.baselines:
         find_baseline(baseline)
     folder = user_path(args.out)
-    # A place that cannot be written is noticed before any long work.
-    make_folder(folder)
+    folders = [folder / name for name in tasks] if len(tasks) > 1 else [folder]
+    for place in folders:  # one that cannot be written is noticed before any long work
+        output_path(place / "results.json")
     budget = Budget(
         learning_rates=args.rates,
         schedules=args.schedules,
         seeds=tuple(range(1, 1 + args.tuning_seeds)),
         steps=args.steps,
     )
-    folders = iter([folder / name for name in tasks] if len(tasks) > 1 else [folder])
+    left = iter(folders)
 
     def keep(result: Comparison) -> None:
         """Written before it is printed, and before the next task, which may take hours."""
-        out = next(folders)
-        result.write(out / "results.json")
-        write_picture(out / "curves.png", result.plot(), dpi=140)
-        print(result)
+        out = next(left)
+        try:
+            result.write(out / "results.json")
+            write_picture(out / "curves.png", result.plot(), dpi=140)
+        finally:  # a full disk must not cost the table, too
+            print(result)
         print(f"\nfigures: {out / 'results.json'}   curves: {out / 'curves.png'}\n", flush=True)
 
     compare(

@@ -53,13 +53,15 @@ def run(args: argparse.Namespace) -> int:
         name: evaluate(rule, task, steps=args.steps, seeds=seeds)
         for name, task in find_tasks(args.tasks, args.data).items()
     }
-    if file:
-        tasks = {name: result.record() for name, result in results.items()}
-        record = {"rule": args.rule, "steps": args.steps, "tasks": tasks, "provenance": provenance()}
-        write_results(record, file)
-    header = ["task", *(column.replace("_", " ") for column in COLUMNS), "ms/step", "diverged"]
-    print(f"{args.rule}, {args.steps} steps, mean ± deviation over {args.seeds} seeds\n")
-    print(aligned(header, [_row(name, result) for name, result in results.items()]))
+    try:
+        if file:
+            tasks = {name: result.record() for name, result in results.items()}
+            record = {"rule": args.rule, "steps": args.steps, "tasks": tasks, "provenance": provenance()}
+            write_results(record, file)
+    finally:  # a full disk must not cost the table, too
+        header = ["task", *(column.replace("_", " ") for column in COLUMNS), "ms/step", "diverged"]
+        print(f"{args.rule}, {args.steps} steps, mean ± deviation over {args.seeds} seeds\n")
+        print(aligned(header, [_row(name, result) for name, result in results.items()]))
     return 0
 
 

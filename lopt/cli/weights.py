@@ -130,8 +130,10 @@ def _train(args: argparse.Namespace) -> int:
         predictor = train_predictor(
             networks, args.tell, args.reader, args.probes or 0, options.but(**chosen), given
         )
-        predictor.save(out)
-        print(predictor)
+        try:
+            predictor.save(out)
+        finally:  # a full disk must not cost what was measured, too
+            print(predictor)
     else:
         sirens = load(args.networks)
         images, options = images_of(sirens, args.data), EDITING.but(**chosen)

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from lopt.errors import ConfigError
 from lopt.progress import progress
+from lopt.runs.lock import held_file
 from lopt.runs.provenance import provenance
 
 TURNS = (0,) * 12 + (1,) + (2,) * 3
@@ -56,8 +57,26 @@ def grown(
     """The networks with numbers below `count`, those at `out` and then what `made` makes of the numbers missing there.
 
     Written to `out` after every so many networks, and read by `load`; figure: the column whose median is shown.
-    Raises `ConfigError` if those at `out` have another header.
+    Raises `ConfigError` if those at `out` have another header, `RunFolderError` if another process goes on with them.
     """
+    networks = _begun(out, header, load)
+    if (
+        networks is not None and len(networks) >= count
+    ):  # nothing to write: it may be on a disk that cannot be
+        return networks
+    with held_file(out):
+        return _grown(out, header, count, made, between_saves, load, figure)
+
+
+def _grown(
+    out: Path,
+    header: Mapping[str, Any],
+    count: int,
+    made: Callable[[range], S],
+    between_saves: int,
+    load: Callable[[Path], S],
+    figure: str,
+) -> S:
     networks = _begun(out, header, load)
     shown = progress(count, header["name"], "network", initial=0 if networks is None else len(networks))
     try:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lopt.cli import main
-from lopt.errors import ConfigError, DataError
+from lopt.errors import ConfigError, DataError, RunFolderError
+from lopt.runs.lock import held_file
 from lopt.weight_space import making
 from lopt.weight_space.making import make, pixels, places
 from lopt.weight_space.network_set import SPLITS, NetworkSet, load
@@ -44,6 +45,20 @@ def test_a_longer_set_begins_with_a_shorter_one_and_goes_on_where_it_stopped(tmp
     assert equal(make("inr-digits", "siren300", 12, killed), whole), (
         "one that is there already is left as it is"
     )
+
+
+def test_one_process_at_a_time_goes_on_with_a_file(tmp_path: Path) -> None:
+    """Two would make the same networks, and each overwrite what the other had made beyond."""
+    out = tmp_path / "n.safetensors"
+    make("inr-digits", "siren300", 2, out)
+    lock = tmp_path / "n.safetensors.lock"
+    lock.write_text("process of a machine that is off")  # what a kill leaves beside the file
+    with held_file(out):
+        with pytest.raises(RunFolderError, match=r"n\.safetensors: expected a file that no other process"):
+            make("inr-digits", "siren300", 4, out)
+        assert len(make("inr-digits", "siren300", 2, out)) == 2, "those that are there are for all"
+    assert len(make("inr-digits", "siren300", 4, out)) == 4
+    assert not lock.exists()
 
 
 def test_every_image_is_in_one_split_and_has_its_own_label(tmp_path: Path) -> None:
