@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import lopt
+from lopt.training.ranks import leave
 from tests.optim.kit import learned, mlp, mlp_graph
 from tests.trainers import shards_worker
 
@@ -176,3 +177,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)

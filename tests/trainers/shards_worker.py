@@ -20,6 +20,7 @@ import lopt
 from lopt.rules import Rule
 from lopt.rules.shards import Shards
 from lopt.rules.whitening import KEPT
+from lopt.training.ranks import leave
 from meta_tasks.networks import TransformerLanguageModel, mlp
 from tests.rules.reference_steps import RULE_FILES
 
@@ -186,3 +187,4 @@ def main(folder: Path, *what: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), *sys.argv[2:])
+    leave(0)
