@@ -94,11 +94,14 @@ def kernel_of(
 
     What it takes from elsewhere is taken as it is now, and nothing is guarded.
     """
-    # Imported here, as they bring the whole compiler.
-    from torch._inductor import standalone_compile
-    from torch.fx.experimental.proxy_tensor import make_fx
+    # What the compiler warns of itself is nobody's here, and under `python -W error` it would cost the kernel.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Imported here, as they bring the whole compiler.
+        from torch._inductor import standalone_compile
+        from torch.fx.experimental.proxy_tensor import make_fx
 
-    graph = make_fx(function, tracing_mode="symbolic" if any_sizes else "real")(*examples)
-    shapes: Any = "from_graph" if any_sizes else "from_example_inputs"
-    kernel: Any = standalone_compile(graph, examples, dynamic_shapes=shapes)
+        graph = make_fx(function, tracing_mode="symbolic" if any_sizes else "real")(*examples)
+        shapes: Any = "from_graph" if any_sizes else "from_example_inputs"
+        kernel: Any = standalone_compile(graph, examples, dynamic_shapes=shapes)
     return kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -84,6 +85,20 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(UserWarning, match=r"fused: \w+ runs uncompiled: no compiler$"):
         found = steps(small, "lopt-small", True)
     torch.testing.assert_close(found, steps(small, "lopt-small", False))
+
+
+def test_warnings_of_the_compiler_cost_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `python -W error`, one of what it imports was an error, and the step went on uncompiled."""
+
+    def warning(graph: Callable[..., list[torch.Tensor]], *_: object, **__: object) -> object:
+        warnings.warn("the compiler imports what is deprecated", DeprecationWarning, stacklevel=2)
+        return graph
+
+    monkeypatch.setattr("torch._inductor.standalone_compile", warning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernel = kernels.kernel_of(lambda x: [2 * x], [torch.ones(4)], any_sizes=True)
+    assert kernel(torch.ones(3))[0].tolist() == [2.0, 2.0, 2.0]
 
 
 def test_flat_views_that_skip_or_repeat_memory() -> None:
