@@ -117,9 +117,17 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     return path
 
 
-def output_path(text: str | os.PathLike[str]) -> Path:
-    """Where the result of long work is to be written, tried before the work. Raises `ConfigError` or `OSError`."""
+def output_path(text: str | os.PathLike[str], *read: str | os.PathLike[str]) -> Path:
+    """Where the result of long work is to be written, tried before the work; none of what is read for it.
+
+    Raises `ConfigError` or `OSError`.
+    """
     path = user_path(text)
+    for source in map(user_path, read):
+        if path.exists() and source.exists() and path.samefile(source):
+            raise ConfigError(
+                f"{path}: expected another file than what is read, found the same, which would be lost; choose another"
+            )
     if path.is_dir():
         raise ConfigError(f"{path}: expected a file to write, found a folder")
     make_folder(path.parent)

@@ -35,6 +35,15 @@ def test_trying_a_place_leaves_alone_what_another_process_is_writing(tmp_path: P
     assert list(tmp_path.iterdir()) == [partial]
 
 
+def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
+    """A reader took the place of the set of networks that it was trained on."""
+    (tmp_path / "networks").write_bytes(b"hours of work")
+    (tmp_path / "link").symlink_to("networks")
+    with pytest.raises(ConfigError, match="link: expected another file than what is read, found the same"):
+        output_path(tmp_path / "link", "cnn-zoo", tmp_path / "networks")
+    assert output_path(tmp_path / "reader", tmp_path / "networks") == tmp_path / "reader"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_device_that_is_full_is_named() -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):

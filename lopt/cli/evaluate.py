@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     prepare_cpu()
     rule = lopt.load_rule(args.rule)
     seeds = fresh_seeds(args.seeds)
-    file = output_path(args.json) if args.json else None
+    file = output_path(args.json, args.rule) if args.json else None
     results = {
         name: evaluate(rule, task, steps=args.steps, seeds=seeds)
         for name, task in find_tasks(args.tasks, args.data).items()

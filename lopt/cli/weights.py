@@ -117,7 +117,7 @@ def _train(args: argparse.Namespace) -> int:
     from lopt.weight_space.network_set import load
     from lopt.weight_space.predictor import GRADED, GRADING, OPTIONS, train_predictor
 
-    out = output_path(args.out)
+    out = output_path(args.out, args.networks)
     chosen = {"seed": args.seed, **({"passes": args.passes} if args.passes else {})}
     graded = args.reader == GRADED and args.edit is None
     if args.images and not graded:
@@ -168,7 +168,8 @@ def _edit(args: argparse.Namespace) -> int:
     from lopt.files import write_atomically
     from lopt.weight_space.editing import load_editor
 
-    out, edited = output_path(args.out), load_editor(args.editor).edit(args.network)
+    out = output_path(args.out, args.network, args.editor)
+    edited = load_editor(args.editor).edit(args.network)
     for number, state in enumerate(edited):
         path = out if len(edited) == 1 else out.with_stem(f"{out.stem}-{number}")
         write_atomically(path, save({name: value.contiguous() for name, value in state.items()}))

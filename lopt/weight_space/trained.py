@@ -16,6 +16,7 @@ from lopt.config import Settings, Several
 from lopt.errors import ConfigError, RuleFileError
 from lopt.graph import ParameterGraph
 from lopt.runs.provenance import provenance
+from lopt.weight_space import network_park, network_set
 from lopt.weight_space.network_set import GRAPH, GRAPHS, Network, NetworkSet, Tensors, state_of
 
 FORMAT, VERSION = "lopt-reader", 1
@@ -56,6 +57,11 @@ class Description(Settings):
         """The tensors of a network. Raises `ConfigError`, in one line, if it is none of those that are read."""
         state = state_of(network)
         name = network if isinstance(network, str | os.PathLike) else f"network {number}"
+        if isinstance(network, str | os.PathLike) and _holds_many(files.user_path(network)):
+            raise ConfigError(
+                f"{name}: expected the tensors of one network, which this {self.kind} is for; found a file of many:"
+                " write the state dict of each to a file of its own"
+            )
         for parameter, shape in self.shapes.items():
             if parameter not in state:
                 raise ConfigError(
@@ -77,6 +83,10 @@ class Description(Settings):
                     f"found {parameter} beside them"
                 )
         return state
+
+
+def _holds_many(path: Path) -> bool:
+    return any(files.is_of(path, kind) for kind in (network_set.FORMAT, network_park.FORMAT))
 
 
 def shapes_of(networks: NetworkSet) -> dict[str, tuple[int, ...]]:

@@ -301,6 +301,12 @@ def test_the_commands_train_and_predict(tmp_path: Path, capsys: pytest.CaptureFi
     save_file({"w": torch.zeros(3)}, model)
     assert main(["weights", "predict", str(model), "--reader", str(reader)]) == 2
     assert "found none named layers.0.bias" in capsys.readouterr().err
+    assert main(["weights", "predict", str(networks), "--reader", str(reader)]) == 2
+    assert "expected the tensors of one network, which this predictor is for; found a file of many" in (
+        capsys.readouterr().err
+    )
+    assert main([*command[:-1], str(networks)]) == 2
+    assert "found the same, which would be lost" in capsys.readouterr().err
     assert main(["weights", "predict", str(networks), "--reader", str(networks)]) == 2
     assert "expected a lopt-reader file" in capsys.readouterr().err
     assert set(load_file(reader)) > {"mean", "std", "errors"}
