@@ -22,22 +22,23 @@ def count(decays: int, factored: bool = True) -> int:
 
 def squash(x: Tensor) -> Tensor:
     """x / sqrt(1 + x^2 / 16): linear near 0, +-4 far out; cheap to compute on every device."""
-    return x * _one_plus_square(x).rsqrt_()
+    return x * torch.addcmul(x.new_ones(()), x, x, value=1 / 16).rsqrt_()
 
 
-def squashed_square(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two factors of squash(x)^2, which takes no root."""
-    return x, x / _one_plus_square(x)
-
-
-def _one_plus_square(x: Tensor) -> Tensor:
-    """1 + x^2 / 16, in one pass."""
-    return torch.addcmul(x.new_ones(()), x, x, value=1 / 16)
+def squashed_square(x: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors of squash(x / sqrt(u))^2 with a unit u > 0 of squares, which take neither root nor ratio."""
+    return x, x / torch.addcmul(unit, x, x, value=1 / 16)
 
 
 def reciprocal(root: Tensor) -> Tensor:
     """1 / root, going back to 0 below `FLOOR`, where a ratio would show nothing but noise."""
     return root / (root * root + FLOOR * FLOOR)
+
+
+def unit_of_squares(root: Tensor) -> Tensor:
+    """1 / reciprocal(root)^2, of a root above 0."""
+    unit = root + FLOOR * FLOOR / root
+    return unit * unit
 
 
 def log_size(x: Tensor) -> Tensor:

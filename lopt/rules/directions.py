@@ -6,7 +6,7 @@ by a learning rate or a sign. Shapes: P scalars, B parameters (tensors), K decay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,19 +64,27 @@ class History(NamedTuple):
         return self.expanded(row) if self.by_tensor else row
 
 
+PRECONDITIONED: Mapping[str, Callable[[History], Tensor]] = {
+    "adam": lambda h: h.moments.momenta[0],
+    "slow": lambda h: h.moments.momenta[1],
+    "gradient": lambda h: h.grads,
+}
+"""What directions of these names divide by sqrt(v) + eps."""
+
+
 def adam(h: History) -> Tensor:
     """m / (sqrt(v) + eps) with the fastest momentum: Adam (Kingma & Ba 2015)."""
-    return h.moments.momenta[0] * h.inverse
+    return PRECONDITIONED["adam"](h) * h.inverse
 
 
 def slow(h: History) -> Tensor:
     """Adam's direction with the second-fastest momentum."""
-    return h.moments.momenta[1] * h.inverse
+    return PRECONDITIONED["slow"](h) * h.inverse
 
 
 def gradient(h: History) -> Tensor:
     """g / (sqrt(v) + eps): RMSprop."""
-    return h.grads * h.inverse
+    return PRECONDITIONED["gradient"](h) * h.inverse
 
 
 def factored(h: History) -> Tensor:

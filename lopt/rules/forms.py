@@ -9,13 +9,13 @@ whole tensors: `History.spread` repeats what is made of them, as late as possibl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lopt.rules.directions import DIRECTIONS, History, evening, graft
+from lopt.rules.directions import DIRECTIONS, PRECONDITIONED, History, evening, graft
 
 NEURAL_GRAPHS_SCALE = 0.01
 """The factor of the log-magnitude in Neural Graphs; that of the direction is the rule's rate, 0.01 there."""
@@ -27,6 +27,19 @@ Weights = Mapping[str, float]
 """Of base directions by name."""
 
 
+class Aim(NamedTuple):
+    """Where a step goes."""
+
+    direction: Tensor
+    """(P,) d."""
+    known: Tensor | None = None
+    """(P,) sqrt(v) d, if d was made of that."""
+
+    def momentum(self, h: History) -> Tensor:
+        """(P,) sqrt(v) d."""
+        return self.direction / h.inverse if self.known is None else self.known
+
+
 class Form(NamedTuple):
     """length * direction, or length * G(direction), still to be bounded.
 
@@ -36,8 +49,8 @@ class Form(NamedTuple):
     said: Callable[[Tensor, Tensor, Weights], tuple[Tensor, ...]]
     """Of raw outputs, log rate and the weights of base directions: the length, and what direction takes, each (P,), or
     (B,) by tensor."""
-    direction: Callable[[History, Weights, Sequence[Tensor]], Tensor]
-    """Of the base directions, and what is said but for the length: (P,)."""
+    aim: Callable[[History, Weights, Sequence[Tensor]], Aim]
+    """Of the base directions, and what is said but for the length."""
     outputs: Callable[[int], int]
     """How many raw outputs R it takes for a number of directions."""
     orthogonal: bool = False
@@ -49,22 +62,29 @@ class Form(NamedTuple):
 
     def step(self, h: History, directions: Weights, said: Sequence[Tensor]) -> Tensor:
         """(P,)."""
-        direction = self.direction(h, directions, said[1:])
+        aim = self.aim(h, directions, said[1:])
+        direction = aim.direction
         if self.orthogonal and any(h.hidden):
             direction = graft(
-                h, direction / h.inverse, direction, self.conditioner(h) if self.conditioner else None
+                h, aim.momentum(h), direction, self.conditioner(h) if self.conditioner else None
             )
         return h.spread(said[0]) * direction
 
 
-def mixed(h: History, directions: Weights, shares: Sequence[Tensor]) -> Tensor:
-    """sum_k s_k d_k over base directions d_k."""
-    step: Tensor | None = None
-    for name, row in zip(directions, shares, strict=True):
-        share, direction = h.spread(row), DIRECTIONS[name](h)
-        step = share * direction if step is None else torch.addcmul(step, share, direction)
-    assert step is not None
-    return step
+def mixed(h: History, directions: Weights, shares: Sequence[Tensor]) -> Aim:
+    """sum_k s_k d_k over base directions d_k: where all are preconditioned, what they precondition is mixed."""
+    if directions.keys() <= PRECONDITIONED.keys():
+        momentum = _sum(h, shares, (PRECONDITIONED[name](h) for name in directions))
+        return Aim(momentum * h.inverse, momentum)
+    return Aim(_sum(h, shares, (DIRECTIONS[name](h) for name in directions)))
+
+
+def _sum(h: History, shares: Sequence[Tensor], rows: Iterable[Tensor]) -> Tensor:
+    total: Tensor | None = None
+    for row, share in zip(rows, map(h.spread, shares), strict=True):
+        total = share * row if total is None else torch.addcmul(total, share, row)
+    assert total is not None
+    return total
 
 
 def shares(raw: Tensor, log_rate: Tensor, directions: Weights) -> tuple[Tensor, ...]:
@@ -87,14 +107,14 @@ def rate_alone(raw: Tensor, log_rate: Tensor, directions: Weights) -> tuple[Tens
     return -torch.exp(log_rate).expand_as(raw[0]), raw[0]
 
 
-def spoken(h: History, directions: Weights, said: Sequence[Tensor]) -> Tensor:
+def spoken(h: History, directions: Weights, said: Sequence[Tensor]) -> Aim:
     """r_0."""
-    return h.spread(said[0])
+    return Aim(h.spread(said[0]))
 
 
-def residual(h: History, directions: Weights, said: Sequence[Tensor]) -> Tensor:
+def residual(h: History, directions: Weights, said: Sequence[Tensor]) -> Aim:
     """m + beta r_0 with the fastest momentum m."""
-    return h.moments.momenta[0] + UNF_BETA * h.spread(said[0])
+    return Aim(h.moments.momenta[0] + UNF_BETA * h.spread(said[0]))
 
 
 FORMS: dict[str, Form] = {

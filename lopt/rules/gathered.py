@@ -11,7 +11,7 @@ from torch import Tensor
 from lopt.numerics.segments import segment_expand, segment_sum
 from lopt.rules.directions import History
 from lopt.rules.ends import Ends, Limits, scales_of
-from lopt.rules.forms import Form
+from lopt.rules.forms import Aim, Form
 from lopt.rules.observing import View
 from lopt.rules.ranges import products
 from lopt.rules.whitening import orthogonalised_members
@@ -23,14 +23,15 @@ def finished(
     form: Form,
     history: History,
     length: Tensor,
-    direction: Tensor,
+    aim: Aim,
     limits: Limits,
 ) -> list[Tensor]:
     """(N,) deltas of the piece's tensors, within limits.
 
-    The step is a length, (n,) or by tensor (b,), and a direction (n,), as an update form has them.
+    The step is a length, (n,) or by tensor (b,), and an aim, as an update form has them.
     """
-    turned = _turned(form, history, direction) if ends.hidden else direction
+    direction = aim.direction
+    turned = _turned(form, history, aim) if ends.hidden else direction
     rows = turned if history.by_tensor else length * turned
     pairs = [(rows, rows), (rows, history.params)]
     if ends.hidden:
@@ -44,11 +45,12 @@ def finished(
     return [*deltas.split(history.sizes)]
 
 
-def _turned(form: Form, history: History, direction: Tensor) -> Tensor:
+def _turned(form: Form, history: History, aim: Aim) -> Tensor:
     """(n,) the direction d, of hidden matrices c O(c sqrt(v) d), with a conditioner c where nothing whitens them."""
     hidden = {i: read for i, read in enumerate(history.hidden) if read is not None}
     evened = [i for i in hidden if history.around[i] is None]
-    momenta, turned = (direction / history.inverse).split(history.sizes), list(direction.split(history.sizes))
+    momenta = aim.momentum(history).split(history.sizes)
+    turned = list(aim.direction.split(history.sizes))
     conditioners: list[Tensor] = []
     if form.conditioner and evened:
         each = form.conditioner(history).split(history.sizes)

@@ -343,8 +343,8 @@ class LearnedRule(Rule):
             piece, [ends.reads.get(i) for i in range(len(view.graph.sizes))], words.by_tensor
         )
         length, *weights = self._said(view, words, piece)
-        direction = self._form.direction(history, self.config.directions, weights)
-        deltas = gathered.finished(view, ends, self._form, history, length, direction, limits)
+        aim = self._form.aim(history, self.config.directions, weights)
+        deltas = gathered.finished(view, ends, self._form, history, length, aim, limits)
         view.given.keep(piece, view.look(piece), gate)
         return deltas
 

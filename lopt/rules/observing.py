@@ -23,7 +23,7 @@ from lopt.numerics.fused import SHORTEST, fused
 from lopt.numerics.segments import LONG, means_of, segment_sum, segment_sums
 from lopt.rules import ranges
 from lopt.rules.base import State, Tensors, working_dtype
-from lopt.rules.directions import EPS, History
+from lopt.rules.directions import History
 from lopt.rules.ranges import Range, Seen
 from lopt.rules.shards import OneProcess
 from lopt.rules.timing import Decays
@@ -85,7 +85,8 @@ class Given:
         momenta = before.lerp(g, _for_scalars(decays.new, piece))
         second = piece.take(self.second).to(self.dtype).lerp(g * g, _for_scalars(decays.new_second, piece))
         corrections = _for_scalars(decays.corrections, piece)
-        return Seen(p, g, momenta, second, moments.corrected(momenta, second, corrections), before[0])
+        unbiased = moments.corrected(momenta, second, corrections)
+        return Seen(p, g, momenta, second, unbiased, ranges.inverse_of(unbiased.root), before[0])
 
     def range(self, piece: Piece, weights: Sequence[Tensor]) -> Range:
         """A piece of one tensor, with weights (2 K + 2,) of each of B."""
@@ -252,7 +253,7 @@ class View:
             seen.params,
             seen.grads,
             seen.moments,
-            (seen.moments.root + EPS).reciprocal(),
+            seen.inverse,
             factored,
             piece.of(self.stats.momentum),
             piece.of(self.stats.root),

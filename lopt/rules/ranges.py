@@ -50,6 +50,8 @@ class Seen(NamedTuple):
     """(n,) the same."""
     moments: Moments
     """The history without bias."""
+    inverse: Tensor
+    """(n,) 1 / (sqrt(v) + eps)."""
     before: Tensor
     """(n,) the fastest running mean without this gradient, until the next state is written over it."""
 
@@ -71,7 +73,12 @@ def after(given: Range) -> Seen:
     second = given.second.to(dtype).lerp(g * g, new[-1])
     unbiased = [m * factor for m, factor in zip(momenta, factors, strict=False)]
     root = torch.sqrt(second * factors[-1] + TINY)
-    return Seen(p, g, momenta, second, Moments(unbiased, root), before[0])
+    return Seen(p, g, momenta, second, Moments(unbiased, root), inverse_of(root), before[0])
+
+
+def inverse_of(root: Tensor) -> Tensor:
+    """1 / (sqrt(v) + eps), Adam's."""
+    return (root + EPS).reciprocal()
 
 
 def pairs(seen: Seen, paced: bool) -> list[tuple[Tensor, Tensor]]:
@@ -82,7 +89,7 @@ def pairs(seen: Seen, paced: bool) -> list[tuple[Tensor, Tensor]]:
     p, g, m, root = seen.params, seen.grads, seen.moments.momenta[0], seen.moments.root
     squares, others = [p, g, m, root], [m]
     if paced:
-        way = seen.before / (root + EPS)
+        way = seen.before * seen.inverse
         squares.append(way)
         others.append(way)
     return [*((x, x) for x in squares), *((g, x) for x in others)]
@@ -91,8 +98,8 @@ def pairs(seen: Seen, paced: bool) -> list[tuple[Tensor, Tensor]]:
 def noise(seen: Seen) -> Iterator[tuple[Tensor, Tensor]]:
     """K + 1 pairs of rows (n,), whose products are the squares of squashed momenta and gradient over the root of the
     second moment."""
-    reciprocal = per_scalar.reciprocal(seen.moments.root)
-    return (per_scalar.squashed_square(row * reciprocal) for row in (*seen.moments.momenta, seen.grads))
+    unit = per_scalar.unit_of_squares(seen.moments.root)
+    return (per_scalar.squashed_square(row, unit) for row in (*seen.moments.momenta, seen.grads))
 
 
 def products(factors: Sequence[tuple[Tensor, Tensor]], more: int = 0) -> Tensor:
@@ -110,11 +117,9 @@ def summands(seen: Seen, paced: bool, with_noise: bool) -> Tensor:
     rows = products(pairs(seen, paced), kinds)
     if with_noise:
         assert isinstance(momenta, Tensor)
-        ratios = rows[-kinds:]
-        reciprocal = per_scalar.reciprocal(seen.moments.root)
-        torch.mul(momenta, reciprocal, out=ratios[:-1])
-        torch.mul(seen.grads, reciprocal, out=ratios[-1])
-        torch.mul(*per_scalar.squashed_square(ratios), out=ratios)
+        unit = per_scalar.unit_of_squares(seen.moments.root)
+        torch.mul(*per_scalar.squashed_square(momenta, unit), out=rows[-kinds:-1])
+        torch.mul(*per_scalar.squashed_square(seen.grads, unit), out=rows[-1])
     return rows
 
 
@@ -165,14 +170,15 @@ def draft(
     """
     seen, form = seen or after(given), FORMS[how[0]]
     history = History(
-        seen.params, seen.grads, seen.moments, 1 / (seen.moments.root + EPS), None, *rms,
+        seen.params, seen.grads, seen.moments, seen.inverse, None, *rms,
         [seen.params.shape[0]], [None], by_tensor,
     )  # fmt: skip
     length, *others = said if by_tensor else form.said(said, log_rate, dict(how[1]))
-    direction = form.direction(history, dict(how[1]), others)
+    aim = form.aim(history, dict(how[1]), others)
+    direction = aim.direction
     if hidden:
         conditioner = form.conditioner(history) if form.conditioner and evened else None
-        momentum = direction * (seen.moments.root + EPS)
+        momentum = aim.momentum(history)
         row = momentum if conditioner is None else conditioner * momentum
         drafted = Draft(row, inner(direction, direction), None, length, conditioner)
     else:

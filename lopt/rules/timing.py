@@ -14,7 +14,7 @@ from torch import Tensor
 from lopt.graph import ParameterGraph
 from lopt.rules.base import State
 
-AHEAD = 32
+AHEAD = 128
 """Steps of a table: what it takes to make one is then little for each of them."""
 
 MOST_GRAPHS = 8

@@ -17,6 +17,7 @@ from lopt.features.per_scalar import (
     reciprocal,
     squash,
     squashed_square,
+    unit_of_squares,
 )
 from lopt.numerics.moments import Moments
 from tests.helpers import seeded
@@ -90,4 +91,7 @@ def test_log_ratio_near_one_and_its_limits() -> None:
 def test_squashed_square_is_that_of_squash() -> None:
     x = torch.cat([torch.linspace(-40, 40, 81, dtype=torch.float64), torch.tensor([1e-9, 1e4, -1e4])])
     torch.testing.assert_close(squash(x), x / torch.sqrt(1 + (x / 4) ** 2))
-    torch.testing.assert_close(math.prod(squashed_square(x)), squash(x) ** 2)
+    torch.testing.assert_close(math.prod(squashed_square(x, torch.ones_like(x))), squash(x) ** 2)
+    root = torch.linspace(0, 1, 31, dtype=torch.float64)[1:] ** 9
+    expected = squash(x[:30] * reciprocal(root)) ** 2
+    torch.testing.assert_close(math.prod(squashed_square(x[:30], unit_of_squares(root))), expected)
