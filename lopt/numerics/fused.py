@@ -98,10 +98,22 @@ def kernel_of(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Imported here, as they bring the whole compiler.
-        from torch._inductor import standalone_compile
+        from torch._inductor import config, cpu_vec_isa, standalone_compile
         from torch.fx.experimental.proxy_tensor import make_fx
 
         graph = make_fx(function, tracing_mode="symbolic" if any_sizes else "real")(*examples)
         shapes: Any = "from_graph" if any_sizes else "from_example_inputs"
-        kernel: Any = standalone_compile(graph, examples, dynamic_shapes=shapes)
-    return kernel
+
+        def compiled() -> Any:
+            return standalone_compile(graph, examples, dynamic_shapes=shapes)
+
+        if config.cpp.vec_isa_ok is not None:  # the user has said so
+            return compiled()
+        # Whether the C++ compiler knows the processor's vectors is else tried on programs of their own, one for each
+        # kind, in a third of the time to the first kernel; that kernel is as good a trial.
+        try:
+            with config.patch({"cpp.vec_isa_ok": True}):
+                return compiled()
+        except Exception:
+            cpu_vec_isa.valid_vec_isa_list.cache_clear()
+            return compiled()

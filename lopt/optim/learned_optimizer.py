@@ -32,6 +32,7 @@ from lopt.optim.step import (
     check_group,
     chosen,
     is_finite,
+    keep_freed_memory,
     nonfinite_as_zero,
     number,
     of_tensors,
@@ -85,8 +86,8 @@ class LearnedOptimizer(Optimizer):
         loss_guard: let the rule's base optimizer take over while the training loss rises. Needs the losses: pass a
             closure to `step`, or call `observe(loss)` before it. `guard` tells who is in charge, and for how long.
         fused: run what a learned rule does with large tensors as kernels that are compiled in the first step, once for
-            all sizes, in 10 to 25 seconds; from the compiler's cache on disk in fewer. Without a compiler it warns and
-            goes on without.
+            all sizes, in about 10 seconds of one core; from the compiler's cache on disk in fewer. Without a compiler
+            it warns and goes on without.
         state_dtype: torch.bfloat16 keeps a learned rule's momenta and second moments in 16 bits, half the memory,
             stochastically rounded (`lopt.numerics.rounding`); steps are computed in float32 all the same.
 
@@ -425,6 +426,7 @@ class LearnedOptimizer(Optimizer):
     @_disable_dynamo
     def _bind(self, key: _Key) -> None:
         """Make the plan for a step of the present kind."""
+        keep_freed_memory()
         self._follow()
         assert self._binding is not None
         if self._unchecked:

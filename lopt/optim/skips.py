@@ -31,7 +31,10 @@ class Skips:
         self.unread = isinstance(finite, Tensor)
         if isinstance(finite, Tensor) and finite.device != self.total.device:
             self.total, self.in_a_row = self.total.to(finite.device), self.in_a_row.to(finite.device)
-        bad = (~finite).long() if isinstance(finite, Tensor) else int(not finite)
+        if finite is True:
+            self.in_a_row.zero_()
+            return
+        bad = (~finite).long() if isinstance(finite, Tensor) else 1
         # In place, as a CUDA graph replays on the memory that it was captured with.
         self.total.add_(bad)
         self.in_a_row.add_(bad).mul_(bad)

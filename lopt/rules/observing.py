@@ -135,10 +135,10 @@ class Statistics(NamedTuple):
     def of(cls, means: Tensor, paced: bool) -> Statistics:
         """Of the means (5, B) or (7, B) of the products of `ranges.pairs`."""
         squares = 5 if paced else 4
-        param, grad, momentum, root, *way = torch.sqrt(means[:squares].clamp(min=0) + moments.TINY)
-        others = torch.stack([momentum, *way])
+        roots = torch.sqrt(means[:squares] + moments.TINY)
+        grad, others = roots[1], roots[2::2]  # of the momentum, and of the way so far
         cosines = means[squares:] / ((grad + per_scalar.FLOOR) * (others + per_scalar.FLOOR))
-        return cls(param, grad, momentum, root, *cosines)
+        return cls(*roots[:4], *cosines)
 
 
 class View:

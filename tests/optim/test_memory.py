@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -78,3 +81,34 @@ def test_half_precision_parameters_keep_the_same() -> None:
     optimizer = lopt.LearnedOptimizer(model.named_parameters())
     step(model, optimizer, inputs)
     assert held(optimizer) <= allowed(model)
+
+
+FAULTS = """
+import resource
+import torch
+import lopt
+
+w = torch.nn.Parameter(torch.ones(8, 8))
+w.grad = torch.ones(8, 8)
+lopt.LearnedOptimizer([w], rule="lopt-small").step()
+
+
+def rows():
+    return [torch.ones(100_000) for _ in range(20)]
+
+
+rows()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    rows()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="others keep freed memory by rules of their own"
+)
+def test_what_a_step_frees_is_there_for_the_next_one() -> None:
+    """Of 8 MB, which are 2,000 pages, no page is mapped anew."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], stdout=subprocess.PIPE, text=True, check=True)
+    assert int(done.stdout) < 2000
