@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from lopt.errors import ConfigError
+from lopt.errors import ConfigError, DataError
+from lopt.files import user_path
 from lopt.weight_space.network_park import NetworkPark
-from lopt.weight_space.network_set import NetworkSet, state_of
+from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.park import PARKS
 from lopt.weight_space.park import examples as park_examples
 from lopt.weight_space.zoo import ZOOS, examples
@@ -40,7 +43,25 @@ def training_images(
 
 def images_in(path: str | os.PathLike[str]) -> Tensor:
     """The one tensor (M, *inputs) of a safetensors or torch file. Raises `DataError` for another file."""
-    found = list(state_of(path).values())
-    if len(found) != 1:
-        raise ConfigError(f"{path}: expected one floating-point tensor of images, found {len(found)}")
-    return found[0]
+    path = user_path(path)
+    try:
+        safe = path.suffix == ".safetensors"
+        found = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise _no_images(path, error.strerror or str(error)) from None
+    except Exception:  # a damaged pickle raises anything
+        raise _no_images(path, "one that cannot be read so") from None
+    if isinstance(found, Mapping):
+        if len(found) != 1:
+            raise _no_images(path, f"{len(found)} entries")
+        (found,) = found.values()
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        raise _no_images(path, str(found.dtype) if isinstance(found, Tensor) else type(found).__name__)
+    return found.float()
+
+
+def _no_images(path: Path, found: str) -> DataError:
+    return DataError(
+        f"{path}: expected a safetensors or torch file of one floating-point tensor, images as the networks see them; "
+        f"found {found}"
+    )

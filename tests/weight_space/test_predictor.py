@@ -21,7 +21,7 @@ from lopt.weight_space import parknets
 from lopt.weight_space.architecture import architecture_of
 from lopt.weight_space.convnets import Adam, ConvShape, gradient, initial
 from lopt.weight_space.fitting import FitOptions, fit
-from lopt.weight_space.given_images import training_images
+from lopt.weight_space.given_images import images_in, training_images
 from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import NetworkSet, collect
 from lopt.weight_space.park_collecting import collect_park
@@ -327,6 +327,27 @@ def test_the_commands_train_and_predict_on_parks(tmp_path: Path, capsys: pytest.
     assert "expected a lopt-networks file" in capsys.readouterr().err
 
 
+def test_images_come_from_either_kind_of_file(tmp_path: Path) -> None:
+    images, path = torch.randn(5, 1, 8, 8, generator=seeded(2)), tmp_path / "images.pt"
+    for saved in (images, images.double(), {"images": images}):
+        torch.save(saved, path)
+        assert torch.equal(images_in(path), images)
+    for saved, found in (
+        ((images * 99).byte(), "torch.uint8"),
+        ([images], "list"),
+        ({"a": images, "b": images}, "2 entries"),
+    ):
+        torch.save(saved, path)
+        with pytest.raises(DataError, match=f"one floating-point tensor, .* found {found}"):
+            images_in(path)
+    for name, content in (("images.safetensors", b"x"), ("images.pt", b"x")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match="found one that cannot be read so"):
+            images_in(tmp_path / name)
+    with pytest.raises(DataError, match="found No such file or directory"):
+        images_in(tmp_path / "none.pt")
+
+
 def test_the_command_trains_one_that_grades(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the images that a zoo of lopt's learned, or on those of a file."""
     networks, reader, images = (str(tmp_path / f"{name}.safetensors") for name in ("zoo", "reader", "images"))
@@ -347,7 +368,7 @@ def test_the_command_trains_one_that_grades(tmp_path: Path, capsys: pytest.Captu
     capsys.readouterr()
     for words, said in [
         ([], "expected a set or park of cnn-zoo, "),
-        (["--images", networks], "expected one floating-point tensor of images, found "),
+        (["--images", networks], "expected a safetensors or torch file of one floating-point tensor, "),
         (["--images", images, "--reader", "statnn"], "--images: expected it beside --reader graded alone"),
         (["--images", images, "--edit", "dilate"], "--images: expected it beside --reader graded alone"),
     ]:
