@@ -117,7 +117,7 @@ def _train(args: argparse.Namespace) -> int:
     from lopt.weight_space.network_set import load
     from lopt.weight_space.predictor import GRADED, GRADING, OPTIONS, train_predictor
 
-    out = output_path(args.out, args.networks)
+    out = output_path(args.out, args.networks, *([args.images] if args.images else []))
     chosen = {"seed": args.seed, **({"passes": args.passes} if args.passes else {})}
     graded = args.reader == GRADED and args.edit is None
     if args.images and not graded:

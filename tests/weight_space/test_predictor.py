@@ -367,6 +367,7 @@ def test_the_command_trains_one_that_grades(tmp_path: Path, capsys: pytest.Captu
     zoo().save(networks)
     capsys.readouterr()
     for words, said in [
+        (["--images", images, "--out", images], "expected another file than what is read, found the same"),
         ([], "expected a set or park of cnn-zoo, "),
         (["--images", networks], "expected a safetensors or torch file of one floating-point tensor, "),
         (["--images", images, "--reader", "statnn"], "--images: expected it beside --reader graded alone"),
