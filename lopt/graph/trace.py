@@ -288,7 +288,7 @@ def _run_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], r
             raise _CannotRecordError("the forward pass writes to its parameters in place")
 
     stand_ins = {**parameters, **{name: b.clone() for name, b in model.named_buffers()}}
-    tape, world = Tape(), World(model, args, kwargs)
+    tape, world = Tape(real=True), World(model, args, kwargs)
     args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs))
     with (
         untouched(model, world),

@@ -87,6 +87,13 @@ class Speech:
         refs = [ref for ref in tree_leaves(self.call.outputs) if is_ref(ref)]
         return refs[output].index in self.used or refs[output].index in self.tape.outputs
 
+    def readers(self, output: int) -> list[Call] | None:
+        """The calls that read output number `output` of the current call; None if not only calls do."""
+        ref = [ref for ref in tree_leaves(self.call.outputs) if is_ref(ref)][output]
+        if self.tape.real or ref.index in self.tape.asked or ref.index in self.tape.outputs:
+            return None
+        return [call for call in self.tape.calls if ref in tree_leaves((call.args, call.kwargs))]
+
     def cut_view(self, dim: Dim, *places: int) -> None:
         """Ask for the view that made `dim` to be cut into segments there, in the next pass."""
         if dim.view is not None:

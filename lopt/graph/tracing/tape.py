@@ -79,6 +79,10 @@ class Tape:
     outputs: list[int] = field(default_factory=list)
     mutated: set[int] = field(default_factory=set)
     """Storages that were written to in place."""
+    asked: set[int] = field(default_factory=set)
+    """Reference numbers of tensors whose values became Python's (`item`)."""
+    real: bool = False
+    """Whether it ran on values, which may be read by ways that nobody sees (`tolist`, `numpy`)."""
     _numbers: dict[int, int] = field(default_factory=dict)
     _alive: list[Tensor] = field(default_factory=list)
 
@@ -189,6 +193,10 @@ class Recorder(TorchDispatchMode):
             self.tape.forget(args[0])
         if any(isinstance(x, Tensor) for x in tree_leaves(outputs)) or mutates(func):
             self.tape.record(call, outputs)
+        else:
+            self.tape.asked.update(
+                x.index for x in tree_leaves((call.args, call.kwargs)) if isinstance(x, Ref)
+            )
         return outputs
 
 

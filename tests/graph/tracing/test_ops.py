@@ -344,11 +344,16 @@ NETS: dict[str, tuple[nn.Module, tuple[Tensor, ...], dict[str, list[str]]]] = {
     ),
     "mixture of experts, dense": (
         Net(top_experts, into=linear(5, 6), router=linear(6, 4), up=(4, 6, 3), down=(4, 3, 6), out=linear(6, 2)), (X,),
-        {"into.weight": ["d", "."], "router.weight": [".", "d"], "up": [".", "d", "h"], "down": [".", "h", "e"],
+        {"into.weight": ["d", "."], "router.weight": ["x", "d"], "up": ["x", "d", "h"], "down": ["x", "h", "e"],
          "out.weight": [".", "e"]},
     ),
     "distances": (
         Net(prototypes, into=linear(5, 4), centres=(3, 4)), (X,), {"into.weight": ["h", "."], "centres": [".", "h"]}
+    ),
+    "places returned": (
+        Net(lambda m, x: (m.a(x).topk(2)[1], m.b(x).argmax(1), m.c(x).max(1)[1]), a=linear(5, 4), b=linear(5, 4),
+            c=linear(5, 4)), (X,),
+        {"a.weight": [".", "."], "b.weight": [".", "."], "c.weight": [".", "."]},
     ),
     "distances in a batch": (
         Net(lambda m, x: torch.cdist(m.into(x), m.centres), into=linear(5, 4), centres=(3, 4)), (SEQUENCE,),

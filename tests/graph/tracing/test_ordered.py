@@ -188,6 +188,43 @@ def largest(net: Any, h: Tensor) -> Tensor:
     return h * (h >= h.topk(3, 1).values[:, -1:])
 
 
+def sparse_code(net: Any, h: Tensor) -> Tensor:
+    values, places = h.topk(3, -1)
+    return torch.zeros_like(h).scatter(-1, places, values.exp())
+
+
+def straight_through(net: Any, h: Tensor) -> Tensor:
+    return F.gumbel_softmax(h, hard=True) + torch.zeros_like(h).scatter(1, h.argmax(1, keepdim=True), 1.0)
+
+
+def other_read_there(net: Any, h: Tensor) -> Tensor:
+    return (h @ net.mu).gather(1, h.topk(2, 1)[1]) @ net.rows
+
+
+def longer_code(net: Any, h: Tensor) -> Tensor:
+    return h.new_zeros(4, 9).scatter(1, h.topk(3, 1)[1], 1.0) @ net.rows
+
+
+def places_told(net: Any, h: Tensor) -> Tensor:
+    places = h.topk(3, 1)[1]
+    return torch.zeros_like(h).scatter(1, places, 1.0) + places.sum(1, keepdim=True)
+
+
+def places_changed(net: Any, h: Tensor) -> Tensor:
+    places = h.topk(3, 1)[1]
+    places[:, 0] = 0
+    return torch.zeros_like(h).scatter(1, places, 1.0)
+
+
+def places_of_places(net: Any, h: Tensor) -> Tensor:
+    own = places(net, h).gather(1, h.topk(3, 1)[1])
+    return torch.zeros_like(h).scatter(1, own, 1.0)
+
+
+def place_asked(net: Any, h: Tensor) -> Tensor:
+    return h * net.rows[h.mean(0).argmax(0).item()]
+
+
 def set_where(net: Any, h: Tensor) -> Tensor:
     h = h.clone()
     h[h < 0] = 0.5
@@ -243,6 +280,14 @@ CASES = {
     "picked": Case(lambda: Net(picked, mu=normal(8, 8), rows=normal(8, 2)), {"rows": 0}),
     "in order": Case(lambda: Net(in_order), {"a.weight": 8}),
     "largest": Case(lambda: Net(largest), {"a.weight": 8}),
+    "sparse code": Case(lambda: Net(sparse_code), {"a.weight": 8}),
+    "straight through": Case(lambda: Net(straight_through), {"a.weight": 8}),
+    "other read there": Case(lambda: Net(other_read_there, mu=normal(8, 8), rows=normal(2, 8)), {"a.weight": 8}),
+    "longer code": Case(lambda: Net(longer_code, rows=normal(9, 8)), {"a.weight": 0}),
+    "places told": Case(lambda: Net(places_told), {"a.weight": 0}),
+    "places changed": Case(lambda: Net(places_changed), {"a.weight": 0}),
+    "places of places": Case(lambda: Net(places_of_places, mu=normal(8, 8)), {"a.weight": 8, "b.weight": 0}),
+    "place asked": Case(lambda: Net(place_asked, rows=normal(8, 8)), {"a.weight": 0, "rows": 0}),
     "set where": Case(lambda: Net(set_where), {"a.weight": 8}),
     "set at columns": Case(lambda: Net(set_at_columns), {"a.weight": 0}),
     "mixed": Case(lambda: Net(mixed, square=normal(8, 8)), {"a.weight": 8, "square": 8}),
@@ -267,7 +312,11 @@ def test_permuting_changes_nothing(name: str) -> None:
     for given in (params, graph.permute(params, permutation)):
         torch.manual_seed(3)
         outputs.append(functional_call(model, given, (X,)))
-    if name not in ("drawn", "drawn by a distribution"):  # noise is exchangeable, not permuted
+    if name not in (
+        "drawn",
+        "drawn by a distribution",
+        "straight through",
+    ):  # noise is exchangeable, not permuted
         torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
     assert graph.verify(model, (X,)).max_error < 1e-9
     for tensor, count in CASES[name].free.items():

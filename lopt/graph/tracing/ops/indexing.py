@@ -147,6 +147,7 @@ def _masked(s: Speech, x: Value, mask: Value) -> tuple[Dim, ...]:
 @rule("gather", "take_along_dim")
 def gather(s: Speech, x: Value, dim: int, index: Value, **kwargs: Any) -> tuple[Dim, ...]:
     """x[..., index, ...] along one dimension; along the others, equal places."""
+    s.mark = x.mark  # what is read is no choice because the index is one
     return _along(s, x, wrap(dim, x.rank), index)
 
 
@@ -156,14 +157,29 @@ def _along(s: Speech, x: Value, at: int, index: Value) -> tuple[Dim, ...]:
         if i != at and d.size == other.size:
             dims.append(s.tie(d, other))
         else:
-            s.fix(d, other)
+            s.fix(other)
+            if i != at or not _of_the_same(s, d, index):
+                s.fix(d)
             dims.append(s.fixed(other.size))
     return tuple(dims)
+
+
+def _of_the_same(s: Speech, dim: Dim, index: Value) -> bool:
+    """Whether the numbers name places of the axis that they were chosen along, which the dimension then has."""
+    chosen = index.mark.chosen if index.mark is not None else None
+    if chosen is None:
+        return False
+    if chosen.size != dim.size:
+        s.fix(Dim(chosen.size, chosen))
+        return False
+    s.tie(dim, Dim(chosen.size, chosen))
+    return True
 
 
 @rule("scatter", "scatter_add", "scatter_reduce")
 def scatter(s: Speech, x: Value, dim: int, index: Value, source: Any = None, *_: Any, **kwargs: Any) -> Any:
     """The inverse of `gather`, on top of x."""
+    s.mark = x.mark
     at = wrap(dim, x.rank)
     written = _along(s, x, at, index)
     if isinstance(source, Value) and source.rank == x.rank:
@@ -174,7 +190,11 @@ def scatter(s: Speech, x: Value, dim: int, index: Value, source: Any = None, *_:
         d if i == at else _meeting(s, d, other)
         for i, (d, other) in enumerate(zip(x.dims, written, strict=True))
     ]
-    return _in_place(s, dims, at)
+    if not _of_the_same(s, dims[at], index):
+        return _in_place(s, dims, at)
+    assert index.mark is not None
+    dims[at] = s.beside(dims[at], Dim(dims[at].size, index.mark.chosen))
+    return tuple(dims)
 
 
 def _meeting(s: Speech, dim: Dim, other: Dim) -> Dim:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch.utils._pytree import tree_leaves
+
 from lopt.graph.tracing.ops.pointwise import pointwise
 from lopt.graph.tracing.ops.shape import split_dim
 from lopt.graph.tracing.ops.table import rule, wrap, wrap_all
-from lopt.graph.tracing.speech import Speech, fixed_dims
+from lopt.graph.tracing.speech import Speech, fixed_dims, is_ref
+from lopt.graph.tracing.tape import Call
 from lopt.graph.tracing.values import Dim, Mark, Value
 
 
@@ -40,11 +43,32 @@ def norm(s: Speech, x: Value, ord: Any = 2, dim: Any = None, *args: Any, **kwarg
 @rule("argmax", "argmin")
 def position_of_extreme(s: Speech, x: Value, dim: int | None = None, *args: Any, **kwargs: Any) -> Any:
     """Answers with a place, so that the entries must stay where they are."""
-    along = wrap_all(dim, x.rank)
-    s.fix(*[x.dims[i] for i in along])
-    if dim is not None:
-        _note_choice(s, x, along)
+    if dim is None:
+        s.fix(*x.dims)
+    else:
+        _answer(s, x, wrap_all(dim, x.rank), 0)
     return reduce(s, x, dim)
+
+
+def _answer(s: Speech, x: Value, along: Sequence[int], output: int) -> None:
+    """Output number `output` tells places along these dimensions, so that their entries must stay where they are.
+
+    Not so where the places go along: all that is done with them is to read or write there, in what has the same axis.
+    """
+    _note_choice(s, x, along)
+    readers = s.readers(output)
+    noted = len(along) == 1 and s.mark is not None and s.mark.chosen is x.dims[along[0]].axis is not None
+    if not noted or readers is None or not all(_goes_to_places(s, reader, output) for reader in readers):
+        s.fix(*[x.dims[i] for i in along])
+
+
+def _goes_to_places(s: Speech, reader: Call, output: int) -> bool:
+    """Whether a call reads that output as an index along a dimension, and as nothing else."""
+    ref = [ref for ref in tree_leaves(s.call.outputs) if is_ref(ref)][output]
+    if reader.name not in ("gather", "scatter", "scatter_add", "scatter_reduce") or len(reader.args) < 3:
+        return False
+    others = (*reader.args[:2], *reader.args[3:], *reader.kwargs.values())
+    return reader.args[2] == ref and ref not in tree_leaves(others)
 
 
 def _note_choice(s: Speech, x: Value, along: Sequence[int]) -> None:
@@ -59,9 +83,7 @@ def extreme(s: Speech, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> 
     if isinstance(dim, Value):
         return pointwise(s, x, dim)
     if len(s.shapes) > 1 and s.is_used(1):
-        places = wrap_all(-1 if dim is None else dim, x.rank)
-        s.fix(*[x.dims[i] for i in places])
-        _note_choice(s, x, places)
+        _answer(s, x, wrap_all(-1 if dim is None else dim, x.rank), 1)
     along = -1 if dim is None and len(s.shapes) > 1 else dim
     return [reduce(s, x, along)] * len(s.shapes)
 
@@ -87,10 +109,10 @@ def ordered(s: Speech, x: Value, *args: Any, **kwargs: Any) -> Any:
     What is put in order by size does not depend on the order that it had, unless somebody reads that.
     """
     gone = _ordered_dims(s, x, args, kwargs)
-    if s.call.name not in ("topk", "sort") or s.is_used(1):
+    if s.call.name not in ("topk", "sort"):
         s.fix(*[x.dims[i] for i in gone])
-    if s.call.name in ("topk", "sort"):
-        _note_choice(s, x, gone)
+    elif s.is_used(1):
+        _answer(s, x, gone, 1)
     return [
         tuple(s.fixed(n) if i in gone else d for i, (n, d) in enumerate(zip(shape, x.dims, strict=True)))
         for shape in s.shapes
