@@ -21,6 +21,7 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tqdm import tqdm
 from benchmarks.zoo import ARCHITECTURES
 from benchmarks.zoo.from_transformers import gpt2_of_full_size
 from lopt.cli.arguments import Parser
+from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.graph.draw import draw
 from lopt.graph.pyg import from_pyg, to_pyg
@@ -273,9 +275,22 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="an architecture or a library; default: all")
     parser.add_argument("--render", action="store_true", help="only write the page from the stored results")
     options = parser.parse_args()
+    libraries = {a.library for a in ARCHITECTURES.values()}
+    chosen = set() if options.render else {*options.names} or libraries
+    unknown = sorted(chosen - libraries - ARCHITECTURES.keys())
+    if unknown:
+        raise ConfigError(f"there is no architecture or library {unknown[0]!r}; docs/graphs.md lists them")
+    names = [name for name, a in ARCHITECTURES.items() if chosen & {name, a.library}]
+    # Before any work: each row that failed would be stored in the place of one that did not.
+    needed = {ARCHITECTURES[name].library.partition(".")[0] for name in (*names, *PICTURES)}
+    missing = sorted(library for library in needed if find_spec(library) is None)
+    if missing:
+        raise ConfigError(
+            f"expected {', '.join(sorted(needed))}, found no {missing[0]}: benchmarks/graphs_env.sh makes an"
+            " environment that has them"
+        )
     if not options.render:
-        chosen = {*options.names} or {a.library for a in ARCHITECTURES.values()}
-        run([name for name, a in ARCHITECTURES.items() if chosen & {name, a.library}])
+        run(names)
         origin = {**provenance(), "command": "python -m benchmarks graphs"}
         summary = summarise(_stored()["rows"])
         _store(

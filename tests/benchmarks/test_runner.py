@@ -351,6 +351,20 @@ def test_mistakes_are_one_line(
     assert error.count("\n") == 1
 
 
+def test_graphs_without_their_libraries_are_refused_before_rows_are_stored(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.graphs.run", lambda names: pytest.fail("worked"))
+    monkeypatch.setattr("benchmarks.graphs.find_spec", lambda library: None if library == "timm" else library)
+    for argv, message in (
+        (["MLP"], "found no timm: benchmarks/graphs_env.sh makes an environment that has them"),
+        (["--render"], "found no timm: benchmarks/graphs_env.sh"),
+        (["bort"], "there is no architecture or library 'bort'"),
+    ):
+        assert main(["benchmark", "graphs", *argv]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_every_benchmark_is_told_of_and_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark"]) == 0
     listed = capsys.readouterr().out
