@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner.log import Record
-from benchmarks.weight_space_tasks.graded import GRADED, both, longer
+from benchmarks.weight_space_tasks.graded import both, longer
 from lopt.weight_space.fitting import FitOptions, fit, predict
 from lopt.weight_space.given_images import training_images
-from lopt.weight_space.grading import fit_grader, make_grader
+from lopt.weight_space.grading import GRADED, fit_grader, make_grader
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.ranks import signs, tau_b
 from lopt.weight_space.systems import make_reader

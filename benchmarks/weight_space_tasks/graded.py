@@ -5,7 +5,6 @@ from __future__ import annotations
 from benchmarks.runner.log import Record
 from lopt.weight_space.fitting import FitOptions, Fitted
 
-GRADED = "graded"
 PASSES = 10
 """Of a reader that grades, for each of a metanet's."""
 

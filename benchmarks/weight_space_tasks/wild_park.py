@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.runner.log import Record
-from benchmarks.weight_space_tasks.graded import GRADED, both, longer
+from benchmarks.weight_space_tasks.graded import both, longer
 from lopt.weight_space.fitting import FitOptions, Fitted, fit, predict
 from lopt.weight_space.given_images import training_images
-from lopt.weight_space.grading import fit_grader, make_park_grader
+from lopt.weight_space.grading import GRADED, fit_grader, make_park_grader
 from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.park import make_park
 from lopt.weight_space.park_readers import ParkMetanet, ParkReader, make_park_reader

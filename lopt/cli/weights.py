@@ -112,10 +112,11 @@ def run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from lopt.weight_space.editing import EDITING, train_editor
     from lopt.weight_space.given_images import images_in, training_images
+    from lopt.weight_space.grading import GRADED
     from lopt.weight_space.making import images_of
     from lopt.weight_space.network_park import load_any
     from lopt.weight_space.network_set import load
-    from lopt.weight_space.predictor import GRADED, GRADING, OPTIONS, train_predictor
+    from lopt.weight_space.predictor import GRADING, OPTIONS, train_predictor
 
     out = output_path(args.out, args.networks, *([args.images] if args.images else []))
     chosen = {"seed": args.seed, **({"passes": args.passes} if args.passes else {})}

@@ -26,7 +26,7 @@ from lopt.weight_space.features import FeatureOptions
 from lopt.weight_space.fitting import FitOptions, Fitted, Loss, fit
 from lopt.weight_space.listening import Listener, awaken
 from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors
-from lopt.weight_space.probes import probe
+from lopt.weight_space.probes import probe_each
 from lopt.weight_space.readers import PROBED, ProbeInputs, scales_of
 from lopt.weight_space.sirens import SirenShape, grid, render
 from lopt.weight_space.symmetries import canonical
@@ -104,8 +104,7 @@ class Editor(Listener):
         """(M, B, N): what neurons say at the probes, if there are any."""
         if self.probes is None:
             return None
-        points, model = self.probes(), architecture(self.shape).runnable
-        return torch.vmap(lambda one: probe(model, self.graph, points, one, behind=True), out_dims=1)(params)
+        return probe_each(architecture(self.shape).runnable, self.graph, self.probes(), params)
 
     def rendered(self, params: Tensors, points: Tensor) -> Tensor:
         """(B, C, M): what the edited networks show, the mean over the copies."""

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lopt.errors import ConfigError, DataError
 from lopt.files import user_path
 from lopt.weight_space.network_park import NetworkPark
-from lopt.weight_space.network_set import NetworkSet
+from lopt.weight_space.network_set import NetworkSet, loaded
 from lopt.weight_space.park import PARKS
 from lopt.weight_space.park import examples as park_examples
 from lopt.weight_space.zoo import ZOOS, examples
@@ -36,7 +35,9 @@ def training_images(
         images = examples(ZOOS[name], "train", root)[0].permute(2, 0, 1)[:, None]
     else:
         made = ", ".join((*ZOOS, *PARKS))
-        raise ConfigError(f"networks: expected a set or park of {made}, whose images are known; give others")
+        raise ConfigError(
+            f"networks: expected a set or park of {made}, whose images are known; give images of your own"
+        )
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
     return images[chosen].contiguous()
 
@@ -45,8 +46,7 @@ def images_in(path: str | os.PathLike[str]) -> Tensor:
     """The one tensor (M, *inputs) of a safetensors or torch file. Raises `DataError` for another file."""
     path = user_path(path)
     try:
-        safe = path.suffix == ".safetensors"
-        found = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        found = loaded(path)
     except OSError as error:
         raise _no_images(path, error.strerror or str(error)) from None
     except Exception:  # a damaged pickle raises anything

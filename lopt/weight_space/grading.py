@@ -31,6 +31,8 @@ from lopt.weight_space.park_readers import ParkProbes
 from lopt.weight_space.readers import DROPOUT, Head, ProbeInputs, ProbeReader
 from lopt.weight_space.sirens import Siren
 
+GRADED = "graded"
+"""What such a reader is called."""
 KEYS, WIDTH = 16, 64
 SPEED = 8.0
 """A rate that moves weights hardly moves what a softmax makes of a label."""

@@ -60,36 +60,22 @@ def grown(
     Raises `ConfigError` if those at `out` have another header, `RunFolderError` if another process goes on with them.
     """
     networks = _begun(out, header, load)
-    if (
-        networks is not None and len(networks) >= count
-    ):  # nothing to write: it may be on a disk that cannot be
-        return networks
+    if networks is not None and len(networks) >= count:
+        return networks  # no lock, as the disk may be one that cannot be written
     with held_file(out):
-        return _grown(out, header, count, made, between_saves, load, figure)
-
-
-def _grown(
-    out: Path,
-    header: Mapping[str, Any],
-    count: int,
-    made: Callable[[range], S],
-    between_saves: int,
-    load: Callable[[Path], S],
-    figure: str,
-) -> S:
-    networks = _begun(out, header, load)
-    shown = progress(count, header["name"], "network", initial=0 if networks is None else len(networks))
-    try:
-        while networks is None or len(networks) < count:
-            start = 0 if networks is None else len(networks)
-            turn = made(range(start, min(start + between_saves, count)))
-            turn = turn.headed({**header, "provenance": provenance()})
-            networks = turn if networks is None else networks.joined(turn)
-            networks.save(out)
-            shown.update(len(turn))
-            shown.set_postfix(**{figure: turn.columns[figure].float().median().item()})
-    finally:
-        shown.close()
+        networks = _begun(out, header, load)  # again: another process may have added some
+        shown = progress(count, header["name"], "network", initial=0 if networks is None else len(networks))
+        try:
+            while networks is None or len(networks) < count:
+                start = 0 if networks is None else len(networks)
+                turn = made(range(start, min(start + between_saves, count)))
+                turn = turn.headed({**header, "provenance": provenance()})
+                networks = turn if networks is None else networks.joined(turn)
+                networks.save(out)
+                shown.update(len(turn))
+                shown.set_postfix(**{figure: turn.columns[figure].float().median().item()})
+        finally:
+            shown.close()
     return networks
 
 

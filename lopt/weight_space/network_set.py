@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -218,10 +219,7 @@ def state_of(network: Network) -> Tensors:
     if isinstance(network, str | os.PathLike):
         network = files.user_path(network)
         try:
-            safe = network.suffix == ".safetensors"
-            network = (
-                load_file(network) if safe else torch.load(network, map_location="cpu", weights_only=True)
-            )
+            network = loaded(network)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise _no_network(place, str(error).strip().split("\n")[0]) from None
         except Exception:
@@ -236,6 +234,13 @@ def state_of(network: Network) -> Tensors:
         if value.is_meta or value.layout is not torch.strided:
             raise _no_network(place, f"a tensor without values or a sparse one at {name!r}")
     return {name: value.detach().float() for name, value in state.items() if value.is_floating_point()}
+
+
+def loaded(path: Path) -> Any:
+    """What a safetensors file holds, or one of torch.load, of which nothing is run. Raises what they raise."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _no_network(place: object, found: str) -> DataError:

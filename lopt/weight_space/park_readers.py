@@ -26,8 +26,7 @@ from lopt.weight_space.architecture import Architecture, architecture_of
 from lopt.weight_space.features import ACTIVATIONS, CONTEXT, FeatureOptions, fed_activations, tensor_context
 from lopt.weight_space.listening import Listener, awaken
 from lopt.weight_space.network_park import Mixed, NetworkPark, Part
-from lopt.weight_space.network_set import Tensors
-from lopt.weight_space.probes import probe
+from lopt.weight_space.probes import probe_each
 from lopt.weight_space.readers import (
     DROPOUT,
     FINE,
@@ -124,12 +123,7 @@ class ParkProbes(ParkReader):
 
     def of_neurons(self, part: Part) -> Tensor:
         """(M, b, N): what every neuron says to the images, behind its nonlinearity."""
-        model, points = part.of.runnable, self.points(part.of)
-
-        def said(one: Tensors) -> Tensor:
-            return probe(model, part.of.graph, points, one, behind=True)
-
-        return torch.vmap(said, out_dims=1)(part.params)
+        return probe_each(part.of.runnable, part.of.graph, self.points(part.of), part.params)
 
 
 class ParkMetanet(Listener, ParkReader):

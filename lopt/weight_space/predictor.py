@@ -30,7 +30,7 @@ from lopt.files import user_path
 from lopt.graph import ParameterGraph
 from lopt.weight_space.architecture import architecture_of
 from lopt.weight_space.fitting import FitOptions, Networks, check_examples, fit, predict
-from lopt.weight_space.grading import fit_grader, make_grader, make_park_grader
+from lopt.weight_space.grading import GRADED, fit_grader, make_grader, make_park_grader
 from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors, listed
 from lopt.weight_space.park_readers import ParkProbes, ParkReader, make_park_reader
@@ -40,8 +40,6 @@ from lopt.weight_space.trained import Description, filled, read, shapes_of, writ
 
 OPTIONS = FitOptions(passes=12_000, weight_decay=0.05)
 """Of a training."""
-GRADED = "graded"
-"""The reader that grades what networks answer to given images."""
 GRADING = OPTIONS.but(passes=120_000)
 """Of its training, in which a pass costs next to nothing."""
 COVERAGE = 0.9

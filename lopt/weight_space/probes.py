@@ -68,6 +68,13 @@ def probe(
     return record.values(next(iter(tensors.values())), behind)
 
 
+def probe_each(
+    model: nn.Module, graph: ParameterGraph, inputs: Tensor, params: Mapping[str, Tensor]
+) -> Tensor:
+    """What layers read of every neuron of B networks (B, *shape), for M inputs: (M, B, N)."""
+    return torch.vmap(lambda one: probe(model, graph, inputs, one, behind=True), out_dims=1)(dict(params))
+
+
 class _Layer(NamedTuple):
     """Where the neurons of a layer are."""
 

@@ -17,7 +17,7 @@ from lopt.graph import ParameterGraph
 from lopt.weight_space.features import FeatureOptions
 from lopt.weight_space.listening import Listener, awaken
 from lopt.weight_space.network_set import NetworkSet, Tensors
-from lopt.weight_space.probes import probe
+from lopt.weight_space.probes import probe_each
 from lopt.weight_space.readout import STATISTICS, pool_tensors
 from lopt.weight_space.sirens import Siren, SirenShape
 from lopt.weight_space.symmetries import canonical
@@ -173,8 +173,8 @@ class ProbeReader(Reader):
 
     def of_neurons(self, graph: ParameterGraph, params: Tensors) -> Tensor:
         """(M, B, N): what every neuron says to the inputs, behind its nonlinearity."""
-        points, (model,) = self.inputs(), self.model
-        return torch.vmap(lambda one: probe(model, graph, points, one, behind=True), out_dims=1)(params)
+        (model,) = self.model
+        return probe_each(model, graph, self.inputs(), params)
 
 
 class MetanetReader(Listener, Reader):
