@@ -61,7 +61,7 @@ RESULTS = Path(__file__).parent / "results"
 QUICK = Path("runs/benchmarks/quick")
 METHODS = (
     "pixels", "pixels_cnn", "probes", "probegen", "flat_mlp", "statnn", "ng_gnn+64", "ng_t+64", "nfn_np", "ng_gnn",
-    "dwsnet", "nfn_hnp", "deepsets", "gmn", "ng_t", "scale_gmn",
+    "dwsnet", "nfn_hnp", "deepsets", "gmn", "ng_t", "scale_gmn", "signals",
 )  # fmt: skip
 """In the order in which they are run: one seed of all before the next."""
 EDITS = ("no_edit", "own_error", "nfn_np", "dwsnet", "nfn_np*4", "ng_gnn", "ng_t", "ng_t+64")

@@ -31,7 +31,7 @@ from lopt.weight_space.zoo import ZOOS, make_zoo
 
 METHODS = (
     "statnn", "nfn_np+64", "flat_mlp", "probes", "probegen", "nfn_np", "nfn_hnp", "ng_gnn", "ng_t", "ng_gnn+64", "gmn",
-    "deepsets", "nfn_hnp+64", "ng_t+64", "graded", "nfn_np+graded",
+    "deepsets", "nfn_hnp+64", "ng_t+64", "graded", "nfn_np+graded", "signals",
 )  # fmt: skip
 """Not dwsnet, which has no place for kernel taps."""
 BUDGET = {"recipe": "cnn-zoo", "networks": 640, "passes": 6_000, "rate": 2e-3}

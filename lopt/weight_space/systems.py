@@ -27,6 +27,7 @@ from lopt.weight_space.readers import (
     StatNn,
 )
 from lopt.weight_space.scale_gmn import ScaleGmn
+from lopt.weight_space.signals import Signals
 from lopt.weight_space.sirens import Siren, grid
 
 Options = Callable[[ParameterGraph], dict[str, Any]]
@@ -45,7 +46,7 @@ METANET_READERS: dict[str, tuple[str, Options]] = {
 FUNCTIONS = ("probes", "probegen", "pixels", "pixels_cnn")
 """Readers of functions alone. Pixels are shown to an MLP, and to convolutions, which know where neighbours are."""
 
-NAMES = (*METANET_READERS, "scale_gmn", "flat_mlp", "statnn", *FUNCTIONS)
+NAMES = (*METANET_READERS, "scale_gmn", "signals", "flat_mlp", "statnn", *FUNCTIONS)
 
 
 def make_reader(
@@ -77,6 +78,8 @@ def make_reader(
     siren = of.model.shape if isinstance(of.model, Siren) else None
     if name == "scale_gmn":
         return ScaleGmn(of.graph, networks, outputs, siren)
+    if name == "signals":
+        return Signals(of.graph, networks, outputs, siren)
     if name in METANET_READERS:
         metanet, options = METANET_READERS[name]
         if functions is None and probes:

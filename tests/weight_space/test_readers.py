@@ -23,7 +23,7 @@ from tests.helpers import seeded
 SHAPE = SirenShape(sizes=(2, 5, 5, 1))
 METANETS = [(name, 0) for name in METANET_READERS]
 FUNCTIONS = [("probes", 4), ("probegen", 4), ("pixels", 0), ("pixels_cnn", 0)]
-EQUIVARIANT = [*METANETS, ("scale_gmn", 0), *((name, 4) for name in PROBED), *FUNCTIONS]
+EQUIVARIANT = [*METANETS, ("scale_gmn", 0), ("signals", 0), *((name, 4) for name in PROBED), *FUNCTIONS]
 EVERY = [*EQUIVARIANT, ("flat_mlp", 0), ("statnn", 0)]
 
 
@@ -91,6 +91,7 @@ LEARNING = [
     ("ng_gnn", 4),
     ("gmn", 0),
     ("scale_gmn", 0),
+    ("signals", 0),
     ("nfn_hnp", 0),
     ("deepsets", 0),
     *FUNCTIONS,
