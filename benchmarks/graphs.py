@@ -32,7 +32,9 @@ from tqdm import tqdm
 from benchmarks.zoo import ARCHITECTURES
 from benchmarks.zoo.from_transformers import gpt2_of_full_size
 from lopt.cli.arguments import Parser
+from lopt.comparison.report import write_results
 from lopt.errors import ConfigError
+from lopt.files import write_atomically
 from lopt.graph import ParameterGraph
 from lopt.graph.draw import draw
 from lopt.graph.pyg import from_pyg, to_pyg
@@ -174,8 +176,7 @@ def _stored() -> dict[str, Any]:
 
 
 def _store(changes: dict[str, Any]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({**_stored(), **changes}, indent=1) + "\n")
+    write_results({**_stored(), **changes}, RESULTS)
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -296,7 +297,7 @@ def main() -> None:
         _store(
             {**origin, "seed": 0, "versions": _versions(), "summary": summary, "gpt2_on_meta": measure_meta()}
         )
-    PAGE.write_text(render(_stored()))
+    write_atomically(PAGE, render(_stored()).encode())
     draw_pictures(PAGE.parent / "images")
 
 

@@ -17,7 +17,6 @@ Rules run as they are. Figures are of test seeds, the same networks and batches 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,14 +27,16 @@ import torch
 
 import lopt
 from benchmarks.runner.benchmark import fingerprint
-from benchmarks.runner.kinds import FRESH, STRETCH, Row, score, summarise, table
+from benchmarks.runner.kinds import FRESH, STRETCH, score, summarise, table
+from benchmarks.runner.log import append, read_lines
 from benchmarks.shares import with_share
 from lopt.cli.arguments import Parser
 from lopt.cli.compare import labels
 from lopt.comparison.figures import as_json
+from lopt.comparison.report import write_results
 from lopt.comparison.tuning import Trial, beyond, find_baseline, grid
 from lopt.errors import ConfigError
-from lopt.files import write_atomically
+from lopt.files import output_path, user_path
 from lopt.inner.evaluation import Curves, train_networks
 from lopt.inner.task import Task
 from lopt.rules import LearnedRule
@@ -60,18 +61,16 @@ FURTHER = 4
 def main() -> None:
     """Run what has no row yet, then write and print the summary."""
     options = arguments().parse_args()
-    folder = Path(options.out) if options.out else QUICK_RESULTS if options.quick else RESULTS
-    rows_path = folder / "meta_test.jsonl"
+    folder = user_path(options.out) if options.out else QUICK_RESULTS if options.quick else RESULTS
+    rows_path, results = folder / "meta_test.jsonl", output_path(folder / "meta_test.json")
     if not options.report:
         run(options, rows_path)
-    rows = read(rows_path)
+    rows = read_lines(rows_path)
     if not rows:
         raise ConfigError(f"{rows_path}: expected rows of finished runs, found none; run without --report")
     summary = summarise(rows)
     record = {**as_json(summary), "command": " ".join(sys.argv), "provenance": provenance()}
-    write_atomically(
-        folder / "meta_test.json", json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
-    )
+    write_results(record, results)
     print(table(summary))
 
 
@@ -115,9 +114,10 @@ def run(options: argparse.Namespace, path: Path) -> None:
     # A name may come to stand for another rule.
     digests = {name: fingerprint(rule) for name, rule in rules.items() if isinstance(rule, LearnedRule)}
     done = {
-        (row["kind"], row["optimizer"], row.get("digest")) for row in read(path) if row["budget"] == budget
+        (row["kind"], row["optimizer"], row.get("digest"))
+        for row in read_lines(path)
+        if row["budget"] == budget
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     for kind in QUICK if options.quick else options.kinds:
         task = make(kind)
         for name in (*options.baselines, *rules):
@@ -138,8 +138,7 @@ def run(options: argparse.Namespace, path: Path) -> None:
                 "settings": settings,
             }
             seconds = round(time.perf_counter() - start, 1)
-            with path.open("a") as file:
-                file.write(json.dumps(as_json({**row, "seconds": seconds}), allow_nan=False) + "\n")
+            append(path, as_json({**row, "seconds": seconds}))
             print(f"{kind} {name} {seconds} s", file=sys.stderr, flush=True)
 
 
@@ -202,11 +201,6 @@ def setting(
         "test": loss["test"][shown].tolist(),
         "curve": [float(f"{part.mean().item():.4g}") for part in curve.split(STRETCH)],
     }
-
-
-def read(path: Path) -> list[Row]:
-    """The rows so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 if __name__ == "__main__":

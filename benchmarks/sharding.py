@@ -35,6 +35,7 @@ import lopt
 from benchmarks.step_time import CHARACTERS, CONTEXT, NETWORKS
 from lopt.cli.arguments import Parser, positive
 from lopt.comparison.report import write_results
+from lopt.files import user_path
 from lopt.optim.sharding import local
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
@@ -203,7 +204,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=positive, default=8, help="timed steps, a multiple of 4 (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", default=OUT)
+    parser.add_argument("--out", type=user_path, metavar="FILE", default=OUT)
     args = parser.parse_args()
     if largest := [ranks for ranks in args.ranks if SEQUENCES % ranks]:
         parser.error(f"--ranks: expected divisors of {SEQUENCES}, found {largest[0]}")

@@ -27,6 +27,7 @@ from tqdm import tqdm
 import lopt
 from lopt.cli.arguments import Parser, positive
 from lopt.comparison.report import write_results
+from lopt.files import user_path
 from lopt.rules import pretrained_names
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=[*pretrained_names(), CONTROL], metavar="RULE")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK")
     parser.add_argument("--steps", type=positive, default=STEPS)
-    parser.add_argument("--out", type=Path, metavar="FILE", default=OUT)
+    parser.add_argument("--out", type=user_path, metavar="FILE", default=OUT)
     args = parser.parse_args()
     prepare_cpu()
     rows: list[dict[str, Any]] = json.loads(args.out.read_text())["rows"] if args.out.exists() else []

@@ -24,6 +24,7 @@ from tqdm import tqdm
 import lopt
 from lopt.cli.arguments import Parser, positive
 from lopt.comparison.report import write_results
+from lopt.files import output_path, user_path
 from lopt.rules import pretrained_names
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
@@ -123,8 +124,9 @@ def main() -> None:
     parser.add_argument("--data", metavar="DIR", help="folder of the images and texts (default: $LOPT_DATA)")
     parser.add_argument("--steps", type=positive, default=500)
     parser.add_argument("--seeds", type=positive, default=3)
-    parser.add_argument("--out", type=Path, metavar="FILE", default=OUT)
+    parser.add_argument("--out", type=user_path, metavar="FILE", default=OUT)
     args = parser.parse_args()
+    out = output_path(args.out)
     prepare_cpu()
     rows = []
     for task, make in TASKS.items():
@@ -132,9 +134,7 @@ def main() -> None:
         for rule in tqdm(pretrained_names(), desc=task, disable=None):
             runs = [train(build, batch, rule, args.steps, 500 + seed) for seed in range(args.seeds)]
             rows.append(row(task, rule, runs))
-    write_results(
-        {"steps": args.steps, "seeds": args.seeds, "rows": rows, "provenance": provenance()}, args.out
-    )
+    write_results({"steps": args.steps, "seeds": args.seeds, "rows": rows, "provenance": provenance()}, out)
     print(table(rows))
 
 

@@ -27,6 +27,7 @@ import lopt
 from benchmarks.step_time import NETWORKS
 from lopt.cli.arguments import Parser
 from lopt.comparison.report import write_results
+from lopt.files import user_path
 from lopt.graph.tensor_classes import Matrices, is_hidden_matrix, matrices_of
 from lopt.metanets.pieces import CACHED, LARGE
 from lopt.numerics.newton_schulz import GRAM_FROM
@@ -246,7 +247,7 @@ def tables(found: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> s
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--network", choices=NETWORKS, default="gpt-3M", help="that of sharding.json")
-    parser.add_argument("--out", type=Path, metavar="FILE", default=OUT)
+    parser.add_argument("--out", type=user_path, metavar="FILE", default=OUT)
     args = parser.parse_args()
     measured = json.loads((RESULTS / "sharding.json").read_text())
     rows = measured["rows"] if measured["network"] == args.network else []

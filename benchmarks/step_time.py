@@ -35,6 +35,7 @@ from tqdm import tqdm
 import lopt
 from lopt.cli.arguments import Parser, positive
 from lopt.comparison.report import write_results
+from lopt.files import user_path
 from lopt.rules import pretrained_names
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="networks up to a million parameters, three steps"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", default=OUT)
+    parser.add_argument("--out", type=user_path, metavar="FILE", default=OUT)
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:

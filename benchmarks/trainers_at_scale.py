@@ -29,6 +29,7 @@ from benchmarks.at_scale.run import Run
 from benchmarks.at_scale.workloads import WORKLOADS
 from lopt.cli.arguments import Parser, positive
 from lopt.comparison.report import write_results
+from lopt.files import user_path
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
 from lopt.training.runtime import prepare_cpu
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder of the data sets (default: $LOPT_DATA)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", default=OUT)
+    parser.add_argument("--out", type=user_path, metavar="FILE", default=OUT)
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:

@@ -730,3 +730,32 @@ def test_figures_are_kept_before_they_are_printed(here: Path, monkeypatch: pytes
     tuning = ["--rates", "1", "--tuning-seeds", "1", "--baselines", "adam", "--out", "c"]
     assert main(["compare", "lopt-small", "--task", "quadratic", *quick, *tuning]) == 2
     assert json.loads((here / "c/results.json").read_text())["task"].startswith("quadratic")
+
+
+def test_what_a_run_has_written_is_not_written_over(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny.yaml", "--meta.steps", "1", "--out", "mine"]) == 0
+    before = {path: path.read_bytes() for path in (here / "mine").glob("*.*")}
+    quick = ["--tasks", "quadratic", "--steps", "1", "--seeds", "1"]
+    for name in ("config.yaml", "metrics.jsonl", "checkpoint.safetensors", "rule.safetensors"):
+        for words in (["report", "mine", "--out"], ["evaluate", "mine", *quick, "--json"]):
+            assert main([*words, f"mine/{name}"]) == 2
+            assert "expected another file than what is read" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (here / "mine").glob("*.*")} == before
+    assert main(["report", "mine"]) == main(["report", "mine"]) == 0
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_file_is_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shell leaves that of --card=~/card.md as it is."""
+    home = here / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (home / "nets.py").write_text(MODELS)
+    (home / "card.md").write_text("my card")
+    (home / "c.yaml").write_text(yaml.safe_dump(CONFIG))
+    assert main(["graph", "~/nets.py:build", "--no-verify"]) == 0
+    assert main(["--import=~/nets.py", "push", "lopt-small", "a/b", "--dry-run", "--card=~/card.md"]) == 0
+    assert "my card" in capsys.readouterr().out
+    assert main(["train", "~/c.yaml", "--meta.steps", "0"]) == 2
+    assert "meta.steps" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from benchmarks.runner.summary import summarise
 from lopt.cli.compare import labels
 from lopt.comparison.report import write_results
 from lopt.errors import ConfigError
+from lopt.files import output_path, user_path
 from lopt.rules import LearnedRule
 from lopt.runs.provenance import commit
 from lopt.training.runtime import prepare_cpu
@@ -33,8 +34,9 @@ QUICK_HOME = RUNS / "quick"
 def run(args: argparse.Namespace) -> int:
     """Do what is asked for and not logged yet, then make the report."""
     benchmark = find_benchmark(args.name, args.quick)
-    home = Path(args.out) if args.out else QUICK_HOME if args.quick else HOME
+    home = user_path(args.out) if args.out else QUICK_HOME if args.quick else HOME
     log = Log(home / "results" / benchmark.name)
+    output_path(home / "REPORT.md")  # one that cannot be written is noticed before any long work
     if not args.report:
         commit()  # that of the code as it was loaded, whatever is committed in the hours to come
         prepare_cpu()

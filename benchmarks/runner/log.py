@@ -56,27 +56,35 @@ class Log:
 
     def records(self) -> list[Record]:
         """All runs, oldest first. A line that a kill cut short is no run."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        records = [record for record in map(_parsed, lines) if record]
-        return sorted(records, key=lambda record: str(record["provenance"]["time"]))
+        return sorted(read_lines(self.path), key=lambda record: str(record["provenance"]["time"]))
 
     def by_key(self) -> dict[str, Record]:
         """The runs by `Run.key`; the newest of equal ones."""
         return {key_of(record): record for record in self.records()}
 
     def add(self, record: Record) -> None:
-        """Append one line, in a single write: another process may be appending to the same file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(record, allow_nan=False) + "\n"
-        with open(self.path, "ab") as file:
-            file.write((("" if _ends_with_newline(self.path) else "\n") + line).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, record)
 
 
 def key_of(record: Mapping[str, Any]) -> str:
     """The key of the run that a record tells of."""
     return Run(**{name: record[name] for name in FIELDS}).key
+
+
+def append(path: Path, record: Record) -> None:
+    """One line more, in a single write: another process may be appending to the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record, allow_nan=False) + "\n"
+    with open(path, "ab") as file:
+        file.write((("" if _ends_with_newline(path) else "\n") + line).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[Record]:
+    """The records of a file of lines, as far as they are whole: a kill or a power cut may have spoilt one."""
+    found = map(_parsed, path.read_bytes().split(b"\n")) if path.exists() else ()
+    return [record for record in found if record]
 
 
 def _ends_with_newline(path: Path) -> bool:
@@ -86,9 +94,9 @@ def _ends_with_newline(path: Path) -> bool:
         return file.read() in (b"", b"\n")
 
 
-def _parsed(line: str) -> Record | None:
+def _parsed(line: bytes) -> Record | None:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError:
+        record = json.loads(line.decode())
+    except ValueError:  # no JSON, or no text
         return None
     return record if isinstance(record, dict) else None

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     import lopt
     from lopt.comparison import evaluate
     from lopt.comparison.report import write_results
+    from lopt.runs.history import files_of
     from lopt.runs.provenance import provenance
     from lopt.tables import aligned
     from lopt.training.runtime import prepare_cpu
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     prepare_cpu()
     rule = lopt.load_rule(args.rule)
     seeds = fresh_seeds(args.seeds)
-    file = output_path(args.json, args.rule) if args.json else None
+    file = output_path(args.json, args.rule, *files_of(args.rule)) if args.json else None
     results = {
         name: evaluate(rule, task, steps=args.steps, seeds=seeds)
         for name, task in find_tasks(args.tasks, args.data).items()

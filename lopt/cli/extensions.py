@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from lopt.errors import ConfigError
+from lopt.files import user_path
 
 GROUP = "lopt.extensions"
 """Of entry points, each the name of a module that registers something when it is imported."""
@@ -33,7 +34,7 @@ def import_code(name: str) -> ModuleType:
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         return importlib.import_module(name)
-    path = Path(name)
+    path = user_path(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from lopt.errors import ConfigError
+from lopt.files import user_path
 
 DESCRIPTION = """Put a rule on the Hugging Face Hub, with a model card made from what its file says of its making.
 Others then load it as hf:OWNER/NAME. Needs `pip install "lopt[hub]"` and `hf auth login`.
@@ -21,9 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("repo", metavar="OWNER/NAME", help="the repository; made if it is not there")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
-    parser.add_argument(
-        "--card", metavar="FILE", type=Path, help="a Markdown file to send as the card instead"
-    )
+    parser.add_argument("--card", metavar="FILE", help="a Markdown file to send as the card instead")
     parser.add_argument("--dry-run", action="store_true", help="print the card and send nothing")
 
 
@@ -38,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _text(path: Path) -> str:
+def _text(path: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return user_path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: expected a card as text in UTF-8, found other bytes") from None

@@ -20,17 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from lopt import config as configs
-    from lopt.files import user_path, write_atomically
-    from lopt.rules.io import provenance_of
-    from lopt.runs.history import CONFIG_FILE, History, run_folder
+    from lopt.files import output_path, write_atomically
+    from lopt.rules.io import RULE, provenance_of
+    from lopt.runs.history import CONFIG_FILE, History, files_of, run_folder
     from lopt.runs.page import page
     from lopt.training.run_config import RunConfig
-    from lopt.training.trainer import RULE
 
     folder = run_folder(args.run)
     config = configs.load(RunConfig, folder / CONFIG_FILE, {})
     made = provenance_of(folder / RULE) if (folder / RULE).is_file() else None
-    out = user_path(args.out or folder / "report.html")
+    out = output_path(args.out or folder / "report.html", *files_of(folder))
     text = page(config.name, config.meta.steps, History.read(folder), configs.dump(config), made)
     write_atomically(out, text.encode())
     print(f"report: {out}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from lopt.cli.arguments import hours
 from lopt.errors import ConfigError
+from lopt.files import user_path
 
 DESCRIPTION = """Meta-train a rule. Every value of the config can be replaced on the command line by its
 dotted key: --meta.steps 100, --seed 3, --tasks.0.weight 2, --rule.options.width 8.
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.overrides and not Path(args.config).exists():
+    if args.overrides and not user_path(args.config).exists():
         raise ConfigError(
             f"{args.config}: expected a YAML config, found no such file; CONFIG comes before --KEY VALUE"
         )

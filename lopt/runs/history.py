@@ -13,7 +13,7 @@ from typing import Any
 from lopt.errors import ConfigError
 from lopt.files import user_path
 
-CONFIG_FILE, METRICS = "config.yaml", "metrics.jsonl"
+CONFIG_FILE, METRICS, CHECKPOINT = "config.yaml", "metrics.jsonl", "checkpoint.safetensors"
 
 
 def run_folder(path: str | os.PathLike[str]) -> Path:
@@ -24,6 +24,13 @@ def run_folder(path: str | os.PathLike[str]) -> Path:
             f"{folder}: expected a run folder with {CONFIG_FILE}, found none; start it with `lopt train`"
         )
     return folder
+
+
+def files_of(folder: str | os.PathLike[str]) -> list[Path]:
+    """What a run has written that nothing can make again, as far as it is there; pages and pictures can be."""
+    from lopt.rules.io import RULE  # not at the top: the command line has run folders, and no torch yet
+
+    return [user_path(folder) / name for name in (CONFIG_FILE, METRICS, CHECKPOINT, RULE)]
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:

@@ -109,6 +109,7 @@ def train(
         LostProcessError: if another process of the run is gone.
     """
     origin = configs.to_mapping(config) if isinstance(config, RunConfig) else config
+    origin = origin if isinstance(origin, Mapping) else user_path(origin)
     checked = configs.load(RunConfig, origin, overrides)
     source = "config" if isinstance(origin, Mapping) else str(origin)
     folder = user_path(checked.out or f"runs/{checked.name}")

@@ -25,6 +25,7 @@ from lopt.inner.task import Task
 from lopt.progress import progress
 from lopt.rules import LearnedRule, save_rule
 from lopt.rules.io import RULE
+from lopt.runs.history import CHECKPOINT
 from lopt.runs.pictures import draw_training
 from lopt.runs.runlog import RunLog
 from lopt.training import checkpoint
@@ -37,8 +38,6 @@ from lopt.training.turns import Turns
 from lopt.training.validation import validation_curve
 
 __all__ = ["CHECKPOINT", "RULE", "Trainer", "Weighted", "restore"]
-
-CHECKPOINT = "checkpoint.safetensors"
 
 
 class Trainer:

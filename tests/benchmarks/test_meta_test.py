@@ -121,6 +121,12 @@ def test_rows_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "less the fresh rule's" in out
     meta_test.main()
     assert (tmp_path / "meta_test.jsonl").read_text() == rows
+    spoilt = rows.encode()[:-20] + b"\xff\xfe"  # a power cut in the last row
+    (tmp_path / "meta_test.jsonl").write_bytes(spoilt)
+    meta_test.main()
+    assert (tmp_path / "meta_test.jsonl").read_bytes().startswith(spoilt + b"\n{")
+    meta_test.main()
+    assert (tmp_path / "meta_test.jsonl").read_bytes().count(b"\n") == 5
 
 
 def test_another_rule_of_the_same_name_is_run_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import benchmarks.runner.benchmark as runner
+from benchmarks import graphs
 from benchmarks.__main__ import others
 from benchmarks.runner.benchmark import Benchmark, Case, Worker, fingerprint, score
 from benchmarks.runner.command import NAMES, chosen, find_benchmark
@@ -136,6 +137,26 @@ def test_a_stopped_search_goes_on_where_it_was(
     assert done == [key_of(json.loads(line)) for line in lines[4:]]
     figures = [[r["figures"] for r in found.records() if r["optimizer"] == "adamw"] for found in (short, log)]
     assert figures[0] == figures[1]
+
+
+def test_a_damaged_line_is_no_run(log: Log, tmp_path: Path) -> None:
+    damaged = Log(tmp_path)
+    damaged.path.write_bytes(b'{"task": "a\xff\xfe\x00\x93\n' + log.path.read_bytes() + b"[1]\n{")
+    assert damaged.records() == log.records()
+    damaged.add(log.records()[0])
+    assert len(damaged.records()) == len(log.records()) + 1
+
+
+def test_graphs_keep_their_rows_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(graphs, "RESULTS", tmp_path / "results/graphs.json")
+    graphs._store({"rows": [1]})
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        graphs._store({"rows": [1, 2]})
+    assert graphs._stored() == {"rows": [1]}
 
 
 def test_a_compiled_step_is_timed_where_the_benchmark_asks_for_it(log: Log, tmp_path: Path) -> None:
@@ -380,6 +401,16 @@ def test_every_benchmark_is_told_of_and_explains_itself(capsys: pytest.CaptureFi
         error = capsys.readouterr().err
         assert error.startswith("lopt: error: ")
         assert error.count("\n") == 1
+
+
+def test_the_report_s_place_is_tried_before_the_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("benchmarks.runner.command.work", lambda *_: pytest.fail("worked"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    assert main(["benchmark", "families", "--quick", "--out", "~/file"]) == 2
+    assert f"{tmp_path}/file: expected a folder, found a file" in capsys.readouterr().err
 
 
 def test_as_a_program_it_tells_mistakes_as_the_command_does(tmp_path: Path) -> None:
