@@ -10,10 +10,12 @@ import torch
 from lopt.config import short
 from lopt.errors import ConfigError
 from lopt.inner.task import Task
+from lopt.numerics.defaults import torchs_defaults
 from meta_tasks import classification, language, points, reconstruction, residual, tabular  # noqa: F401 - register
 from meta_tasks.family import FAMILIES, SpecFamily
 
 
+@torchs_defaults()
 def make_family(
     name: str,
     options: Mapping[str, Any] | None = None,
@@ -32,6 +34,7 @@ def make_family(
     return FAMILIES[name](options, data_root, device)
 
 
+@torchs_defaults()
 def make_task(
     name: str,
     spec: Mapping[str, Any] | None = None,

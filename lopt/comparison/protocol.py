@@ -18,6 +18,7 @@ from lopt.errors import ConfigError
 from lopt.inner.checks import check_task
 from lopt.inner.evaluation import Curves, train_networks
 from lopt.inner.task import Task
+from lopt.numerics.defaults import torchs_defaults
 from lopt.rules import load_rule
 from lopt.rules.base import Rule
 from lopt.runs.provenance import provenance
@@ -61,6 +62,7 @@ class Runner:
         )
 
 
+@torchs_defaults()
 def compare(
     rules: Mapping[str, Rule | Path] | Sequence[Path],
     tasks: Sequence[Task | str],
@@ -185,6 +187,7 @@ class Evaluation:
         return {"task": self.task, "seeds": list(self.seeds), **times, **self.figures.record()}
 
 
+@torchs_defaults()
 def evaluate(
     rule: Rule, task: Task, *, steps: int = 300, seeds: Sequence[int] = TEST_SEEDS, progress: bool = True
 ) -> Evaluation:

@@ -29,8 +29,10 @@ from torch_geometric.data import Data, HeteroData
 from lopt.errors import GraphError
 from lopt.graph.pyg_styles import NODE_KINDS, STYLES
 from lopt.graph.spec import PARAMETER_KINDS, GraphSpec
+from lopt.numerics.defaults import torchs_defaults
 
 
+@torchs_defaults()
 def to_pyg(graph: GraphSpec, values: Mapping[str, Tensor], style: str = "axes") -> Data:
     """Values (*shape) or (F, *shape) of each parameter -> `Data` in one of the styles.
 
@@ -59,6 +61,7 @@ def to_pyg(graph: GraphSpec, values: Mapping[str, Tensor], style: str = "axes") 
     return data
 
 
+@torchs_defaults()
 def from_pyg(data: Data | HeteroData, graph: GraphSpec) -> dict[str, Tensor]:
     """The exact inverse of `to_pyg` (in any style) and of `to_hetero`.
 
@@ -76,6 +79,7 @@ def from_pyg(data: Data | HeteroData, graph: GraphSpec) -> dict[str, Tensor]:
     return graph.unflatten(flat if data.stacked else flat.squeeze(0))
 
 
+@torchs_defaults()
 def to_hetero(graph: GraphSpec, values: Mapping[str, Tensor]) -> HeteroData:
     """The "gmn" style as `HeteroData`: edges typed (kind of source, kind of parameter, kind of target)."""
     data = to_pyg(graph, values, style="gmn")

@@ -178,7 +178,9 @@ class GraphSpec:
 
     def random_permutation(self, generator: torch.Generator | None = None) -> Permutation:
         """A uniformly random permutation of every permutable group."""
-        return {g.id: torch.randperm(g.size, generator=generator) for g in self.groups if g.permutable}
+        device = "cpu" if generator is None else generator.device
+        orders = (g for g in self.groups if g.permutable)
+        return {g.id: torch.randperm(g.size, generator=generator, device=device) for g in orders}
 
     def permute(self, tensors: Mapping[str, Tensor], permutation: Permutation) -> dict[str, Tensor]:
         """Permute parameters, buffers or gradients, keyed by name; unknown names are returned as they are.
@@ -191,7 +193,7 @@ class GraphSpec:
 
     def _check_order(self, group: int, order: Tensor) -> None:
         size = self.groups[group].size if group in range(len(self.groups)) else 0
-        if not torch.equal(order.sort().values.cpu(), torch.arange(size)):
+        if not torch.equal(order.sort().values.cpu(), torch.arange(size, device="cpu")):
             raise GraphError(
                 f"permutation: expected every number below {size} once for group {group}, found {order.numel()} others"
             )
@@ -217,10 +219,10 @@ def axis_index(axis: AxisSpec, groups: tuple[AxisGroup, ...], permutation: Permu
     """The index vector that permutes one whole axis: products become Kronecker-style, segments are chained."""
     parts, offset = [], 0
     for segment in axis:
-        index = torch.zeros(1, dtype=torch.long)
+        index = torch.zeros(1, dtype=torch.long, device="cpu")
         for group in segment:
             size = groups[group].size
-            atom = permutation.get(group, torch.arange(size))
+            atom = permutation.get(group, torch.arange(size, device="cpu"))
             index = (index[:, None] * size + atom.cpu()[None, :]).reshape(-1)
         parts.append(index + offset)
         offset += len(index)

@@ -7,8 +7,7 @@ uncoupling changes nothing is not tied to the others for any reason that the out
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from lopt.graph.trace import check_inputs
 from lopt.graph.tracing.isolation import called, input_tensors, output_tensors, plain_kernels, untouched
 from lopt.graph.tracing.tape import mutates
 from lopt.graph.tracing.world import World
+from lopt.numerics.defaults import default_dtype
 from lopt.progress import tracked
 
 WIDE = {
@@ -113,7 +113,9 @@ def verify(
     generator = generator or torch.Generator().manual_seed(0)
     axes = [(g.id, *m) for g in graph.groups if g.permutable and len(g.members) > 1 for m in g.members]
     limit = max_controls if max_controls is not None else len(axes) if graph.numel <= 10**6 else 64
-    left = [axes[k] for k in sorted(torch.randperm(len(axes), generator=generator)[:limit].tolist())]
+    left = [
+        axes[k] for k in sorted(torch.randperm(len(axes), generator=generator, device="cpu")[:limit].tolist())
+    ]
     max_error, total = 0.0, len(left)
     undetected: list[Control] = []
     inert: list[Control] = []
@@ -152,8 +154,8 @@ def _check(graph: GraphSpec, model: nn.Module, example_args: Any, example_kwargs
 
 def _moving(size: int, generator: torch.Generator) -> Tensor:
     """A random permutation that is not the identity."""
-    p = torch.randperm(size, generator=generator)
-    return p.roll(1) if torch.equal(p, torch.arange(size)) else p
+    p = torch.randperm(size, generator=generator, device="cpu")
+    return p.roll(1) if torch.equal(p, torch.arange(size, device="cpu")) else p
 
 
 def _unnoticed(
@@ -179,7 +181,7 @@ def _unnoticed(
 def _redrawn(graph: GraphSpec, run: _Runner, axis: AxisSpec, name: str, dim: int, group: int) -> Tensor:
     """The tensor with new entries wherever the group runs along the axis."""
     tensor = run.tensors[name]
-    inside = torch.zeros(tensor.shape[dim], dtype=torch.bool)
+    inside = torch.zeros(tensor.shape[dim], dtype=torch.bool, device="cpu")
     start = 0
     for segment in axis:
         size = torch.Size(graph.groups[g].size for g in segment).numel()
@@ -251,8 +253,9 @@ class _Runner:
 
     def _rounding(self) -> float:
         """How much of a relative change of 1e-15 in the parameters arrives at the outputs."""
+        draw: dict[str, Any] = {"generator": self.generator, "device": "cpu"}
         moved = {
-            n: t * (1 + 1e-15 * torch.randn(t.shape, generator=self.generator, dtype=t.dtype).to(t.device))
+            n: t * (1 + 1e-15 * torch.randn(t.shape, dtype=t.dtype, **draw).to(t.device))
             for n, t in self.parameters.items()
         }
         return _difference(self(self.tensors), self({**moved, **self.statistics}))
@@ -265,7 +268,13 @@ class _Runner:
 
     def _forward(self, given: dict[str, Tensor], mode: TorchDispatchMode) -> Any:
         given.update({n: b.clone() for n, b in self.constants.items()})
-        with untouched(self.model, self.world), torch.no_grad(), plain_kernels(), _double(), mode:
+        with (
+            untouched(self.model, self.world),
+            torch.no_grad(),
+            plain_kernels(),
+            default_dtype(torch.float64),
+            mode,
+        ):
             for module in self.model.modules():  # not eval(): models override it, to load or fuse weights
                 module.__dict__["training"] = False
             torch.manual_seed(0)  # what the model draws is the same in every run
@@ -282,7 +291,7 @@ class _Runner:
 
     def randomised(self, tensor: Tensor) -> Tensor:
         """The tensor in float64 with noise on top that lets signals pass; one without values gets values."""
-        noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64)
+        noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64, device="cpu")
         fan_in = max(tensor.shape[1:].numel(), 1) if tensor.dim() > 1 else 10
         if tensor.is_meta:
             return noise / fan_in**0.5 + (tensor.dim() <= 1)
@@ -292,7 +301,7 @@ class _Runner:
 
     def _positive(self, tensor: Tensor) -> Tensor:
         """Running statistics: any positive numbers are means and variances."""
-        noise = torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64)
+        noise = torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64, device="cpu")
         return (0.5 + noise).to(tensor.device)
 
 
@@ -339,7 +348,9 @@ class _Calibrating(_Widening):
             x, mean, variance = args[0], args[3], args[4]
             over = [d for d in range(x.dim()) if d != 1]
             spread = x.var(over, correction=0)
-            noise = torch.rand(2, len(mean), generator=self.generator, dtype=torch.float64).to(x.device)
+            noise = torch.rand(2, len(mean), generator=self.generator, dtype=torch.float64, device="cpu").to(
+                x.device
+            )
             spread = (spread + self.floor * x.square().mean() + 1e-6) * (0.5 + noise[0])
             variance.copy_(spread)
             mean.copy_(x.mean(over) + spread.sqrt() * (noise[1] - 0.5))
@@ -352,14 +363,3 @@ def _any_narrow(args: tuple[Any, ...]) -> bool:
 
 def _narrow(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dtype in WIDE
-
-
-@contextmanager
-def _double() -> Iterator[None]:
-    """New tensors are float64 unless their dtype is named."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from lopt import config as configs
 from lopt.errors import ConfigError
 from lopt.files import user_path, write_atomically
+from lopt.numerics.defaults import torchs_defaults
 from lopt.rules import LearnedRule, load_rule
 from lopt.runs.history import CONFIG_FILE, History
 from lopt.runs.lock import held
@@ -84,6 +85,7 @@ class Run:
         return f"{aligned(header, rows)}\n\n{state}" if rows else state
 
 
+@torchs_defaults()
 def train(
     config: RunConfig | Mapping[str, Any] | str | os.PathLike[str],
     overrides: Mapping[str, Any] | None = None,

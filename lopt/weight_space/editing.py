@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lopt.errors import ConfigError
 from lopt.files import user_path
+from lopt.numerics.defaults import torchs_defaults
 from lopt.weight_space import trained
 from lopt.weight_space.architecture import architecture
 from lopt.weight_space.features import FeatureOptions
@@ -133,6 +134,7 @@ class Editor(nn.Module):
         return render(self.shape, flat, points).unflatten(0, (count, copies)).mean(1)
 
 
+@torchs_defaults()
 def load_editor(path: str | os.PathLike[str]) -> Editor:
     """What `Editor.save` wrote. Raises `RuleFileError` if there is none, or if it is damaged or something else."""
     found = user_path(path)

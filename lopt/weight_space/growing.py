@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -11,6 +12,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lopt.errors import ConfigError
+from lopt.files import user_path
+from lopt.numerics.defaults import torchs_defaults
 from lopt.progress import progress
 from lopt.runs.lock import held_file
 from lopt.runs.provenance import provenance
@@ -45,8 +48,9 @@ class Growing(Protocol):
 S = TypeVar("S", bound=Growing)
 
 
+@torchs_defaults()
 def grown(
-    out: Path,
+    out: str | os.PathLike[str],
     header: Mapping[str, Any],
     count: int,
     made: Callable[[range], S],
@@ -59,6 +63,7 @@ def grown(
     Written to `out` after every so many networks, and read by `load`; figure: the column whose median is shown.
     Raises `ConfigError` if those at `out` have another header, `RunFolderError` if another process goes on with them.
     """
+    out = user_path(out)
     networks = _begun(out, header, load)
     if networks is not None and len(networks) >= count:
         return networks  # no lock, as the disk may be one that cannot be written

@@ -6,6 +6,7 @@ of the image set. Images come in a fixed random order; once all have their turn,
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ IMAGE_SETS = {
 BETWEEN_SAVES = 256
 
 
-def make(name: str, recipe: str, count: int, out: Path, root: str | Path | None = None) -> NetworkSet:
+def make(
+    name: str, recipe: str, count: int, out: str | os.PathLike[str], root: str | Path | None = None
+) -> NetworkSet:
     """Fit `count` networks to the images of a data set and write them to `out`, now and then on the way.
 
     Goes on with what is there: after a kill, or with a larger count. Raises `ConfigError` for an unknown name or

@@ -7,6 +7,7 @@ share of the training images. All networks of an architecture, with all of their
 from __future__ import annotations
 
 import math
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ PARKS = {
 """Data sets of classifiers of many architectures."""
 
 
-def make_park(name: str, count: int, out: Path, root: str | Path | None = None) -> NetworkPark:
+def make_park(
+    name: str, count: int, out: str | os.PathLike[str], root: str | Path | None = None
+) -> NetworkPark:
     """`count` networks, rounded up to whole architectures of eight; goes on with what is at `out`.
 
     A row for each of their checkpoints; columns: accuracy (0 to 1, on test images), network, step, rate, gain, decay,

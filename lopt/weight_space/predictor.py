@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from lopt.errors import ConfigError, DataError
 from lopt.files import user_path
 from lopt.graph import ParameterGraph
+from lopt.numerics.defaults import torchs_defaults
 from lopt.weight_space.architecture import architecture_of
 from lopt.weight_space.fitting import FitOptions, Networks, check_examples, fit, predict
 from lopt.weight_space.grading import GRADED, fit_grader, make_grader, make_park_grader
@@ -218,6 +219,7 @@ def figures(predictor: Predictor, networks: NetworkSet | NetworkPark) -> dict[st
     return {name: round(value, 4) for name, value in found.items()}
 
 
+@torchs_defaults()
 def load_predictor(path: str | os.PathLike[str]) -> Predictor:
     """A file that `Predictor.save` wrote, or by its name one that ships with lopt (`shipped_predictors`).
 

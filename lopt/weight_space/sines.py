@@ -7,7 +7,7 @@ broken. An MLP on the flat weights, which knows no symmetry, learns nothing.
 from __future__ import annotations
 
 import math
-from pathlib import Path
+import os
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ POINTS = 64
 BETWEEN_SAVES = 256
 
 
-def make_sines(count: int, out: Path) -> NetworkSet:
+def make_sines(count: int, out: str | os.PathLike[str]) -> NetworkSet:
     """Fit `count` networks, each from its own initial weights to a sine of its own; goes on with what is at `out`.
 
     Raises `ConfigError` if `out` has other networks.

@@ -7,6 +7,7 @@ Shapes: B networks, P weights of all matrices.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -57,7 +58,9 @@ TICKETS = {
 """Data sets of networks with their tickets."""
 
 
-def make_tickets(name: str, count: int, out: Path, root: str | Path | None = None) -> NetworkSet:
+def make_tickets(
+    name: str, count: int, out: str | os.PathLike[str], root: str | Path | None = None
+) -> NetworkSet:
     """`count` fresh perceptrons, with the masks that IMP finds for them as columns; goes on with what is at `out`.
 
     name: in `TICKETS`. Raises `DataError` where images are missing, `ConfigError` if `out` has other networks.

@@ -8,6 +8,7 @@ all in one split.
 from __future__ import annotations
 
 import math
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ ZOOS = {
 """Data sets of classifiers."""
 
 
-def make_zoo(name: str, count: int, out: Path, root: str | Path | None = None) -> NetworkSet:
+def make_zoo(
+    name: str, count: int, out: str | os.PathLike[str], root: str | Path | None = None
+) -> NetworkSet:
     """`count` networks, with a row for each of their checkpoints; goes on with what is at `out`.
 
     Columns: accuracy (0 to 1, on test images), network, step, rate, gain, decay, dropout, share. name: in `ZOOS`.

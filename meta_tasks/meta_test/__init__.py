@@ -7,6 +7,7 @@ and `python -m benchmarks meta_test` alone runs them. What a change is worth is 
 
 from lopt.config import suggest
 from lopt.errors import ConfigError
+from lopt.numerics.defaults import torchs_defaults
 from meta_tasks.meta_test import classifiers, functions, generative, relations, sequences, taught
 from meta_tasks.meta_test.kind import Kind, KindTask
 
@@ -23,6 +24,7 @@ KINDS: dict[str, Kind] = {
 """Every kind by name. All data are generated or come with scikit-learn."""
 
 
+@torchs_defaults()
 def kind_task(name: str) -> KindTask:
     """The task of one kind. Raises `ConfigError` for an unknown name."""
     if name not in KINDS:
