@@ -72,7 +72,8 @@ class VerificationReport:
     undetected: tuple[Control, ...]
     """The others: their tie is not needed, or the outputs are too symmetric to show it."""
     inert: tuple[Control, ...]
-    """Axes whose entries no output depends on here (a bias in front of a normalisation): not counted."""
+    """Axes whose entries no output depends on here (a bias in front of a normalisation), or those of all that they are
+    tied to (a bias that a distance cancels): not counted."""
 
     def __str__(self) -> str:
         verdict = "ok" if self.ok else "NOT ok"
@@ -162,25 +163,41 @@ def _unnoticed(
     graph: GraphSpec, run: _Runner, reference: list[Tensor], permutation: Permutation, tolerance: float,
     axes: list[tuple[int, str, int]], progress: bool,
 ) -> tuple[list[Control], list[Control]]:  # fmt: skip
-    """Permute axes alone; where nothing changes, ask whether the tensor matters at all."""
+    """Permute axes alone; where nothing changes, ask whether the tensor matters at all, or any of its partners."""
     undetected: list[Control] = []
     inert: list[Control] = []
     for k in tracked(range(len(axes)), "verifying" if progress else "", "control"):
         group, name, dim = axes[k]
-        axis = (graph.parameters.get(name) or graph.buffers[name]).axes[dim]
+        axis = _axis(graph, name, dim)
         index = axis_index(axis, graph.groups, {group: permutation[group]})
         alone = run.tensors[name].index_select(dim, index.to(run.tensors[name].device))
         if _difference(reference, run({**run.tensors, name: alone})) > tolerance:
             continue
-        other = {**run.tensors, name: _redrawn(graph, run, axis, name, dim, group)}
-        matters = _difference(reference, run(other)) > tolerance
-        (undetected if matters else inert).append(Control(group, name, dim))
+        partners = [member for member in graph.groups[group].members if member != (name, dim)]
+        matter = (
+            _difference(reference, run(_redrawn(graph, run, members, group))) > tolerance
+            for members in ([(name, dim)], partners)
+        )
+        (undetected if all(matter) else inert).append(Control(group, name, dim))
     return undetected, inert
 
 
-def _redrawn(graph: GraphSpec, run: _Runner, axis: AxisSpec, name: str, dim: int, group: int) -> Tensor:
+def _axis(graph: GraphSpec, name: str, dim: int) -> AxisSpec:
+    return (graph.parameters.get(name) or graph.buffers[name]).axes[dim]
+
+
+def _redrawn(graph: GraphSpec, run: _Runner, members: list[tuple[str, int]], group: int) -> dict[str, Tensor]:
+    """All tensors, those of some members of a group with new entries wherever it runs along their axes."""
+    tensors = dict(run.tensors)
+    for name, dim in members:
+        tensors[name] = _redrawn_along(graph, run, tensors[name], _axis(graph, name, dim), dim, group)
+    return tensors
+
+
+def _redrawn_along(
+    graph: GraphSpec, run: _Runner, tensor: Tensor, axis: AxisSpec, dim: int, group: int
+) -> Tensor:
     """The tensor with new entries wherever the group runs along the axis."""
-    tensor = run.tensors[name]
     inside = torch.zeros(tensor.shape[dim], dtype=torch.bool, device="cpu")
     start = 0
     for segment in axis:

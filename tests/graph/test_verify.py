@@ -85,29 +85,51 @@ def test_a_missing_tie_fails(name: str, dim: int) -> None:
 
 
 class Summed(nn.Module):
-    """Nothing tells the neurons of `first` apart, and `key` adds the same to all scores."""
+    """Nothing tells the neurons of `first` apart; after a softmax `key`, the same for all scores, is inert."""
 
-    def __init__(self) -> None:
+    def __init__(self, softmax: bool) -> None:
         super().__init__()
+        self.softmax = softmax
         self.first = nn.Linear(5, 4, bias=False)
         self.scale = nn.Parameter(torch.ones(3))
         self.key = nn.Parameter(torch.zeros(4))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
-        return torch.softmax(
-            h.sum(-1, keepdim=True) * self.scale + (h * 0 + self.key).sum(-1, keepdim=True), -1
-        )
+        scores = h.sum(-1, keepdim=True) * self.scale + (h * 0 + self.key).sum(-1, keepdim=True)
+        return torch.softmax(scores, -1) if self.softmax else scores
 
 
-def test_axes_of_tensors_without_effect_are_inert_not_undetected() -> None:
-    model = Summed()
+@pytest.mark.parametrize("softmax", [False, True])
+def test_axes_of_tensors_without_effect_are_inert_not_undetected(softmax: bool) -> None:
+    model = Summed(softmax)
     graph = ParameterGraph.trace(model, (X,))
     report = graph.verify(model, (X,))
     assert report.max_error < 1e-12
-    assert {c.tensor for c in report.inert} == {"key"}
-    assert {c.tensor for c in report.undetected} == {"first.weight"}  # a sum does not need the tie to `key`
+    unnoticed = report.inert if softmax else report.undetected  # a sum does not need the tie of the two
+    assert {c.tensor for c in unnoticed} == {"first.weight", "key"}
+    assert len(report.inert) + len(report.undetected) == 2
     assert not report.ok
+
+
+class _Siamese(nn.Module):
+    """What is compared is the same up to a shift: the last bias shows nowhere, and alone is tied to its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 4))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cdist(self.embed(x), self.embed(y))
+
+
+def test_what_is_tied_to_inert_axes_alone_has_nothing_to_be_uncoupled_from() -> None:
+    torch.manual_seed(0)
+    model, args = _Siamese(), (X, X.flip(0) + 1)
+    report = ParameterGraph.trace(model, args).verify(model, args)
+    assert report.ok
+    assert {(c.tensor, c.axis) for c in report.inert} == {("embed.2.weight", 0), ("embed.2.bias", 0)}
+    assert report.controls_detected == report.controls == 3
 
 
 def test_controls_can_be_limited() -> None:
