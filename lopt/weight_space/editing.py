@@ -31,7 +31,7 @@ from lopt.weight_space.probes import probe_each
 from lopt.weight_space.readers import PROBED, ProbeInputs, scales_of
 from lopt.weight_space.signal_changes import SignalChanges
 from lopt.weight_space.sirens import SirenShape, grid, render
-from lopt.weight_space.symmetries import canonical
+from lopt.weight_space.symmetries import canonical, reflected
 from lopt.weight_space.systems import METANET_READERS
 
 SIGNALS = "signals"
@@ -179,7 +179,8 @@ def fit_editor(
         fitted = fit(
             editor, networks.split("train"), wanted["train"], options,
             (networks.split("validation"), wanted["validation"]),
-            loss=error_of(networks, images), desc=f"{name}: {edit}",
+            loss=_of_reflections(error_of(networks, images), editor.shape, images, options.seed),
+            desc=f"{name}: {edit}",
         )  # fmt: skip
     return editor, fitted
 
@@ -207,6 +208,19 @@ def rendered_error(points: Tensor, low: float = -1.0) -> Loss:
         return (shown - wanted).square().mean()
 
     return error
+
+
+def _of_reflections(error: Loss, shape: SirenShape, images: Tensor, seed: int) -> Loss:
+    """In training each network and what it is to show are reflected by chance, which makes eight of each."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def found(editor: nn.Module, params: Tensors, wanted: Tensor) -> Tensor:
+        if editor.training:
+            params, turned = reflected(shape, params, wanted.unflatten(2, images.shape[2:]), generator)
+            wanted = turned.flatten(2)
+        return error(editor, params, wanted)
+
+    return found
 
 
 def dilated(images: Tensor) -> Tensor:
