@@ -5,14 +5,16 @@ Nothing in them can run.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -132,9 +134,8 @@ def output_path(text: str | os.PathLike[str], *read: str | os.PathLike[str]) -> 
         raise ConfigError(f"{path}: expected a file to write, found a folder")
     make_folder(path.parent)
     if not _is_device(path) and not (partial := _partial(path)).exists():  # else another may be writing there
-        with open(partial, "ab"):
-            pass
-        partial.unlink(missing_ok=True)
+        with _alone(partial):
+            partial.unlink(missing_ok=True)
     return path
 
 
@@ -193,11 +194,33 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def _replace(path: Path, data: bytes) -> None:
     partial = _partial(path)
-    try:
-        with open(partial, "wb") as file:
+    with _alone(partial) as file:
+        try:
+            file.truncate(0)  # what a kill has left
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, os.path.realpath(path))
-    finally:
-        partial.unlink(missing_ok=True)
+            os.replace(partial, os.path.realpath(path))
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[IO[bytes]]:
+    """The file, made if need be, while no other process writes to it: each waits for its turn."""
+    while True:
+        with open(partial, "ab") as file:
+            with suppress(OSError):  # some network disks keep no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if is_still_at(file, partial):
+                yield file
+                return
+
+
+def is_still_at(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is the one at a path, where another process may have deleted or renamed it since."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 from pathlib import Path
@@ -71,3 +72,24 @@ def test_what_stands_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
             make_folder(tmp_path / way)
     with pytest.raises(ConfigError, match=f"{tmp_path}/link: expected a folder, found a link to nothing"):
         make_folder(tmp_path / "link" / "a")
+
+
+def _keep_writing(path: Path, letter: bytes) -> None:
+    for _ in range(100):
+        output_path(path)
+        write_atomically(path, letter * 100_000)
+        found = path.read_bytes()
+        assert found in (b"a" * 100_000, b"b" * 100_000)
+
+
+def test_two_processes_may_write_one_file(tmp_path: Path) -> None:
+    """One died as it renamed what the other had renamed, and readers saw half a file."""
+    file = tmp_path / "results.json"
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=_keep_writing, args=(file, letter)) for letter in (b"a", b"b")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert list(tmp_path.iterdir()) == [file]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from lopt.errors import RunFolderError
-from lopt.files import make_folder
+from lopt.files import is_still_at, make_folder
 
 LOCK = ".lock"
 
@@ -40,7 +40,7 @@ def held_file(path: Path) -> Iterator[None]:
         with file:
             _lock(file, path, "a file that no other process goes on with")
             # Deleted by its last holder between opening and locking: a lock on it would be nobody's hindrance.
-            if not place.exists() or os.fstat(file.fileno()).st_ino != place.stat().st_ino:
+            if not is_still_at(file, place):
                 continue
             try:
                 yield
