@@ -31,6 +31,7 @@ from lopt.files import user_path
 from lopt.graph.tensor_classes import Matrices, is_hidden_matrix, matrices_of
 from lopt.metanets.pieces import CACHED, LARGE
 from lopt.numerics.newton_schulz import GRAM_FROM
+from lopt.rules.shards import FEW
 from lopt.rules.whitening import Whitening
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
@@ -116,6 +117,11 @@ def whitening(members: int, rows: int, columns: int) -> int:
     return members * sum(6 * n * rows * columns for n in sides(rows, columns) if n <= LARGEST)
 
 
+def summed(numbers: int, ranks: int) -> float:
+    """Numbers that a rank sends for their sums over all: a few to everyone, else as in a ring."""
+    return (ranks - 1) * numbers * (1 if numbers * ranks <= FEW else 2 / ranks)
+
+
 def cost(rule: str, shapes: Shapes, ranks: int) -> Cost:
     """The model."""
     own, other = MOMENTS[rule]
@@ -143,12 +149,13 @@ def cost(rule: str, shapes: Shapes, ranks: int) -> Cost:
     )
     if rule == "muon":
         return Cost(work, sent, 2 * len(waves) + agreements, state)
-    tensors, members = len(shapes.hidden) + len(shapes.others), sum(m for m, *_ in shapes.hidden)
-    ring = 2 * (ranks - 1) / ranks * FLOAT
+    tensors = len(shapes.hidden) + len(shapes.others)
     alone = sum(size >= LARGE for size in shapes.others)
-    # Statistics; then what lengths follow from, of each matrix, of large tensors and of small ones.
-    small = ring * (9 * tensors + 4 * members + 2 * alone + len(shapes.others) - alone)
     gathered = -(-sum(size for size in shapes.others if size < LARGE) // CACHED)
+    # Statistics; then what lengths follow from, of each matrix, of large tensors and of small ones.
+    sums = [9 * tensors, *(4 * sum(m for m, *_ in wave) for wave in waves), *[2] * alone]
+    sums.append(2 * (len(shapes.others) - alone))
+    small = FLOAT * sum(summed(numbers, ranks) for numbers in sums)
     return Cost(
         work, sent + small, 3 * len(waves) + 2 * len(whitened) + alone + gathered + 1 + agreements, state
     )
@@ -202,7 +209,7 @@ def checks(network: str, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str,
             ratio = cost(rule, shapes, 1).operations / flops
             found.append({"rule": rule, "ranks": 1, "what": "operations", "ratio": ratio})
         for row in rows:
-            if row["rule"] != rule:
+            if row["rule"] != rule or row["fused"]:  # which sends the same
                 continue
             said = cost(rule, shapes, row["ranks"])
             pairs = {"sent_bytes": said.sent, "messages": said.messages, "state_bytes": said.state}

@@ -18,6 +18,9 @@ from lopt.graph import ParameterGraph
 from lopt.graph.tensor_classes import is_hidden_matrix, matrices_of
 from lopt.metanets.pieces import CACHED, LARGE, Bundle, Piece, Wave, together, units
 
+FEW = 1 << 14
+"""Numbers, counted once for each rank, up to which a sum costs its waits and not its bytes."""
+
 Function = Callable[[Sequence[int], Sequence[Tensor]], list[Tensor]]
 """Of tensors by their numbers, each (numel,) -> (numel,)."""
 Rows = Sequence[list[Tensor]]
@@ -87,8 +90,15 @@ class Shards(OneProcess):
         return cls(group, rank, held, _waves(graph, held, rank, ranks))
 
     def summed(self, values: Tensor) -> Tensor:
-        torch.distributed.all_reduce(values, group=self.group)
-        return values
+        ranks = len(self.held[0])
+        if ranks * values.numel() > FEW:
+            torch.distributed.all_reduce(values, group=self.group)
+            return values
+        # A ring waits 2 (N - 1) times for its neighbour; what everyone tells everyone else is there at once.
+        heard = values.new_empty(ranks, *values.shape)
+        told = values.expand(ranks, *values.shape).contiguous()
+        torch.distributed.all_to_all_single(heard, told, group=self.group)
+        return torch.sum(heard, 0, out=values)
 
     def agree(self, here: Tensor | bool) -> Any:
         """Whether it is so on every rank, as a value or () bool as it was given."""

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 import lopt
+from lopt.numerics import fused as kernels
 from lopt.rules import Rule
 from lopt.rules.shards import Shards
 from lopt.rules.whitening import KEPT
@@ -53,6 +54,8 @@ NETWORKS: dict[str, Build] = {
         torch.zeros(1, 6, dtype=torch.int64),
     ),
     "experts": lambda: (Experts(), torch.zeros(1, 5)),
+    # Shards long enough for kernels, of different lengths, and shorter ones.
+    "wide": lambda: (mlp(65, (130, 90), 7), torch.zeros(1, 65)),
 }
 
 
@@ -69,15 +72,18 @@ def rule_of(name: str) -> Rule:
     return rule
 
 
-def prepared(network: str, rule: Rule, shard: bool) -> tuple[nn.Module, lopt.LearnedOptimizer]:
+def prepared(
+    network: str, rule: Rule, shard: bool, fused: bool = False
+) -> tuple[nn.Module, lopt.LearnedOptimizer]:
     torch.manual_seed(0)
     model, example = NETWORKS[network]()
     graph = lopt.ParameterGraph.trace(model, (example,))
     model.double()  # in which another order of sums is far below 1e-6
     if shard:
         fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
-    named = model.named_parameters()
-    return model, lopt.LearnedOptimizer(named, rule=rule, graph=graph, weight_decay=0.1, total_steps=20)
+    return model, lopt.LearnedOptimizer(
+        model.named_parameters(), rule=rule, graph=graph, weight_decay=0.1, total_steps=20, fused=fused
+    )
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, poisoned: int = -1) -> None:
@@ -103,12 +109,16 @@ def found(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [whole(tensor) for tensor in (*model.parameters(), *states)]
 
 
-def difference(network: str, name: str) -> dict[str, Any]:
-    """What steps over shards give and what one process does, and the share of the state that a rank holds."""
+def difference(network: str, name: str, fused: str = "") -> dict[str, Any]:
+    """What steps over shards give and what one process does, and the share of the state that a rank holds.
+
+    The one process runs no kernels; how many a rank has made is told.
+    """
     rule = rule_of(name)
     reference = prepared(network, rule, shard=False)
     train(*reference, range(STEPS))
-    model, optimizer = prepared(network, rule, shard=True)
+    kernels._KERNELS.clear()
+    model, optimizer = prepared(network, rule, shard=True, fused=bool(fused))
     train(model, optimizer, range(STEPS))
     (call,) = next(iter(optimizer._plans.values()))
     held = sum(v.to_local().numel() for s in optimizer.state.values() for v in s.values() if v.dim())
@@ -118,6 +128,7 @@ def difference(network: str, name: str) -> dict[str, Any]:
         "sharded": isinstance(call.shards, Shards),
         "error": max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-3)) for a, b in pairs),
         "share": held / total,
+        "kernels": len(kernels._KERNELS),
     }
 
 
@@ -168,7 +179,7 @@ def load(folder: Path) -> float:
 
 
 def results(folder: Path, *what: str) -> dict[str, Any]:
-    """What is found in each of the cases "network:rule", and of "skipped", "kept_whole", "save" and "load"."""
+    """What is found in each of the cases "network:rule" and "network:rule:fused", and of the others by their names."""
     others = {
         "skipped": skipped,
         "kept_whole": kept_whole,
