@@ -140,9 +140,11 @@ def test_steps_over_four_shards_and_a_checkpoint_for_two(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_kernels_step_over_shards_as_one_process_does_without(ranks, tmp_path):
-    cases = [f"wide:{rule}:fused" for rule in ("lopt-small", "lopt-base", "axisnet")]
+@pytest.mark.parametrize(
+    ("ranks", "rules"), [(2, ["lopt-small", "lopt-base", "axisnet"]), (4, ["lopt-base"])]
+)
+def test_kernels_step_over_shards_as_one_process_does_without(ranks, rules, tmp_path):
+    cases = [f"wide:{rule}:fused" for rule in rules]
     in_processes(tmp_path, "tests.trainers.shards_worker", str(tmp_path), *cases, ranks=ranks)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True)["shards"] for rank in range(ranks)]
     assert max(case["error"] for rank in found for case in rank.values()) < 1e-6
