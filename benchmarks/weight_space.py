@@ -47,7 +47,6 @@ from lopt.files import user_path
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
 from lopt.training.runtime import prepare_cpu
-from lopt.weight_space import editing
 from lopt.weight_space.editing import EDITING, edited_images, error_of, fit_editor
 from lopt.weight_space.fitting import FitOptions, Fitted, fit, mean_loss, predict
 from lopt.weight_space.making import IMAGE_SETS, images_of, make
@@ -55,7 +54,7 @@ from lopt.weight_space.network_set import SPLITS, NetworkSet, Tensors
 from lopt.weight_space.readers import PROBED, MetanetReader, Reader
 from lopt.weight_space.sirens import SirenShape, grid, render
 from lopt.weight_space.symmetries import Views
-from lopt.weight_space.systems import NAMES, make_reader
+from lopt.weight_space.systems import METANET_READERS, NAMES, make_reader
 from meta_tasks.data.images import PUBLISHED_SIZES
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,9 +64,9 @@ METHODS = (
     "dwsnet", "nfn_hnp", "deepsets", "gmn", "ng_t", "scale_gmn", "signals",
 )  # fmt: skip
 """In the order in which they are run: one seed of all before the next."""
-EDITS = ("no_edit", "own_error", "nfn_np", "dwsnet", "nfn_np*4", "ng_gnn", "ng_t", "ng_t+64", "signals")
+EDITS = ("no_edit", "own_error", "nfn_np", "dwsnet", "nfn_np*4", "ng_gnn", "ng_t", "ng_t+64")
 READING = (*NAMES, *(f"{name}+64" for name in PROBED))
-FORMS = (*editing.EDITORS, *(f"{name}+64" for name in PROBED))
+FORMS = (*METANET_READERS, *(f"{name}+64" for name in PROBED))
 EDITORS = ("no_edit", "own_error", *FORMS, *(f"{name}*4" for name in FORMS))
 DILATION = "dilation"
 FIRST = 10

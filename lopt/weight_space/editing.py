@@ -29,71 +29,45 @@ from lopt.weight_space.listening import Listener, awaken
 from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors
 from lopt.weight_space.probes import probe_each
 from lopt.weight_space.readers import PROBED, ProbeInputs, scales_of
-from lopt.weight_space.signal_changes import SignalChanges
 from lopt.weight_space.sirens import SirenShape, grid, render
-from lopt.weight_space.symmetries import canonical, reflected
+from lopt.weight_space.symmetries import canonical
 from lopt.weight_space.systems import METANET_READERS
 
-SIGNALS = "signals"
-EDITORS = (*METANET_READERS, SIGNALS)
 FIRST_SCALE = 0.01
 EDITING = FitOptions(batch=16, lr=8e-3)
 """Of a training: in as many passes more and longer steps teach an editor more, whose scales must grow tenfold."""
 
 
-class MetanetChanges(Listener):
-    """Parameters (B, *shape) of networks in canonical form -> what a metanet says to each, (B, K, *shape).
+class Editor(Listener):
+    """theta' = theta + s rms out(theta), with s of its own for every tensor, .01 at first, and rms over a training set.
 
+    theta is in its canonical form, which is the same function. copies: K edited networks, whose mean is meant: wider
+    than what was edited, they can show what it could not (Dayan et al. 2026, arXiv 2602.01083).
     probes: learned points at which a metanet in `PROBED` is told what every neuron says.
     """
 
-    def __init__(self, shape: SirenShape, scales: Mapping[str, float], copies: int, name: str, probes: int):
-        of, (metanet, options) = architecture(shape), METANET_READERS[name]
-        told = {**options(of.graph), **({"probes": probes} if probes else {})}
-        features = FeatureOptions(frequencies=4, places=True, w0=shape.w0)
-        super().__init__(metanet, copies, told, features, {n: scales[n] for n in of.graph.parameters})
-        self.shape, self.graph = shape, of.graph
-        awaken(self.metanet)
-        self.probes = ProbeInputs(of.examples(probes), "learned") if probes else None
-
-    def forward(self, params: Tensors) -> Tensors:
-        return self.graph.unflatten(self.heard(self.graph, params, self._neurons(params)).movedim(1, 0))
-
-    def _neurons(self, params: Tensors) -> Tensor | None:
-        """(M, B, N): what neurons say at the probes, if there are any."""
-        if self.probes is None:
-            return None
-        return probe_each(architecture(self.shape).runnable, self.graph, self.probes(), params)
-
-
-class Editor(nn.Module):
-    """theta' = theta + s rms changes(theta), s of its own for every tensor, .01 at first, and rms over a training set.
-
-    theta is in its canonical form, which is the same function. name: a metanet, or "signals" (`SignalChanges`).
-    copies: K edited networks, whose mean is meant: wider than what was edited, they can show what it could not (Dayan
-    et al. 2026, arXiv 2602.01083). probes: see `MetanetChanges`.
-    """
-
     def __init__(self, networks: NetworkSet, name: str, copies: int = 1, probes: int = 0) -> None:
-        super().__init__()
-        if name not in EDITORS:
-            raise ConfigError(f"editor: expected one of {', '.join(EDITORS)}, found {name!r}")
+        if name not in METANET_READERS:
+            raise ConfigError(f"editor: expected one of {', '.join(METANET_READERS)}, found {name!r}")
         if probes and name not in PROBED:
             raise ConfigError(
                 f"editor {name}: expected no probes, found {probes}; {' and '.join(PROBED)} read them"
             )
-        self.name, self.shape, self.reads = name, SirenShape(**networks.header["architecture"]), probes
-        scales = scales_of(canonical(self.shape, networks.params))
-        self.changes: nn.Module
-        if name == SIGNALS:
-            self.changes = SignalChanges(self.shape, scales, copies)
-        else:
-            self.changes = MetanetChanges(self.shape, scales, copies, name, probes)
-        # In the order of a graph, as that of a set's tensors is any.
-        self.names = tuple(architecture(self.shape).graph.parameters)
-        self.rms: Tensor
-        self.register_buffer("rms", torch.tensor([scales[own] for own in self.names]))
-        self.scale = nn.Parameter(torch.full((copies, len(self.names)), FIRST_SCALE))
+        metanet, options = METANET_READERS[name]
+        shape = SirenShape(**networks.header["architecture"])
+        of = architecture(shape)
+        graph, scales = of.graph, scales_of(canonical(shape, networks.params))
+        super().__init__(
+            metanet,
+            copies,
+            {**options(graph), **({"probes": probes} if probes else {})},
+            FeatureOptions(frequencies=4, places=True, w0=shape.w0),
+            {name: scales[name] for name in graph.parameters},
+        )
+        self.name, self.shape, self.graph = name, shape, graph
+        awaken(self.metanet)
+        self.scale = nn.Parameter(torch.full((copies, len(scales)), FIRST_SCALE))
+        self.probes = ProbeInputs(of.examples(probes), "learned") if probes else None
 
     def edit(self, network: Network) -> list[Tensors]:
         """The K edited networks of a model, a state dict or a file, as state dicts.
@@ -112,19 +86,26 @@ class Editor(nn.Module):
     def _described(self, target: str, card: Mapping[str, Any] | None = None) -> trained.Description:
         return trained.Description(
             kind="editor", target=target, reader=self.name, copies=len(self.scale), card=dict(card or {}),
-            probes=self.reads,
-            shapes={name: spec.shape for name, spec in architecture(self.shape).graph.parameters.items()},
+            probes=0 if self.probes is None else self.probes.count,
+            shapes={name: spec.shape for name, spec in self.graph.parameters.items()},
             architecture=self.shape.model_dump(mode="json"),
         )  # fmt: skip
 
     def forward(self, params: Tensors) -> Tensors:
         """Parameters (B, *shape) of networks -> those of the edited ones, (B, K, *shape)."""
         params = canonical(self.shape, params)
-        changes, edited = self.changes(params), {}
-        for name, scale in zip(self.names, (self.scale * self.rms).T, strict=True):
+        changes = self.graph.unflatten(self.heard(self.graph, params, self._neurons(params)).movedim(1, 0))
+        edited = {}
+        for name, scale in zip(self.graph.parameters, (self.scale * self.features.scales).T, strict=True):
             each = scale.reshape(-1, *[1] * (params[name].dim() - 1))
             edited[name] = params[name][:, None] + each * changes[name]
         return edited
+
+    def _neurons(self, params: Tensors) -> Tensor | None:
+        """(M, B, N): what neurons say at the probes, if there are any."""
+        if self.probes is None:
+            return None
+        return probe_each(architecture(self.shape).runnable, self.graph, self.probes(), params)
 
     def rendered(self, params: Tensors, points: Tensor) -> Tensor:
         """(B, C, M): what the edited networks show, the mean over the copies."""
@@ -179,8 +160,7 @@ def fit_editor(
         fitted = fit(
             editor, networks.split("train"), wanted["train"], options,
             (networks.split("validation"), wanted["validation"]),
-            loss=_of_reflections(error_of(networks, images), editor.shape, images, options.seed),
-            desc=f"{name}: {edit}",
+            loss=error_of(networks, images), desc=f"{name}: {edit}",
         )  # fmt: skip
     return editor, fitted
 
@@ -208,19 +188,6 @@ def rendered_error(points: Tensor, low: float = -1.0) -> Loss:
         return (shown - wanted).square().mean()
 
     return error
-
-
-def _of_reflections(error: Loss, shape: SirenShape, images: Tensor, seed: int) -> Loss:
-    """In training each network and what it is to show are reflected by chance, which makes eight of each."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def found(editor: nn.Module, params: Tensors, wanted: Tensor) -> Tensor:
-        if editor.training:
-            params, turned = reflected(shape, params, wanted.unflatten(2, images.shape[2:]), generator)
-            wanted = turned.flatten(2)
-        return error(editor, params, wanted)
-
-    return found
 
 
 def dilated(images: Tensor) -> Tensor:

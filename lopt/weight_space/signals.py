@@ -57,7 +57,7 @@ class Signals(Reader):
             for link in self.links
         )
         odd = all(group.activation in ODD for group in graph.groups if group.permutable)
-        self.heard = nn.ModuleList(Heard(width + 1, width, odd) for _ in self.links[1:])
+        self.heard = nn.ModuleList(Heard(width, odd) for _ in self.links[1:])
         self.head = Head(answers * (width + 1), 256, 256, outputs, dropout=0.0 if siren else DROPOUT)
 
     def forward(self, params: Tensors) -> Tensor:
@@ -77,12 +77,12 @@ class Signals(Reader):
 
 
 class Heard(nn.Sequential):
-    """(B, n, inputs) -> (B, n, D), of each neuron by itself; odd if asked for."""
+    """(B, n, D + 1) -> (B, n, D), of each neuron by itself; odd if asked for."""
 
-    def __init__(self, inputs: int, width: int, odd: bool) -> None:
+    def __init__(self, width: int, odd: bool) -> None:
         function, gain = (Sine, 2.0) if odd else (nn.ReLU, 2**0.5)
         half = width // 2
-        inner, outer = nn.Linear(inputs, half, not odd), nn.Linear(half, half, not odd)
+        inner, outer = nn.Linear(width + 1, half, not odd), nn.Linear(half, half, not odd)
         super().__init__(inner, function(), outer, function(), nn.Linear(half, width, bias=False))
         for layer in (inner, outer):
             nn.init.normal_(layer.weight, std=gain / layer.in_features**0.5)

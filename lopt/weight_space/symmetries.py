@@ -85,27 +85,3 @@ class Views(Settings):
             change[..., 1] *= 1 - 2 * torch.randint(2, (count, 1), generator=generator).to(weight)
         moved = bias + (weight @ (self.shift * draw(2))[..., None])[..., 0]
         return {**params, shape.names[0][0]: weight @ turn @ change, shape.names[0][1]: moved}
-
-
-def reflected(
-    shape: SirenShape, params: Tensors, images: Tensor, generator: torch.Generator | None = None
-) -> tuple[Tensors, Tensor]:
-    """B networks and the images (B, C, H, W) they are to show, mirrored along no axis, one or both by chance.
-
-    Half of those of square images are also transposed. Exact, as pixels of `grid` stay pixels.
-    """
-    name, images = shape.names[0][0], images.clone()
-    weight = params[name].clone()
-
-    def half() -> Tensor:
-        return torch.randint(2, (len(images),), generator=generator).bool()
-
-    for axis in (0, 1):
-        some = half()
-        weight[some, :, axis] *= -1
-        images[some] = images[some].flip(2 + axis)
-    if images.shape[2] == images.shape[3]:
-        some = half()
-        weight[some] = weight[some].flip(-1)
-        images[some] = images[some].mT
-    return {**params, name: weight}, images

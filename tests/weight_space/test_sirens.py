@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lopt.errors import ConfigError
 from lopt.weight_space.sirens import RECIPES, Recipe, SirenShape, fit, gradient, grid, initial, render
-from lopt.weight_space.symmetries import Views, canonical, flipped, reflected
+from lopt.weight_space.symmetries import Views, canonical, flipped
 from tests.helpers import seeded
 
 SHAPE = SirenShape(sizes=(2, 6, 5, 3), offset=0.5)
@@ -116,32 +116,6 @@ def test_mirrored_views_show_the_image_left_to_right() -> None:
     same = (seen - images).abs().amax((1, 2, 3)) < 1e-12
     assert torch.equal(mirrored, ~same)
     assert 3 < mirrored.sum() < 13
-
-
-@pytest.mark.parametrize(("size", "ways"), [((4, 5), 4), ((5, 5), 8)])
-def test_reflected_networks_show_the_reflected_images(size: tuple[int, int], ways: int) -> None:
-    """What the images beside them are to be, too; the ones given stay as they are."""
-    params, points = networks(range(64)), grid(*size).double()
-    images = render(SHAPE, params, points).unflatten(-1, size)
-    before = images.clone()
-    turned, wanted = reflected(SHAPE, params, images, seeded(0))
-    torch.testing.assert_close(render(SHAPE, turned, points).unflatten(-1, size), wanted)
-    assert torch.equal(images, before)
-    found = {
-        (first, second, swap)
-        for image, seen in zip(images, wanted, strict=True)
-        for first in (False, True)
-        for second in (False, True)
-        for swap in (False, True)[: ways // 4]
-        if torch.equal(seen, moved(image, first, second, swap))
-    }
-    assert len(found) == ways
-
-
-def moved(image: Tensor, first: bool, second: bool, swap: bool) -> Tensor:
-    image = image.flip(1) if first else image
-    image = image.flip(2) if second else image
-    return image.mT if swap else image
 
 
 def test_seeds_and_targets_must_be_as_many() -> None:
