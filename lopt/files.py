@@ -5,7 +5,7 @@ Nothing in them can run.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import io
 import json
@@ -19,6 +19,11 @@ from typing import IO, TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from lopt.errors import ConfigError, RuleFileError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,7 +139,8 @@ def output_path(text: str | os.PathLike[str], *read: str | os.PathLike[str]) -> 
         raise ConfigError(f"{path}: expected a file to write, found a folder")
     make_folder(path.parent)
     if not _is_device(path) and not (partial := _partial(path)).exists():  # else another may be writing there
-        with _alone(partial):
+        with _alone(partial) as file:
+            movable(file)
             partial.unlink(missing_ok=True)
     return path
 
@@ -200,8 +206,10 @@ def _replace(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            movable(file)
             os.replace(partial, os.path.realpath(path))
         except BaseException:
+            movable(file)
             partial.unlink(missing_ok=True)
             raise
 
@@ -211,11 +219,28 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
     """The file, made if need be, while no other process writes to it: each waits for its turn."""
     while True:
         with open(partial, "ab") as file:
-            with suppress(OSError):  # some network disks keep no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(OSError):  # without locks two writers at once are not kept apart
+                lock(file)
             if is_still_at(file, partial):
                 yield file
                 return
+
+
+def lock(file: IO[Any], wait: bool = True) -> None:
+    """The file for this process alone, until it is closed or the process ends, however that comes.
+
+    Raises `BlockingIOError` if another process holds it and this one is not to wait, `OSError` where there are no
+    locks, as on some network disks and on Windows.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, "this system has none that lopt knows")
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def movable(file: IO[Any]) -> None:
+    """Close a file on Windows, which neither renames nor deletes what is open; elsewhere its lock would be lost."""
+    if fcntl is None:
+        file.close()
 
 
 def is_still_at(file: IO[Any], path: Path) -> bool:

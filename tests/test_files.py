@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -93,3 +95,32 @@ def test_two_processes_may_write_one_file(tmp_path: Path) -> None:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_without_locks_all_works_for_one_process_at_a_time(tmp_path: Path) -> None:
+    """As on Windows: `LearnedOptimizer` could not be imported there."""
+    script = """
+import sys, warnings
+sys.modules["fcntl"] = None
+from pathlib import Path
+import torch
+import lopt
+from lopt.files import write_atomically
+from lopt.runs.lock import held, held_file
+model = torch.nn.Linear(3, 2)
+optimizer = lopt.LearnedOptimizer(model.parameters())
+model(torch.ones(1, 3)).sum().backward()
+optimizer.step()
+write_atomically(Path("file"), b"first")
+write_atomically(Path("file"), b"second")
+with warnings.catch_warnings(record=True) as found:
+    warnings.simplefilter("always")
+    with held(Path("run")), held_file(Path("set")):
+        pass
+print(Path("file").read_text(), [str(w.message).split("(")[0] for w in found], sorted(map(str, Path().glob("*"))))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (
+        done.stdout
+        == "second ['run: this disk keeps no locks ', 'set: this disk keeps no locks '] ['file', 'run']\n"
+    ), done.stderr

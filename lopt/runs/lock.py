@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import warnings
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from lopt.errors import RunFolderError
-from lopt.files import is_still_at, make_folder
+from lopt.files import is_still_at, lock, make_folder, movable
 
 LOCK = ".lock"
 
@@ -45,6 +44,7 @@ def held_file(path: Path) -> Iterator[None]:
             try:
                 yield
             finally:
+                movable(file)
                 place.unlink(missing_ok=True)
             return
 
@@ -56,14 +56,13 @@ def _opened(place: Path) -> IO[str]:
 
 def _lock(file: IO[str], what: Path, expected: str) -> None:
     try:
-        # The system lets go of it when the process ends, however that comes: no lock outlives its owner.
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file, wait=False)
     except BlockingIOError:
         file.seek(0)
         raise RunFolderError(
             f"{what}: expected {expected}, found {file.read().strip()} at it; let it end, or choose another --out"
         ) from None
-    except OSError as error:  # some network disks
+    except OSError as error:
         warnings.warn(
             f"{what}: this disk keeps no locks ({error.strerror}); see that no other process is at it",
             stacklevel=4,
