@@ -20,7 +20,7 @@ from lopt.weight_space.network_set import NetworkSet, Tensors
 from lopt.weight_space.probes import probe_each
 from lopt.weight_space.readout import STATISTICS, pool_tensors
 from lopt.weight_space.sirens import Siren, SirenShape
-from lopt.weight_space.symmetries import canonical
+from lopt.weight_space.symmetries import canonical, unwound
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 PROBED = ("ng_gnn", "ng_t")
@@ -79,6 +79,26 @@ class StatNn(Reader):
 
     def forward(self, params: Tensors) -> Tensor:
         return self.layers((statistics(params) - self.mean) / self.std)
+
+
+class UnwoundReader(Reader):
+    """A reader of scalars, each over the rms of its tensor in a training set; of SIRENs of what `unwound` leaves."""
+
+    def __init__(self, graph: ParameterGraph, networks: NetworkSet, siren: SirenShape | None) -> None:
+        super().__init__()
+        self.graph, self.siren = graph, siren
+        scales = scales_of(self._unwound(networks.params))
+        self.scales: Tensor
+        self.register_buffer("scales", torch.tensor([scales[name] for name in graph.parameters]))
+
+    def scalars(self, params: Tensors) -> Tensor:
+        """(B, P), in the order of `graph.flatten`."""
+        params = self._unwound(params)
+        pairs = zip(self.graph.parameters, self.scales, strict=True)
+        return torch.cat([params[name].flatten(1) / (scale + 1e-12) for name, scale in pairs], 1)
+
+    def _unwound(self, params: Tensors) -> Tensors:
+        return params if self.siren is None else unwound(self.siren, params)
 
 
 class ProbeInputs(nn.Module):

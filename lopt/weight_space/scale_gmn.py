@@ -19,14 +19,13 @@ from lopt.metanets.layers import Pointwise
 from lopt.metanets.published.exchange import ENDS, DenseExchange, Exchange
 from lopt.metanets.published.wiring import Wiring, wiring_of
 from lopt.weight_space.network_set import NetworkSet, Tensors
-from lopt.weight_space.readers import Head, Reader, scales_of
+from lopt.weight_space.readers import Head, UnwoundReader
 from lopt.weight_space.sirens import SirenShape
-from lopt.weight_space.symmetries import unwound
 
 ODD = ("sin", "tanh")
 
 
-class ScaleGmn(Reader):
+class ScaleGmn(UnwoundReader):
     """With signs s_i of neurons, x_i turns with s_i and e_ij, from neuron j to neuron i, with s_i s_j. Per layer:
 
         m_i   = [mean of (A x_j) (B e_ij) over j,  mean of (C x_k) (D e_ki) over k]
@@ -48,16 +47,12 @@ class ScaleGmn(Reader):
         layers: int = 3,
         frequencies: int = 4,
     ) -> None:
-        super().__init__()
-        self.graph, self.siren = graph, siren
+        super().__init__(graph, networks, siren)
         self.wiring = wiring_of(graph, 1)
         fixed = _fixed_sets(graph, self.wiring)
         self.hidden = [
             nodes for (nodes, _), stays in zip(self.wiring.node_sets, fixed, strict=True) if not stays
         ]
-        scales = scales_of(self._unwound(networks.params))
-        self.scales: Tensor
-        self.register_buffer("scales", torch.tensor([scales[name] for name in graph.parameters]))
         self.frequencies = nn.Parameter(torch.randn(frequencies))
         self.encode = nn.ModuleList(Pointwise(1 + frequencies, width, bias=False) for _ in self.wiring.wires)
         self.in_place: Tensor
@@ -76,7 +71,7 @@ class ScaleGmn(Reader):
 
     def forward(self, params: Tensors) -> Tensor:
         exchange = DenseExchange(self.wiring)
-        nodes, edges = self._encoded(self._unwound(params))
+        nodes, edges = self._encoded(self.scalars(params)[None])
         for layer in self.layers:
             nodes, edges = layer(exchange, nodes, edges)
         even, of_wires = self.even["nodes"](nodes), self._of_edges(self.even["edges"](edges))
@@ -85,14 +80,8 @@ class ScaleGmn(Reader):
         found: Tensor = self.head(torch.cat(pooled).T)
         return found
 
-    def _unwound(self, params: Tensors) -> Tensors:
-        return params if self.siren is None else unwound(self.siren, params)
-
-    def _encoded(self, params: Tensors) -> tuple[Tensor, Tensor]:
-        """(D, B, N) and (D, B, E): odd functions of biases and weights, and embeddings of what stays in place."""
-        names = self.graph.parameters
-        flat = [params[n].flatten(1) / (s + 1e-12) for n, s in zip(names, self.scales, strict=True)]
-        scalars = torch.cat(flat, 1)[None]
+    def _encoded(self, scalars: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, B, P) -> (D, B, N), (D, B, E): odd functions of biases and weights, embeddings of what stays in place."""
         angles = 2 * math.pi * self.frequencies[:, None, None] * scalars
         parts = self.wiring.parts(torch.cat([scalars, angles.sin()]))
         said = {w.number: self.encode[w.number](w.fold(parts[w.number])[:, 0]) for w in self.wiring.wires}

@@ -18,13 +18,12 @@ from lopt.graph import ParameterGraph
 from lopt.metanets.published.chain import Link, chain_of
 from lopt.metanets.published.wiring import SLOTS, wiring_of
 from lopt.weight_space.network_set import NetworkSet, Tensors
-from lopt.weight_space.readers import DROPOUT, Head, Reader, scales_of
+from lopt.weight_space.readers import DROPOUT, Head, UnwoundReader
 from lopt.weight_space.scale_gmn import ODD
 from lopt.weight_space.sirens import SirenShape
-from lopt.weight_space.symmetries import unwound
 
 
-class Signals(Reader):
+class Signals(UnwoundReader):
     """Inputs j, which stay in place, say learned x_j. Then, layer after layer,
 
         m_i = sum over sources j and taps t of W_ijt A_t x_j,   x_i = heard([m_i, b_i])
@@ -44,12 +43,8 @@ class Signals(Reader):
         siren: SirenShape | None = None,
         width: int = 128,
     ) -> None:
-        super().__init__()
-        self.graph, self.siren = graph, siren
+        super().__init__(graph, networks, siren)
         self.links, self.wiring = chain_of(graph, SLOTS), wiring_of(graph, SLOTS)
-        scales = scales_of(self._unwound(networks.params))
-        self.scales: Tensor
-        self.register_buffer("scales", torch.tensor([scales[name] for name in graph.parameters]))
         inputs, answers = self.links[0].weight.grid[1], self.links[-1].weight.grid[0]
         self.codes = nn.Parameter(torch.randn(inputs, width))
         self.taps = nn.ModuleList(
@@ -61,36 +56,31 @@ class Signals(Reader):
         self.head = Head(answers * (width + 1), 256, 256, outputs, dropout=0.0 if siren else DROPOUT)
 
     def forward(self, params: Tensors) -> Tensor:
-        params = self._unwound(params)
-        names = self.graph.parameters
-        flat = [params[n].flatten(1) / (s + 1e-12) for n, s in zip(names, self.scales, strict=True)]
-        parts = self.wiring.parts(torch.cat(flat, 1)[None])
+        scalars = self.scalars(params)
+        parts = self.wiring.parts(scalars[None])
         first, *others = zip(self.links, self.taps, strict=True)
-        received = _received(first[0], parts, first[1](self.codes.expand(len(flat[0]), -1, -1)))
+        received = _received(first[0], parts, first[1](self.codes.expand(len(scalars), -1, -1)))
         for (link, taps), heard in zip(others, self.heard, strict=True):
             received = _received(link, parts, taps(heard(received)))
         found: Tensor = self.head(received.flatten(1))
         return found
 
-    def _unwound(self, params: Tensors) -> Tensors:
-        return params if self.siren is None else unwound(self.siren, params)
 
-
-class Heard(nn.Sequential):
+class Heard(nn.Module):
     """(B, n, D + 1) -> (B, n, D), of each neuron by itself; odd if asked for."""
 
     def __init__(self, width: int, odd: bool) -> None:
-        function, gain = (Sine, 2.0) if odd else (nn.ReLU, 2**0.5)
+        super().__init__()
+        self.function, gain = (torch.sin, 2.0) if odd else (torch.relu, 2**0.5)
         half = width // 2
-        inner, outer = nn.Linear(width + 1, half, not odd), nn.Linear(half, half, not odd)
-        super().__init__(inner, function(), outer, function(), nn.Linear(half, width, bias=False))
-        for layer in (inner, outer):
+        self.first, self.second = nn.Linear(width + 1, half, not odd), nn.Linear(half, half, not odd)
+        self.last = nn.Linear(half, width, bias=False)
+        for layer in (self.first, self.second):
             nn.init.normal_(layer.weight, std=gain / layer.in_features**0.5)
 
-
-class Sine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(x)
+        found: Tensor = self.last(self.function(self.second(self.function(self.first(x)))))
+        return found
 
 
 def _received(link: Link, parts: Sequence[Tensor], said: Tensor) -> Tensor:

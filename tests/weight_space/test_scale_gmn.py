@@ -7,44 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from lopt.errors import GraphError
-from lopt.weight_space.network_set import NetworkSet, collect
 from lopt.weight_space.scale_gmn import Even, Odd
-from lopt.weight_space.sirens import SirenShape
 from lopt.weight_space.symmetries import flipped
 from lopt.weight_space.systems import make_reader
 from tests.helpers import seeded
-
-NAMES = SirenShape(sizes=(2, 5, 5, 1))
-"""For `flipped`; the networks have no phases."""
-
-
-class Network(nn.Module):
-    def __init__(self, activation: type[nn.Module] = nn.Tanh) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(2, 5), nn.Linear(5, 5), nn.Linear(5, 1)])
-        self.activation = activation()
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
-        return self.layers[-1](x)
-
-
-def networks(activation: type[nn.Module] = nn.Tanh) -> NetworkSet:
-    torch.manual_seed(0)
-    found = collect([Network(activation) for _ in range(6)], example=(torch.zeros(2, 2),))
-    return NetworkSet({n: v.double() for n, v in found.params.items()}, {}, found.splits, graph=found.graph)
+from tests.weight_space.perceptrons import NAMES, perceptrons
 
 
 def said(name: str, params: dict[str, Tensor]) -> Tensor:
     torch.manual_seed(1)
-    reader = make_reader(name, networks(), outputs=3).double()
-    reader(networks().params)
+    reader = make_reader(name, perceptrons(), outputs=3).double()
+    reader(perceptrons().params)
     return reader.eval()(params)
 
 
 def test_turned_neurons_are_the_same_to_it_and_others_to_ng_gnn() -> None:
-    params = networks().params
+    params = perceptrons().params
     turned = flipped(NAMES, params, seeded(0))
     assert (said("scale_gmn", turned) - said("scale_gmn", params)).abs().max() < 1e-9
     assert (said("ng_gnn", turned) - said("ng_gnn", params)).abs().max() > 1e-4
@@ -54,7 +32,7 @@ def test_turned_neurons_are_the_same_to_it_and_others_to_ng_gnn() -> None:
     "parameter", ["layers.0.weight", "layers.1.bias", "layers.2.weight", "layers.2.bias"]
 )
 def test_half_a_turn_is_another_network(parameter: str) -> None:
-    params = networks().params
+    params = perceptrons().params
     half = {**params, parameter: -params[parameter]}
     assert (said("scale_gmn", half) - said("scale_gmn", params)).abs().max() > 1e-4
 
@@ -69,4 +47,4 @@ def test_even_and_odd() -> None:
 
 def test_a_network_without_signs_is_refused() -> None:
     with pytest.raises(GraphError, match=r"hidden neurons of sin or tanh, found \['relu'\]"):
-        make_reader("scale_gmn", networks(nn.ReLU), outputs=3)
+        make_reader("scale_gmn", perceptrons(nn.ReLU), outputs=3)
