@@ -163,4 +163,4 @@ def _by_block(graph: ParameterGraph, rows: int, of: Callable[[Block], Tensor]) -
     for block in graph.blocks:
         part = whole[block.parameter][(slice(None), *block.slices)]
         part.copy_(of(block).reshape(part.shape))
-    return torch.cat([value.flatten(1) for value in whole.values()], -1)
+    return torch.cat([value[:, None].flatten(1) for value in whole.values()], -1)

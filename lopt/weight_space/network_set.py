@@ -7,12 +7,13 @@ networks.split("train").columns["label"]
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from lopt import files
 from lopt.errors import DataError, RuleFileError
 from lopt.graph import ParameterGraph
+from lopt.optim.matching import unwrapped
 
 Tensors = dict[str, Tensor]
 
@@ -80,7 +82,9 @@ class NetworkSet:
     @cached_property
     def finite(self) -> Tensor:
         """(N): whether all weights are."""
-        return torch.stack([value.flatten(1).isfinite().all(1) for value in self.params.values()]).all(0)
+        return torch.stack(
+            [value[:, None].flatten(1).isfinite().all(1) for value in self.params.values()]
+        ).all(0)
 
     def tensors(self) -> Tensors:
         """Of a file."""
@@ -124,11 +128,14 @@ def collect(
 
     columns: what is known of each, such as {"accuracy": [.91, .87, ...]}. groups: which networks belong together, such
     as the run that a checkpoint is of: each group is in one split, of ten groups seven for training, one for
-    validation, two for testing, in the order of their first network. All must have the same parameters; buffers that
-    are no floating-point numbers are left out. Raises `DataError` for networks that do not go together.
+    validation, two for testing, in the order of their first network. All must have the same parameters, but for what
+    wrappers such as DataParallel and torch.compile insert into names; buffers that are no floating-point numbers are
+    left out. Raises `DataError` for networks that do not go together.
     """
     networks = listed(networks)
     states = [state_of(network) for network in networks]
+    graph = None if example is None else _traced(factory, networks[0], example)
+    states = [renamed(state, states[0] if graph is None else graph.parameters) for state in states]
     shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in states]
     for number, shape in enumerate(shapes):
         if shape != shapes[0]:
@@ -143,7 +150,10 @@ def collect(
     numbers = {group: number for number, group in enumerate(dict.fromkeys(own))}
     splits = torch.tensor([TURNS[numbers[group] % len(TURNS)] for group in own], dtype=torch.uint8)
     params = {name: torch.stack([state[name] for state in states]) for name in shapes[0]}
-    graph = None if example is None else _traced(factory, networks[0], example, params)
+    for name, spec in graph.parameters.items() if graph is not None else ():
+        found = shapes[0].get(name)
+        if found != spec.shape:
+            raise DataError(f"{name}: expected the model's shape {spec.shape}, found {found} in the networks")
     return NetworkSet(params, table, splits, graph=graph)
 
 
@@ -165,6 +175,8 @@ def listed(networks: str | os.PathLike[str] | Sequence[Network]) -> Sequence[Net
         if not folder.is_dir():
             raise DataError(f"{folder}: expected a folder of networks, found none; write [path] for one file")
         networks = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+        if not networks:
+            raise DataError(f"{folder}: expected files of networks ({', '.join(SUFFIXES)}), found none")
     if isinstance(networks, nn.Module | Mapping):
         raise DataError("networks: expected several, found one; write [network] for a set of it alone")
     if not networks:
@@ -184,27 +196,24 @@ def tabled(columns: Mapping[str, Sequence[float]], count: int) -> Tensors:
 def _column(name: str, values: Any) -> Tensor:
     if name == "split" or name.startswith(PARAMETER):
         raise DataError(f"{name}: expected another name for a column, which files of networks use themselves")
+    if hasattr(values, "__array__") and not isinstance(values, Tensor):
+        values = np.array(values)  # torch takes neither a reversed array nor a filtered column of pandas
     try:
         column = torch.as_tensor(values).detach().cpu().clone()
     except (TypeError, ValueError, RuntimeError):
         column = torch.empty(0, 0)
-    if column.dim() != 1:
+    if column.dim() != 1 or column.is_complex():
         raise DataError(f"{name}: expected one number for each network, found others")
     return column
 
 
 def _traced(
-    factory: Callable[[], nn.Module] | None, first: object, example: tuple[Any, ...], params: Tensors
+    factory: Callable[[], nn.Module] | None, first: object, example: tuple[Any, ...]
 ) -> ParameterGraph:
     model = first if factory is None else factory()
     if not isinstance(model, nn.Module):
         raise DataError("networks: expected a factory of the model, or models, beside the example inputs")
-    graph = ParameterGraph.trace(model, example)
-    for name, spec in graph.parameters.items():
-        found = tuple(params[name].shape[1:]) if name in params else None
-        if found != spec.shape:
-            raise DataError(f"{name}: expected the model's shape {spec.shape}, found {found} in the networks")
-    return graph
+    return ParameterGraph.trace(model, example)
 
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -234,6 +243,14 @@ def state_of(network: Network) -> Tensors:
         if value.is_meta or value.layout is not torch.strided:
             raise _no_network(place, f"a tensor without values or a sparse one at {name!r}")
     return {name: value.detach().float() for name, value in state.items() if value.is_floating_point()}
+
+
+def renamed(state: Tensors, wanted: Collection[str]) -> Tensors:
+    """With the names that are wanted, where these differ by what wrappers insert, such as DataParallel's "module."."""
+    if all(name in state for name in wanted):
+        return state
+    plain = {unwrapped(name): name for name in wanted}
+    return {plain.get(bare := unwrapped(name), bare): value for name, value in state.items()}
 
 
 def loaded(path: Path) -> Any:

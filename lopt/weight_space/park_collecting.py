@@ -23,6 +23,7 @@ from lopt.weight_space.network_set import (
     NetworkSet,
     Tensors,
     listed,
+    renamed,
     state_of,
     tabled,
 )
@@ -46,7 +47,8 @@ def collect_park(
     found: dict[str, tuple[ParameterGraph, list[int]]] = {}
     states = [state_of(network) for network in given]
     for number, (network, state) in enumerate(zip(given, states, strict=True)):
-        graph = _graph(network, state, factory, example, number)
+        graph, state = _graphed(network, state, factory, example, number)
+        states[number] = state
         shapes = {name: tuple(value.shape) for name, value in state.items()}
         key = json.dumps([GRAPHS.dump_python(graph, mode="json"), sorted(shapes.items())])
         found.setdefault(key, (graph, []))[1].append(number)
@@ -59,13 +61,14 @@ def collect_park(
     return NetworkPark(tuple(sets))
 
 
-def _graph(
+def _graphed(
     network: Network,
     state: Tensors,
     factory: Callable[[Tensors], nn.Module] | None,
     example: tuple[Any, ...],
     number: int,
-) -> ParameterGraph:
+) -> tuple[ParameterGraph, Tensors]:
+    """A network's graph, and its state with the names of it."""
     model = network if factory is None else factory(state)
     if not isinstance(model, nn.Module):
         raise DataError(
@@ -73,10 +76,11 @@ def _graph(
             f"{type(model).__name__} for number {number}"
         )
     graph = ParameterGraph.trace(model, example)
+    state = renamed(state, graph.parameters)
     for name, spec in graph.parameters.items():
         shape = tuple(state[name].shape) if name in state else None
         if shape != spec.shape:
             raise DataError(
                 f"{name}: expected the model's shape {spec.shape}, found {shape} in number {number}"
             )
-    return graph
+    return graph, state

@@ -32,7 +32,7 @@ DROPOUT = 0.2
 
 
 class Reader(nn.Module, ABC):
-    """Parameters of B networks of one architecture (B, *shape) -> predictions (B, Y)."""
+    """Parameters of B networks of one architecture (B, *shape), in any order -> predictions (B, Y)."""
 
     @abstractmethod
     def forward(self, params: Tensors) -> Tensor:
@@ -54,6 +54,7 @@ class FlatMlp(Reader):
 
     def __init__(self, networks: NetworkSet, outputs: int, width: int = 32) -> None:
         super().__init__()
+        self.names = tuple(networks.params)
         self.scales: Tensor
         self.register_buffer("scales", torch.tensor(list(scales_of(networks.params).values())))
         count = sum(value[0].numel() for value in networks.params.values())
@@ -61,7 +62,9 @@ class FlatMlp(Reader):
 
     def forward(self, params: Tensors) -> Tensor:
         scales = self.scales.clamp_min(1e-12)  # a tensor may be zero in all of them
-        scaled = [p.flatten(1) / scale for p, scale in zip(params.values(), scales, strict=True)]
+        scaled = [
+            params[name][:, None].flatten(1) / scale for name, scale in zip(self.names, scales, strict=True)
+        ]
         return self.layers(torch.cat(scaled, -1))
 
 
@@ -70,6 +73,7 @@ class StatNn(Reader):
 
     def __init__(self, networks: NetworkSet, outputs: int, width: int = 128) -> None:
         super().__init__()
+        self.names = tuple(networks.params)
         found = statistics(networks.params)
         self.mean: Tensor
         self.std: Tensor
@@ -78,7 +82,8 @@ class StatNn(Reader):
         self.layers = Mlp((found.shape[1], width, width, outputs))
 
     def forward(self, params: Tensors) -> Tensor:
-        return self.layers((statistics(params) - self.mean) / self.std)
+        found = statistics({name: params[name] for name in self.names})
+        return self.layers((found - self.mean) / self.std)
 
 
 class UnwoundReader(Reader):
@@ -95,7 +100,7 @@ class UnwoundReader(Reader):
         """(B, P), in the order of `graph.flatten`."""
         params = self._unwound(params)
         pairs = zip(self.graph.parameters, self.scales, strict=True)
-        return torch.cat([params[name].flatten(1) / (scale + 1e-12) for name, scale in pairs], 1)
+        return torch.cat([params[name][:, None].flatten(1) / (scale + 1e-12) for name, scale in pairs], 1)
 
     def _unwound(self, params: Tensors) -> Tensors:
         return params if self.siren is None else unwound(self.siren, params)
@@ -233,6 +238,7 @@ class MetanetReader(Listener, Reader):
             {name: scales[name] for name in graph.parameters},
         )
         self.graph, self.functions, self.siren, self.hears = graph, functions, siren, hears
+        self.names = tuple(networks.params)
         awaken(self.metanet)
         pooled = STATISTICS * channels * len(graph.parameters)
         if self.siren:
@@ -249,7 +255,8 @@ class MetanetReader(Listener, Reader):
         said = self.heard(self.graph, read, probes)
         pooled = pool_tensors(self.graph, said).movedim(1, 0).flatten(1)
         if self.siren is None:
-            pooled = torch.asinh(torch.cat([pooled, FINE * statistics(params)], 1))
+            told = statistics({name: params[name] for name in self.names})
+            pooled = torch.asinh(torch.cat([pooled, FINE * told], 1))
         found: Tensor = self.head(pooled)
         return found if self.functions is None else found + self.functions(params)
 
@@ -267,7 +274,7 @@ def statistics(params: Tensors) -> Tensor:
     """(B, 7 for each tensor): its mean, variance and quantiles."""
     columns = []
     for value in params.values():
-        flat = value.flatten(1)
+        flat = value[:, None].flatten(1)
         columns += [flat.mean(1), flat.var(1, correction=0)]
         columns += list(flat.quantile(torch.tensor(QUANTILES).to(flat), dim=1))
     return torch.stack(columns, -1)

@@ -17,7 +17,7 @@ from lopt.errors import ConfigError, RuleFileError
 from lopt.graph import ParameterGraph
 from lopt.runs.provenance import provenance
 from lopt.weight_space import network_park, network_set
-from lopt.weight_space.network_set import GRAPH, GRAPHS, Network, NetworkSet, Tensors, state_of
+from lopt.weight_space.network_set import GRAPH, GRAPHS, Network, NetworkSet, Tensors, renamed, state_of
 
 FORMAT, VERSION = "lopt-reader", 1
 LARGEST = 100_000_000
@@ -55,7 +55,7 @@ class Description(Settings):
 
     def state_of(self, network: Network, number: int = 0) -> Tensors:
         """The tensors of a network. Raises `ConfigError`, in one line, if it is none of those that are read."""
-        state = state_of(network)
+        state = renamed(state_of(network), self.shapes)
         name = network if isinstance(network, str | os.PathLike) else f"network {number}"
         if isinstance(network, str | os.PathLike) and _holds_many(files.user_path(network)):
             raise ConfigError(

@@ -93,6 +93,50 @@ def test_a_folder_of_checkpoints_and_a_factory_are_a_set_that_metanets_read(tmp_
     assert (predict(reader, moved) - predict(reader, train.params)).abs().max() < 1e-9
 
 
+class Tempered(nn.Sequential):
+    """With a parameter that is one number, as CLIP has."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        self.scale = nn.Parameter(torch.randn(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.scale * super().forward(x)
+        return found
+
+
+@pytest.mark.parametrize("name", ["ng_gnn", "ng_t", "gmn", "deepsets", "statnn", "flat_mlp"])
+def test_a_reader_says_of_a_set_from_its_file_what_it_said_before(name: str, tmp_path: Path) -> None:
+    """A file has tensors in the order of their names, a model in its own."""
+    torch.manual_seed(0)
+    found = collect([Tempered() for _ in range(6)], example=(torch.zeros(2, 3),))
+    found.save(tmp_path / "set.safetensors")
+    again = load(tmp_path / "set.safetensors")
+    assert list(again.params) != list(found.params)
+    reader = make_reader(name, found, 1)
+    fit(reader, found, torch.rand(6), FitOptions(passes=12, batch=6))
+    assert torch.equal(predict(reader, again), predict(reader, found))
+
+
+def test_names_that_wrappers_change_are_those_of_the_network() -> None:
+    models = convnets(3)
+    plain = collect(models, example=EXAMPLE)
+    parallel = [nn.DataParallel(model) for model in models]
+    compiled = [{f"_orig_mod.{n}": v for n, v in model.state_dict().items()} for model in models]
+    for wrapped in (parallel, compiled):
+        found = collect(wrapped, factory=lambda: convnets(1)[0], example=EXAMPLE)
+        assert list(found.params) == list(plain.params)
+        assert "1.running_mean" in found.params
+    mixed = collect([parallel[0], models[1], compiled[2]])
+    assert len(mixed) == 3
+
+
+def test_a_column_may_be_any_array() -> None:
+    """Such as one sorted from the best on, whose strides are negative."""
+    found = collect(states(3), {"accuracy": np.array([0.1, 0.2, 0.3])[::-1]})
+    assert found.columns["accuracy"].tolist() == [0.3, 0.2, 0.1]
+
+
 def test_what_a_graph_needs_is_named(tmp_path: Path) -> None:
     models = convnets(2)
     with pytest.raises(DataError, match="a factory of the model, or models"):
@@ -137,7 +181,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         collect([one, {"0.weight": torch.zeros(2, 2)}])
     with pytest.raises(DataError, match="accuracy: expected one for each of 1 networks, found 2"):
         collect([one], {"accuracy": [0.1, 0.2]})
-    for values in (["high"], [[0.1, 0.2]], None):
+    for values in (["high"], [[0.1, 0.2]], None, [0.1j]):
         with pytest.raises(DataError, match="accuracy: expected one number for each network"):
             collect([one], {"accuracy": values})  # type: ignore[dict-item]
     for name in ("split", "parameter:0.weight"):
@@ -147,6 +191,11 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         collect([one], groups=[["a"]])
     with pytest.raises(DataError, match="expected a folder of networks, found none"):
         collect(str(tmp_path / "nowhere"))
+    (tmp_path / "model.ckpt").touch()
+    with pytest.raises(
+        DataError, match=r"expected files of networks \(\.safetensors, \.pt, \.pth\), found none"
+    ):
+        collect(tmp_path)
     with pytest.raises(DataError, match="expected several, found one"):
         collect(one)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="a split out of train, validation, test, found 'training'"):

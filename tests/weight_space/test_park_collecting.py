@@ -50,7 +50,8 @@ def test_models_are_sorted_by_architecture_and_split_by_it(tmp_path: Path) -> No
 def test_a_folder_of_files_needs_a_factory(tmp_path: Path) -> None:
     for number, model in enumerate(models()):
         torch.save(model.state_dict(), tmp_path / f"{number}.pt")
-    park = collect_park(tmp_path, factory=lambda state: network(len(state["0.bias"])), example=EXAMPLE)
+    torch.save(nn.DataParallel(models()[4]).state_dict(), tmp_path / "4.pt")
+    park = collect_park(tmp_path, factory=lambda state: network(len([*state.values()][1])), example=EXAMPLE)
     assert [one.columns["number"].tolist() for one in park.sets] == [[0, 2, 3], [1, 4]]
     with pytest.raises(DataError, match="expected models, or a factory"):
         collect_park(tmp_path, example=EXAMPLE)

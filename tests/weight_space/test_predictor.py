@@ -112,8 +112,9 @@ def test_networks_of_your_own_are_read_by_their_graph_and_from_files(tmp_path: P
     predictor.save(tmp_path / "reader.safetensors")
     save_file(models[3].state_dict(), tmp_path / "model.safetensors")
     loaded = load_predictor(tmp_path / "reader.safetensors")
-    found = loaded.predict([models[3], tmp_path / "model.safetensors"], coverage=0.5)
-    assert found[0] == found[1]
+    given = [models[3], tmp_path / "model.safetensors", nn.DataParallel(models[3])]
+    found = loaded.predict(given, coverage=0.5)
+    assert found[0] == found[1] == found[2]
     assert found[0].low < found[0].value < found[0].high
 
 

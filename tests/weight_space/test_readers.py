@@ -63,6 +63,13 @@ def test_no_order_sign_or_winding_of_hidden_neurons_changes_a_prediction(name: s
         assert change(predict(net, same), found) < 1e-9
 
 
+@pytest.mark.parametrize(("name", "probes"), EVERY)
+def test_the_order_in_which_tensors_come_changes_no_prediction(name: str, probes: int) -> None:
+    """A model has its own, a file that of their names."""
+    net, params = reader(name, probes), networks().params
+    assert torch.equal(predict(net, dict(reversed(params.items()))), predict(net, params))
+
+
 @pytest.mark.parametrize(("name", "probes"), [pair for pair in EQUIVARIANT if pair[0] != "deepsets"])
 def test_half_a_permutation_is_another_network(name: str, probes: int) -> None:
     net, params = reader(name, probes), networks().params

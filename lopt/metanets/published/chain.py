@@ -73,7 +73,7 @@ def _biases(graph: ParameterGraph, attributes: list[Wire], ends: set[int]) -> di
 def _refusal(graph: ParameterGraph, found: str) -> GraphError:
     return GraphError(
         "this metanet takes chains alone: expected linear or convolution layers one after another, each with at "
-        f"most a bias, found {found}; for such a network take another metanet, such as axisnet, unf or ng_gnn"
+        f"most a bias, found {found}; for such a network take another metanet, such as ng_gnn, axisnet or unf"
     )
 
 
