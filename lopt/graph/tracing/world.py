@@ -32,6 +32,9 @@ LIMIT = 50_000
 LONG = 10_000
 """Longer containers are put back as a whole; what they hold is not looked at."""
 
+ARRAYS = 1 << 26
+"""Bytes of NumPy arrays of which copies are taken, the nearest first: behind a trainer there are whole data sets."""
+
 Undo = Callable[[], object]
 
 _ATOMS = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size)
@@ -39,6 +42,7 @@ _FOREIGN = {"torch", "torchvision", "numpy", "lopt", "builtins", *sys.stdlib_mod
 _OPEN = {"types", "collections", "weakref", "_thread", "_weakrefset"}
 """Parts of the standard library whose objects are mere containers. Others, such as queues, belong to threads."""
 _CACHED = type(functools.lru_cache(lambda: None))
+_KINDS = (OrderedDict, dict, list, set, deque, tuple, frozenset)
 _MISSING = object()
 
 
@@ -52,10 +56,11 @@ class World:
         self._queue: deque[Any] = deque([model, *inputs])
         self._mentioned: set[str] = {"forward"}
         self._waiting: dict[str, list[Any]] = {}
+        self._room = ARRAYS
         for module in model.modules():  # they come late on the way through the code of a library
             self._look(vars(module))
             for value in vars(module).values():
-                if isinstance(value, dict | list | set | deque):
+                if issubclass(type(value), dict | list | set | deque):
                     self._look(value)
         limit = len(self._seen) + LIMIT
         while self._queue and len(self._seen) < limit:
@@ -81,26 +86,29 @@ class World:
     # -- walking --------------------------------------------------------------------------------------------------
 
     def _look(self, value: Any) -> None:
-        if isinstance(value, _ATOMS) or id(value) in self._seen:
+        kind = type(
+            value
+        )  # isinstance would ask the object, and lazy ones and dead proxies answer with errors
+        if issubclass(kind, _ATOMS) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if isinstance(value, Tensor):
+        if issubclass(kind, Tensor):
             self._tensor(value)
-        elif isinstance(value, dict):
+        elif issubclass(kind, dict):
             self._note(_of_dict(value))
-            self._hold(value.values())
-        elif isinstance(value, list | set | deque):
+            self._hold(_plain(value).values(value))
+        elif issubclass(kind, list | set | deque):
             self._note(_of_sequence(value))
-            self._hold(value)
-        elif isinstance(value, tuple | frozenset):
-            self._hold(value)
-        elif isinstance(value, FunctionType):
+            self._hold(_plain(value).__iter__(value))
+        elif issubclass(kind, tuple | frozenset):
+            self._hold(_plain(value).__iter__(value))
+        elif issubclass(kind, FunctionType):
             self._function(value)
-        elif isinstance(value, type):
+        elif issubclass(kind, type):
             self._class(value)
-        elif isinstance(value, CellType):
+        elif issubclass(kind, CellType):
             self._cell(value)
-        elif isinstance(value, ModuleType):
+        elif issubclass(kind, ModuleType):
             self._module(value)
         else:
             self._object(value)
@@ -111,7 +119,7 @@ class World:
     def _hold(self, values: Iterable[Any]) -> None:
         held = list(values)
         if len(held) <= LONG:
-            self._queue.extend(v for v in held if not isinstance(v, _ATOMS))
+            self._queue.extend(v for v in held if not issubclass(type(v), _ATOMS))
 
     def _tensor(self, tensor: Tensor) -> None:
         if isinstance(tensor, UninitializedTensorMixin):
@@ -193,22 +201,22 @@ class World:
         rng = _of_generator(value)
         if rng is not None:
             self._note(rng)
-        elif isinstance(value, MethodType):
+        elif issubclass(cls, MethodType):
             self._hold([value.__self__, value.__func__])
-        elif isinstance(value, functools.partial):
+        elif issubclass(cls, functools.partial):
             self._hold([value.func, value.args, value.keywords])
-        elif isinstance(value, weakref.ref):
+        elif issubclass(cls, weakref.ref):
             self._hold([value()])
-        elif isinstance(value, _CACHED):
+        elif issubclass(cls, _CACHED):
             self._note(_of_cache(value))
             self._hold([value.__wrapped__])
-        elif sys.modules.get("numpy") is not None and isinstance(value, sys.modules["numpy"].ndarray):
+        elif _is_array(cls) and value.flags.writeable and value.nbytes <= self._room:
+            self._room -= value.nbytes
             self._note(_of_array(value))
-        if isinstance(value, nn.Module) or not _is_foreign(cls.__module__) or cls.__module__ in _OPEN:
+        if issubclass(cls, nn.Module) or not _is_foreign(cls.__module__) or cls.__module__ in _OPEN:
             self._hold([cls])
-            if isinstance(getattr(value, "__dict__", None), dict):
-                self._hold([value.__dict__])
-            slots = _slots(value)
+            attributes, slots = _attributes(value)
+            self._hold([attributes])
             if slots:
                 self._note(_of_attributes(value, slots))
                 self._hold(slots.values())
@@ -216,6 +224,10 @@ class World:
 
 def _is_foreign(module: Any) -> bool:
     return str(module).partition(".")[0] in _FOREIGN
+
+
+def _is_array(cls: type) -> bool:
+    return "numpy" in sys.modules and issubclass(cls, sys.modules["numpy"].ndarray)
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -236,6 +248,20 @@ def _code_of(member: Any) -> Any:
     return member.func if isinstance(member, functools.cached_property) else None
 
 
+def _plain(value: Any) -> Any:
+    """The kind of container that it is at heart: subclasses may forbid, or do by loading, what they inherit."""
+    return next(kind for kind in _KINDS if issubclass(type(value), kind))
+
+
+def _attributes(value: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Of an object, in its dict and in slots; nothing of one that answers with an error, as dead proxies do."""
+    try:
+        attributes = getattr(value, "__dict__", None)
+        return attributes if type(attributes) is dict else None, _slots(value)
+    except Exception:
+        return None, {}
+
+
 def _slots(value: Any) -> dict[str, Any]:
     slots = {}
     for cls in type(value).__mro__:
@@ -250,7 +276,7 @@ def _slots(value: Any) -> dict[str, Any]:
 
 
 def _of_dict(value: dict[Any, Any]) -> Undo:
-    kind = OrderedDict if isinstance(value, OrderedDict) else dict  # subclasses may forbid what they inherit
+    kind = _plain(value)
     before = list(kind.items(value))
 
     def undo() -> None:
@@ -266,14 +292,16 @@ def _of_dict(value: dict[Any, Any]) -> Undo:
     return undo
 
 
-def _of_sequence(value: list[Any] | set[Any] | deque[Any]) -> Undo:
-    before = list(value)
+def _of_sequence(value: Any) -> Undo:
+    kind = _plain(value)
+    before = list(kind.__iter__(value))
 
     def undo() -> None:
-        if len(value) == len(before) and all(a is b for a, b in zip(value, before, strict=True)):
+        now = list(kind.__iter__(value))
+        if len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True)):
             return
-        value.clear()
-        value.update(before) if isinstance(value, set) else value.extend(before)
+        kind.clear(value)
+        kind.update(value, before) if kind is set else kind.extend(value, before)
 
     return undo
 
@@ -332,14 +360,14 @@ def _of_array(array: Any) -> Undo:
 
 def _of_generator(value: Any) -> Undo | None:
     """Of a random number generator."""
-    if isinstance(value, torch.Generator):
+    cls, numpy = type(value), sys.modules.get("numpy")
+    if issubclass(cls, torch.Generator):
         return functools.partial(value.set_state, value.get_state())
-    if isinstance(value, random.Random):
+    if issubclass(cls, random.Random):
         return functools.partial(value.setstate, value.getstate())
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.random.RandomState):
+    if numpy is not None and issubclass(cls, numpy.random.RandomState):
         return functools.partial(value.set_state, value.get_state())
-    if numpy is not None and isinstance(value, numpy.random.Generator):
+    if numpy is not None and issubclass(cls, numpy.random.Generator):
         return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
     return None
 

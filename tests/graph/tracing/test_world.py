@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from lopt.errors import GraphError, GraphWarning
 from lopt.graph import ParameterGraph
-from lopt.graph.tracing.world import World
+from lopt.graph.tracing.world import ARRAYS, World
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 
@@ -244,6 +245,59 @@ def test_modules_that_no_global_names(way: int, monkeypatch: pytest.MonkeyPatch)
     assert ParameterGraph.trace(model, (X, way)).rung == "traced"
     assert module.cache == {}
     model(X, way).sum().backward()
+
+
+def refuses(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("not loaded yet")
+
+
+class LazyTable(OrderedDict[str, Any]):
+    """As the tables of transformers' models, which import all of them when they are asked for what they hold."""
+
+    values = items = keys = __iter__ = __len__ = refuses  # type: ignore[assignment]
+
+
+class LazyList(list[Any]):
+    __iter__ = __len__ = refuses  # type: ignore[assignment]
+
+
+class LazySet(set[Any]):
+    __iter__ = __len__ = refuses  # type: ignore[assignment]
+
+
+class Lazy:
+    __class__ = property(refuses)  # type: ignore[assignment]
+    __getattribute__ = refuses  # type: ignore[assignment]
+
+
+class DataSet(np.ndarray[Any, Any]):
+    copy = refuses
+
+
+class Holds(nn.Module):
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.layer, self.held = nn.Linear(3, 2), SimpleNamespace(there=held)
+        object.__setattr__(self, "direct", held)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda: LazyTable(a=1),
+        lambda: LazyList([1]),
+        lambda: LazySet([1]),
+        Lazy,
+        lambda: weakref.proxy(Holder()),
+        lambda: np.zeros(ARRAYS + 1, np.uint8).view(DataSet),
+    ],
+    ids=["table", "list", "set", "object", "dead proxy", "data set"],
+)
+def test_what_a_network_merely_holds_is_not_asked_for_anything(hold: Callable[[], Any]) -> None:
+    assert ParameterGraph.trace(Holds(hold()), (X,)).rung == "traced"
 
 
 class InContext(nn.Module):
