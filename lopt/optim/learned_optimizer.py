@@ -494,7 +494,8 @@ class LearnedOptimizer(Optimizer):
         )
         check(isinstance(state_dict, dict), "state_dict", "a dict", state_dict)
         try:
-            super().load_state_dict(state_dict)
+            with torch.inference_mode(False):  # as for the constructor
+                super().load_state_dict(state_dict)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -120,7 +120,8 @@ class LearnedRule(Rule):
         like = next(iter(params.values()))
         shapes = {name: params[name].shape for name in graph.parameters}
         sizes = [shape.numel() for shape in shapes.values()]
-        zeros = like.new_zeros(sum(sizes), dtype=working_dtype(*params.values()))
+        # Of zeros_like, as torch's optimizers: classes of tensors answer it with plain ones.
+        zeros = torch.zeros_like(like).new_zeros(sum(sizes), dtype=working_dtype(*params.values()))
         counter = zeros.new_zeros(())
         paced = {"pace": counter + 1} if self.config.pace else {}
         total = counter + (0 if total_steps is None else total_steps)

@@ -191,3 +191,38 @@ def test_no_tensor_of_inference_mode_stays(rule):
     other = learned(twin.named_parameters(), rule=rule)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert train(twin, other, 3) == train(model, optimizer, 3)
+
+
+def test_state_that_was_loaded_in_inference_mode():
+    model = mlp()
+    optimizer = learned(model.parameters())
+    train(model, optimizer, 2)
+    state = copy.deepcopy(optimizer.state_dict())
+    with torch.inference_mode():
+        optimizer.load_state_dict(state)
+    train(model, optimizer, 2)
+
+
+KEPT = {torch.Tensor.new_zeros, torch.Tensor.detach, torch.Tensor.clone}
+
+
+class KeptByNew(torch.Tensor):
+    """A class of tensors that stays itself in what `new_zeros` makes, as torchao's for training in 8 bits."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            made = func(*args, **(kwargs or {}))
+        return made.as_subclass(cls) if func in KEPT else made
+
+
+@pytest.mark.parametrize("rule", ["lopt-small", "lopt-base"])
+def test_state_of_a_class_of_tensors_is_plain(rule, tmp_path):
+    """Else nobody could load it with `weights_only`."""
+    model = mlp()
+    model[0].weight = nn.Parameter(model[0].weight.detach().as_subclass(KeptByNew))
+    optimizer = learned(model.parameters(), rule=rule)
+    train(model, optimizer, 2)
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    optimizer.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert {type(t) for state in optimizer.state.values() for t in state.values()} == {torch.Tensor}

@@ -130,6 +130,7 @@ class World:
             self._tensors.setdefault(place[0], tensor)
         if tensor.is_leaf and tensor.grad is not None:
             self._queue.append(tensor.grad)
+        self._hold([tensor.__dict__])
 
     def _cell(self, cell: CellType) -> None:
         before = _content(cell)

@@ -300,6 +300,28 @@ def test_what_a_network_merely_holds_is_not_asked_for_anything(hold: Callable[[]
     assert ParameterGraph.trace(Holds(hold()), (X,)).rung == "traced"
 
 
+class TakesFromItsWeight(nn.Module):
+    """Its first pass moves what the weight carries to the layer, as bitsandbytes' layers of 8 bits do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.table = nn.Linear(3, 2), nn.Parameter(torch.ones(2), requires_grad=False)
+        self.table.packed = torch.full((2,), 3.0)  # type: ignore[attr-defined]
+        self.unpacked: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.unpacked is None:
+            self.unpacked, self.table.packed = self.table.packed, None  # type: ignore[attr-defined]
+        return self.layer(x) * self.unpacked
+
+
+def test_what_a_tensor_carries_is_put_back() -> None:
+    model = TakesFromItsWeight()
+    with pytest.warns(GraphWarning, match="one forward pass"):
+        assert ParameterGraph.trace(model, (X,)).rung == "recorded"
+    assert torch.equal(model(X), 3 * model.layer(X))
+
+
 class InContext(nn.Module):
     def __init__(self) -> None:
         super().__init__()
