@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -577,6 +578,33 @@ def test_what_is_written_into_a_constant_are_the_same_neurons(name: str) -> None
     graph = ParameterGraph.trace(net, (x,))
     assert graph.parameters["a.weight"].axes[0] == graph.parameters["b.weight"].axes[1]
     assert graph.verify(net, (x,)).max_error < 1e-9
+
+
+def observed(m: Net, w: Tensor) -> Tensor:
+    on = torch.ones(1, dtype=torch.int64)
+    running = (m.low, m.high, m.scale, m.zero_point)
+    return torch.fused_moving_avg_obs_fake_quant(w, on, on, *running, 0.1, -128, 127, 0, True)  # type: ignore[arg-type]
+
+
+def fixed_scales(m: Net, w: Tensor) -> Tensor:
+    return torch.fake_quantize_per_channel_affine(w, m.scale, m.zero_point, 0, -128, 127)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rounded", [observed, fixed_scales])
+def test_quantisation_with_a_scale_for_each_neuron(rounded: Callable[[Net, Tensor], Tensor]) -> None:
+    """In float32, as its kernels want."""
+    net = Net(lambda m, x: m.b(torch.tanh(x @ rounded(m, m.a).T)), a=(6, 4), b=nn.Linear(6, 2))
+    for name in ("low", "high", "scale"):
+        net.register_buffer(name, torch.rand(6) / 50 + 0.01)
+    net.register_buffer("zero_point", torch.zeros(6, dtype=torch.int32))
+    x = torch.randn(5, 4)
+    graph = ParameterGraph.trace(net, (x,))
+    assert graph.parameters["a"].axes[0] == graph.parameters["b.weight"].axes[1]
+    held = copy.deepcopy(net.state_dict())
+    outputs = net(x)
+    net.load_state_dict(graph.permute(held, graph.random_permutation(torch.Generator().manual_seed(0))))
+    assert not torch.equal(net.a, held["a"])
+    torch.testing.assert_close(net(x), outputs)
 
 
 PLACED: dict[str, Callable[[Tensor], Tensor]] = {

@@ -14,6 +14,7 @@ from lopt.graph.tracing.ops import (  # noqa: F401
     matrices,
     normalization,
     pointwise,
+    quantization,
     recurrent,
     reduction,
     shape,
