@@ -267,7 +267,13 @@ def _record_fake(model: nn.Module, tape: Tape, args: tuple[Any, ...], kwargs: di
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
-    """A tensor without storage; one on the meta device is taken to be on the CPU."""
+    """A tensor without storage, one on the meta device taken to be on the CPU, with the attributes of the real one."""
+    fake = _without_storage(mode, tensor)
+    vars(fake).update({**vars(tensor), **vars(fake)})
+    return fake
+
+
+def _without_storage(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
     if not tensor.is_meta:
         return mode.from_tensor(tensor, static_shapes=True)
     with mode:

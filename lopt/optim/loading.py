@@ -37,7 +37,7 @@ def check_form(saved: Mapping[str, Any], groups: Sequence[Group], defaults: Grou
         keys = group.get("params", "nothing")
         fits = isinstance(keys, (list, tuple)) and all(isinstance(key, Hashable) for key in keys)
         _check(fits, f"param_groups.{number}.params", "a list of numbers", keys)
-        check_options({**defaults, **group}, f"state_dict.param_groups.{number}.")
+        check_options({**defaults, **group}, f"state_dict.param_groups.{number}.", saved=True)
     expected, found = ([len(group["params"]) for group in each] for each in (groups, loaded))
     if found != expected:
         # In torch's own words, which others may look for.

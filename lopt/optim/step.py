@@ -159,8 +159,11 @@ def number(name: str, expected: str, value: Any) -> float:
     return float(array.item())
 
 
-def check_options(group: dict[str, Any], place: str = "") -> None:
-    """Raise a `ConfigError` for a group's option out of range; numpy's numbers become Python's."""
+def check_options(group: dict[str, Any], place: str = "", saved: bool = False) -> None:
+    """Raise a `ConfigError` for a group's option out of range; numpy's numbers become Python's.
+
+    A saved lr may be below 0: schedules leave it there that run past their end.
+    """
     for key in ("lr", "weight_decay"):
         value, name = group[key], place + key
         if isinstance(value, Tensor):
@@ -168,7 +171,10 @@ def check_options(group: dict[str, Any], place: str = "") -> None:
             check(fits, name, "a number or a one-element tensor", value)
         else:
             group[key] = number(name, "a number or a one-element tensor", value)
-        check(0 <= group[key] < math.inf, name, "a number from 0", group[key])
+        if saved and key == "lr":
+            check(math.isfinite(group[key]), name, "a finite number", group[key])
+        else:
+            check(0 <= group[key] < math.inf, name, "a number from 0", group[key])
     maximize = group["maximize"]
     check(isinstance(maximize, (bool, int, np.bool_)), place + "maximize", "true or false", maximize)
 

@@ -46,7 +46,7 @@ def option(key: str, value: Any) -> Damage:
         (option("params", [[0], 1, 2, 3]), "param_groups.0.params: expected a list of numbers"),
         (option("params", [0, 0, 2, 3]), "param_groups: expected each parameter once"),
         (option("lr", "fast"), "state_dict.param_groups.0.lr: expected a number"),
-        (option("lr", math.nan), "param_groups.0.lr: expected a number from 0"),
+        (option("lr", math.nan), "param_groups.0.lr: expected a finite number"),
         (option("lr", torch.ones((), device="meta")), "param_groups.0.lr: expected a number"),
         (option("weight_decay", [[1], [2, 3]]), "param_groups.0.weight_decay: expected a number"),
         (option("maximize", "no"), "param_groups.0.maximize: expected true or false"),
@@ -98,6 +98,15 @@ def test_lists_that_became_tuples_on_the_way_are_read() -> None:
     )
     optimizer.load_state_dict(saved)
     train(model, optimizer)
+
+
+def test_an_lr_below_zero_is_loaded() -> None:
+    """Trainers whose schedule has run past its end (Stable-Baselines3) save what they have."""
+    model, optimizer = trained()
+    optimizer.param_groups[0]["lr"] = -0.02
+    other = learned(model.named_parameters())
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lr"] == -0.02
 
 
 def test_names_of_a_wrapped_model_are_the_same_names() -> None:

@@ -14,8 +14,8 @@ import sys
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from contextlib import contextmanager, suppress
+from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -189,7 +189,7 @@ class World:
             return
         self._hold(cls.__mro__[1:])
         members = dict(vars(cls))
-        self._note(_of_attributes(cls, members))
+        self._note(_of_class(cls, members))
         for name, member in members.items():
             code = _code_of(member)
             if code is None or name.startswith("__"):
@@ -216,10 +216,10 @@ class World:
             self._note(_of_array(value))
         if issubclass(cls, nn.Module) or not _is_foreign(cls.__module__) or cls.__module__ in _OPEN:
             self._hold([cls])
-            attributes, slots = _attributes(value)
-            self._hold([attributes])
+            self._hold([_attributes(value)])
+            slots = _slots(value)
             if slots:
-                self._note(_of_attributes(value, slots))
+                self._note(_of_slots(value, slots))
                 self._hold(slots.values())
 
 
@@ -254,22 +254,23 @@ def _plain(value: Any) -> Any:
     return next(kind for kind in _KINDS if issubclass(type(value), kind))
 
 
-def _attributes(value: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Of an object, in its dict and in slots; nothing of one that answers with an error, as dead proxies do."""
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """The dict of an object, or None, also of one that answers with an error, as dead proxies do."""
     try:
         attributes = getattr(value, "__dict__", None)
-        return attributes if type(attributes) is dict else None, _slots(value)
     except Exception:
-        return None, {}
+        return None
+    return attributes if type(attributes) is dict else None
 
 
-def _slots(value: Any) -> dict[str, Any]:
+def _slots(value: Any) -> dict[MemberDescriptorType, Any]:
+    """What the slots of an object hold, by the slots themselves: a property may go by the name of one."""
     slots = {}
     for cls in type(value).__mro__:
-        names = vars(cls).get("__slots__", ())
-        for name in (names,) if isinstance(names, str) else tuple(names):
-            if name not in ("__dict__", "__weakref__") and not name.startswith("__") and hasattr(value, name):
-                slots[name] = getattr(value, name)
+        for slot in vars(cls).values() if "__slots__" in vars(cls) else ():
+            if isinstance(slot, MemberDescriptorType):
+                with suppress(AttributeError):  # empty
+                    slots[slot] = slot.__get__(value)
     return slots
 
 
@@ -324,17 +325,26 @@ def _of_entries(space: dict[str, Any], names: list[str]) -> Undo:
     return undo
 
 
-def _of_attributes(owner: Any, before: dict[str, Any]) -> Undo:
-    """Of a class (all that it has itself) or an object's slots."""
-
+def _of_class(cls: type, before: dict[str, Any]) -> Undo:
     def undo() -> None:
-        now = dict(vars(owner)) if isinstance(owner, type) else _slots(owner)
-        change = type if isinstance(owner, type) else object
+        now = dict(vars(cls))
         for name in now.keys() - before.keys():
-            change.__delattr__(owner, name)
+            type.__delattr__(cls, name)
         for name, value in before.items():
             if now.get(name, _MISSING) is not value:
-                change.__setattr__(owner, name, value)
+                type.__setattr__(cls, name, value)
+
+    return undo
+
+
+def _of_slots(owner: Any, before: dict[MemberDescriptorType, Any]) -> Undo:
+    def undo() -> None:
+        now = _slots(owner)
+        for slot in now.keys() - before.keys():
+            slot.__delete__(owner)
+        for slot, value in before.items():
+            if now.get(slot, _MISSING) is not value:
+                slot.__set__(owner, value)
 
     return undo
 
