@@ -13,7 +13,8 @@ takes it less time than the rest then does; the whole starts as that, and stays 
 "dilation" metanets change the weights of the same networks until the image that they show is the dilated original (3 x
 3), without views, 16 in a batch at rate 8e-3 where others have 64 at 2e-3; those with +64 are told what every neuron
 says at 64 learned points, from the start; *4 is the mean of four edited networks, no_edit the error of networks as they
-are, own_error that to their own images. In "sines" readers tell amplitude, frequency and phase of the sines that small
+are, own_error that to their own images. With @4 or @8 they take so many learned steps down the gradient of the error to
+an image that convolutions imagine, adam with a learned rate alone. In "sines" readers tell amplitude, frequency and phase of the sines that small
 networks show: r2 is the share of variance that they tell, the mean of the three. In "tickets" they say which twentieth
 of a fresh perceptron's weights to keep (196-128-64-10, MNIST at 14 x 14), having seen others with the masks that
 magnitude pruning found: accuracy after training, beside that with no mask (dense), the mask found for the very network
@@ -47,12 +48,13 @@ from lopt.files import user_path
 from lopt.runs.provenance import provenance
 from lopt.tables import aligned
 from lopt.training.runtime import prepare_cpu
-from lopt.weight_space.editing import EDITING, edited_images, error_of, fit_editor
+from lopt.weight_space.editing import EDITING, edited_images, error_of, fit_editor, make_editor
 from lopt.weight_space.fitting import FitOptions, Fitted, fit, mean_loss, predict
 from lopt.weight_space.making import IMAGE_SETS, images_of, make
 from lopt.weight_space.network_set import SPLITS, NetworkSet, Tensors
 from lopt.weight_space.readers import PROBED, MetanetReader, Reader
 from lopt.weight_space.sirens import SirenShape, grid, render
+from lopt.weight_space.stepping import STEPPERS
 from lopt.weight_space.symmetries import Views
 from lopt.weight_space.systems import METANET_READERS, NAMES, make_reader
 from meta_tasks.data.images import PUBLISHED_SIZES
@@ -64,10 +66,13 @@ METHODS = (
     "dwsnet", "nfn_hnp", "deepsets", "gmn", "ng_t", "scale_gmn", "signals",
 )  # fmt: skip
 """In the order in which they are run: one seed of all before the next."""
-EDITS = ("no_edit", "own_error", "nfn_np", "dwsnet", "nfn_np*4", "ng_gnn", "ng_t", "ng_t+64")
+EDITS = ("no_edit", "own_error", "nfn_np", "dwsnet", "nfn_np*4", "ng_gnn", "ng_t", "ng_t+64", "mlp@8")
 READING = (*NAMES, *(f"{name}+64" for name in PROBED))
 FORMS = (*METANET_READERS, *(f"{name}+64" for name in PROBED))
-EDITORS = ("no_edit", "own_error", *FORMS, *(f"{name}*4" for name in FORMS))
+EDITORS = (
+    *("no_edit", "own_error", *FORMS, *(f"{name}*4" for name in FORMS)),
+    *(f"{name}@{steps}" for name in STEPPERS for steps in (4, 8)),
+)
 DILATION = "dilation"
 FIRST = 10
 """Passes that the part of a metanet which reads functions alone has to itself, for each of the whole's."""
@@ -233,9 +238,13 @@ def _edited(method: str, networks: NetworkSet, images: Tensor, protocol: Protoco
         error = ((shown - low) / (1 - low) - target).square().mean().item()
         return {"mse_x100": 100 * error, "ms": 0.0, "seconds": 0.0, "meta_parameters": 0}
     form, _, copies = method.partition("*")
+    form, _, steps = form.partition("@")
     name, _, probes = form.partition("+")
-    options = EDITING.but(passes=protocol.passes, seed=seed)
-    editor, fitted = fit_editor(networks, images, "dilate", name, options, int(copies or 1), int(probes or 0))
+    torch.manual_seed(seed)
+    editor = make_editor(
+        networks.split("train"), name, int(copies or 1), int(probes or 0), int(steps or 0), images.shape[2:]
+    )
+    fitted = fit_editor(editor, networks, images, "dilate", EDITING.but(passes=protocol.passes, seed=seed))
     return {
         "mse_x100": 100 * mean_loss(editor, test, wanted, error_of(networks, images)),
         **vars(fitted),

@@ -6,14 +6,15 @@
     editor.save("dilate.safetensors", "dilate")
     load_editor("dilate.safetensors").edit("mine.safetensors")
 
+Editors look at a network once, or train it for a few learned steps (`lopt.weight_space.stepping`).
 Shapes: B networks, K copies, C channels, M points, N neurons.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,15 @@ from lopt.files import user_path
 from lopt.numerics.defaults import torchs_defaults
 from lopt.weight_space import trained
 from lopt.weight_space.architecture import architecture
+from lopt.weight_space.editors import SirenEditor
 from lopt.weight_space.features import FeatureOptions
 from lopt.weight_space.fitting import FitOptions, Fitted, Loss, fit
 from lopt.weight_space.listening import Listener, awaken
-from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors
+from lopt.weight_space.network_set import SPLITS, NetworkSet, Tensors
 from lopt.weight_space.probes import probe_each
 from lopt.weight_space.readers import PROBED, ProbeInputs, scales_of
-from lopt.weight_space.sirens import SirenShape, grid, render
+from lopt.weight_space.sirens import SirenShape, grid
+from lopt.weight_space.stepping import Stepper
 from lopt.weight_space.symmetries import canonical
 from lopt.weight_space.systems import METANET_READERS
 
@@ -38,7 +41,7 @@ EDITING = FitOptions(batch=16, lr=8e-3)
 """Of a training: in as many passes more and longer steps teach an editor more, whose scales must grow tenfold."""
 
 
-class Editor(Listener):
+class Editor(Listener, SirenEditor):
     """theta' = theta + s rms out(theta), with s of its own for every tensor, .01 at first, and rms over a training set.
 
     theta is in its canonical form, which is the same function. copies: K edited networks, whose mean is meant: wider
@@ -64,32 +67,11 @@ class Editor(Listener):
             FeatureOptions(frequencies=4, places=True, w0=shape.w0),
             {name: scales[name] for name in graph.parameters},
         )
-        self.name, self.shape, self.graph = name, shape, graph
+        self.shape, self.graph = shape, graph
+        self.made = {"reader": name, "copies": copies, "probes": probes}
         awaken(self.metanet)
         self.scale = nn.Parameter(torch.full((copies, len(scales)), FIRST_SCALE))
         self.probes = ProbeInputs(of.examples(probes), "learned") if probes else None
-
-    def edit(self, network: Network) -> list[Tensors]:
-        """The K edited networks of a model, a state dict or a file, as state dicts.
-
-        Raises `ConfigError` for a network of another architecture.
-        """
-        state = self._described("").state_of(network)
-        with torch.no_grad():
-            edited = self({name: value[None] for name, value in state.items()})
-        return [{name: value[0, k] for name, value in edited.items()} for k in range(len(self.scale))]
-
-    def save(self, path: str | os.PathLike[str], target: str, card: Mapping[str, Any] | None = None) -> None:
-        """Write one safetensors file, atomically. target: what the edit is called."""
-        trained.write(path, self, self._described(target, card), None)
-
-    def _described(self, target: str, card: Mapping[str, Any] | None = None) -> trained.Description:
-        return trained.Description(
-            kind="editor", target=target, reader=self.name, copies=len(self.scale), card=dict(card or {}),
-            probes=0 if self.probes is None else self.probes.count,
-            shapes={name: spec.shape for name, spec in self.graph.parameters.items()},
-            architecture=self.shape.model_dump(mode="json"),
-        )  # fmt: skip
 
     def forward(self, params: Tensors) -> Tensors:
         """Parameters (B, *shape) of networks -> those of the edited ones, (B, K, *shape)."""
@@ -105,23 +87,38 @@ class Editor(Listener):
         """(M, B, N): what neurons say at the probes, if there are any."""
         if self.probes is None:
             return None
-        return probe_each(architecture(self.shape).runnable, self.graph, self.probes(), params)
+        return probe_each(self.of.runnable, self.graph, self.probes(), params)
 
-    def rendered(self, params: Tensors, points: Tensor) -> Tensor:
-        """(B, C, M): what the edited networks show, the mean over the copies."""
-        edited = self(params)
-        count, copies = next(iter(edited.values())).shape[:2]
-        flat = {name: value.flatten(0, 1) for name, value in edited.items()}
-        return render(self.shape, flat, points).unflatten(0, (count, copies)).mean(1)
+
+def make_editor(
+    networks: NetworkSet,
+    name: str,
+    copies: int = 1,
+    probes: int = 0,
+    steps: int = 0,
+    pixels: Sequence[int] = (),
+) -> SirenEditor:
+    """A fresh `Editor` of networks such as these, or with steps a `Stepper`.
+
+    Raises `ConfigError` for names that they do not know, and for copies or probes beside steps.
+    """
+    if not steps:
+        return Editor(networks, name, copies, probes)
+    if copies > 1 or probes:
+        raise ConfigError(
+            f"editor {name} with {steps} steps: expected one copy and no probes, found {copies} and {probes}; its"
+            " steps are told what the network shows at every pixel"
+        )
+    return Stepper(networks, name, steps, pixels)
 
 
 @torchs_defaults()
-def load_editor(path: str | os.PathLike[str]) -> Editor:
-    """What `Editor.save` wrote. Raises `RuleFileError` if there is none, or if it is damaged or something else."""
+def load_editor(path: str | os.PathLike[str]) -> SirenEditor:
+    """What `SirenEditor.save` wrote. Raises `RuleFileError` if there is none, or if it is damaged or something else."""
     found = user_path(path)
-    tensors, description, _ = trained.read(found, "editor")
+    tensors, of, _ = trained.read(found, "editor")
     with torch.random.fork_rng(devices=[]):
-        made = Editor(description.like(None), description.reader, description.copies, description.probes)
+        made = make_editor(of.like(None), of.reader, of.copies, of.probes, of.steps, of.pixels)
     return trained.filled(found, made, tensors)
 
 
@@ -133,36 +130,31 @@ def train_editor(
     options: FitOptions | None = None,
     copies: int = 1,
     probes: int = 0,
-) -> Editor:
+    steps: int = 0,
+) -> SirenEditor:
     """Train an editor on networks and the images (N, C, H, W) that they are of, so that they show the edited ones.
 
-    name, copies, probes: of the `Editor`. Raises `ConfigError` for an edit that is not among `EDITS`, an unknown name,
-    or probes of a metanet that reads none.
+    name, copies, probes, steps: as `make_editor` has them. Raises `ConfigError` for an edit that is not among `EDITS`,
+    and what `make_editor` does.
     """
-    return fit_editor(networks, images, edit, name, options, copies, probes)[0]
+    options = options or EDITING
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        editor = make_editor(networks.split("train"), name, copies, probes, steps, images.shape[2:])
+        fit_editor(editor, networks, images, edit, options)
+    return editor
 
 
 def fit_editor(
-    networks: NetworkSet,
-    images: Tensor,
-    edit: str,
-    name: str = "nfn_np",
-    options: FitOptions | None = None,
-    copies: int = 1,
-    probes: int = 0,
-) -> tuple[Editor, Fitted]:
-    """`train_editor`, with what became of the training."""
-    options = options or EDITING
+    editor: SirenEditor, networks: NetworkSet, images: Tensor, edit: str, options: FitOptions | None = None
+) -> Fitted:
+    """Train an editor, and say what became of it; else as `train_editor`."""
     wanted = {split: edited_images(networks, images, edit, split) for split in ("train", "validation")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        editor = Editor(networks.split("train"), name, copies, probes)
-        fitted = fit(
-            editor, networks.split("train"), wanted["train"], options,
-            (networks.split("validation"), wanted["validation"]),
-            loss=error_of(networks, images), desc=f"{name}: {edit}",
-        )  # fmt: skip
-    return editor, fitted
+    return fit(
+        editor, networks.split("train"), wanted["train"], options or EDITING,
+        (networks.split("validation"), wanted["validation"]),
+        loss=error_of(networks, images), desc=f"{editor.made['reader']}: {edit}",
+    )  # fmt: skip
 
 
 def edited_images(networks: NetworkSet, images: Tensor, edit: str, split: str) -> Tensor:
@@ -184,7 +176,7 @@ def rendered_error(points: Tensor, low: float = -1.0) -> Loss:
     """
 
     def error(editor: nn.Module, params: Tensors, wanted: Tensor) -> Tensor:
-        shown = (cast(Editor, editor).rendered(params, points) - low) / (1 - low)
+        shown = (cast(SirenEditor, editor).rendered(params, points) - low) / (1 - low)
         return (shown - wanted).square().mean()
 
     return error

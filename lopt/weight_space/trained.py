@@ -35,6 +35,9 @@ class Description(Settings):
     reader: str
     probes: Annotated[int, Field(ge=0, le=4096)] = 0
     copies: Annotated[int, Field(ge=1, le=64)] = 1
+    steps: Annotated[int, Field(ge=0, le=4096)] = 0
+    pixels: Several[Annotated[int, Field(ge=1, le=4096)]] = ()
+    """Height and width of the image that steps look at."""
     many: bool = False
     """Whether it reads networks of any architecture; shapes and architecture are then of one that it was trained on."""
     shapes: dict[str, Several[Annotated[int, Field(ge=0)]]]

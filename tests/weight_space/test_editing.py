@@ -18,6 +18,7 @@ from lopt.weight_space.editing import (
     error_of,
     fit_editor,
     load_editor,
+    make_editor,
     rendered_error,
     train_editor,
 )  # fmt: skip
@@ -112,13 +113,16 @@ def test_an_editor_learns_to_change_what_is_shown() -> None:
     assert mean_loss(editor, data, wanted, error) < 0.7 * unedited
 
 
+@pytest.mark.parametrize(("name", "steps"), [("deepsets", 0), ("mlp", 2)])
 def test_a_trained_editor_is_what_its_training_came_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(RECIPES, "siren300", Recipe(steps=2))
     made = make("inr-digits", "siren300", 32, tmp_path / "sirens.safetensors")
     images, options = images_of(made), FitOptions(passes=96, batch=12, lr=8e-3, checks=2)
-    editor, fitted = fit_editor(made, images, "dilate", "deepsets", options)
+    torch.manual_seed(options.seed)
+    editor = make_editor(made.split("train"), name, steps=steps, pixels=images.shape[2:])
+    fitted = fit_editor(editor, made, images, "dilate", options)
     held_out, wanted = made.split("validation"), edited_images(made, images, "dilate", "validation")
     assert len(fitted.validation) == 2
     assert fitted.start is not None
@@ -126,7 +130,7 @@ def test_a_trained_editor_is_what_its_training_came_to(
     assert mean_loss(editor, held_out, wanted, error_of(made, images)) == pytest.approx(
         min(fitted.validation)
     )
-    again = train_editor(made, images, "dilate", "deepsets", options)
+    again = train_editor(made, images, "dilate", name, options, steps=steps)
     for key, value in again.state_dict().items():
         assert torch.equal(value, editor.state_dict()[key])
 
