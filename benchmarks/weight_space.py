@@ -14,12 +14,13 @@ takes it less time than the rest then does; the whole starts as that, and stays 
 3), without views, 16 in a batch at rate 8e-3 where others have 64 at 2e-3; those with +64 are told what every neuron
 says at 64 learned points, from the start; *4 is the mean of four edited networks, no_edit the error of networks as they
 are, own_error that to their own images. With @4 or @8 they take so many learned steps down the gradient of the error to
-an image that convolutions imagine, adam with a learned rate alone. In "sines" readers tell amplitude, frequency and phase of the sines that small
-networks show: r2 is the share of variance that they tell, the mean of the three. In "tickets" they say which twentieth
-of a fresh perceptron's weights to keep (196-128-64-10, MNIST at 14 x 14), having seen others with the masks that
-magnitude pruning found: accuracy after training, beside that with no mask (dense), the mask found for the very network
-(imp), and with as many weights of each matrix chosen by chance or by size (random, magnitude); @inputs: of the first
-matrix also as many for each pixel. Metanets see a fifth as many networks there. In "cnn-zoo" they tell the test
+an image that convolutions imagine, adam with a learned rate alone. "contrast" is the same with networks of CIFAR-10 and
+every pixel half as far again from the image's mean. In "sines" readers tell amplitude, frequency and phase of the sines
+that small networks show: r2 is the share of variance that they tell, the mean of the three. In "tickets" they say which
+twentieth of a fresh perceptron's weights to keep (196-128-64-10, MNIST at 14 x 14), having seen others with the masks
+that magnitude pruning found: accuracy after training, beside that with no mask (dense), the mask found for the very
+network (imp), and with as many weights of each matrix chosen by chance or by size (random, magnitude); @inputs: of the
+first matrix also as many for each pixel. Metanets see a fifth as many networks there. In "cnn-zoo" they tell the test
 accuracy of small convolutional classifiers of CIFAR-10: Kendall's tau-b and r2 over checkpoints of networks never seen;
 tau_strata of pairs with one step, share of data and third of the rates. In "cnn-zoo-fresh" the same readers are tested
 on networks made after all was chosen. "wild-park" is of classifiers of many architectures, tested on architectures
@@ -74,6 +75,8 @@ EDITORS = (
     *(f"{name}@{steps}" for name in STEPPERS for steps in (4, 8)),
 )
 DILATION = "dilation"
+EDITED = {DILATION: "dilate", "contrast": "contrast"}
+"""Tasks of editors, and what the edit is called."""
 FIRST = 10
 """Passes that the part of a metanet which reads functions alone has to itself, for each of the whole's."""
 VIEWS = {"inr-cifar10": Views(degrees=18, stretch=0.18, shear=0.18, shift=0.15, mirror=True)}
@@ -97,13 +100,22 @@ class Protocol(NamedTuple):
     networks: int
     passes: int
     seeds: int
-    edited: str
-    """Data set of the networks of `DILATION`."""
+    edited: dict[str, str]
+    """Data sets of the networks of the tasks in `EDITED`."""
     rate: float = 2e-3
 
 
-CPU = Protocol(("inr-mnist", DILATION, *OWN), "siren300", 8000, 30_000, 1, "inr-mnist")
-SMALL = Protocol(("inr-digits", DILATION, *OWN), "siren300", 320, 1_500, 1, "inr-digits")
+CPU = Protocol(
+    ("inr-mnist", DILATION, *OWN),
+    "siren300",
+    8000,
+    30_000,
+    1,
+    {DILATION: "inr-mnist", "contrast": "inr-cifar10"},
+)
+SMALL = Protocol(
+    ("inr-digits", DILATION, *OWN), "siren300", 320, 1_500, 1, dict.fromkeys(EDITED, "inr-digits")
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -113,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few networks of digits, few passes")
     parser.add_argument("--report", action="store_true", help="run nothing")
-    parser.add_argument("--tasks", nargs="+", choices=[*IMAGE_SETS, DILATION, *OWN])
+    parser.add_argument("--tasks", nargs="+", choices=[*IMAGE_SETS, *EDITED, *OWN])
     parser.add_argument(
         "--only",
         nargs="+",
@@ -140,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if task in OWN:
                 _run_own(task, args, protocol.seeds, log)
                 continue
-            known, usual = (EDITORS, EDITS) if task == DILATION else (READING, METHODS)
+            known, usual = (EDITORS, EDITS) if task in EDITED else (READING, METHODS)
             methods = [name for name in args.only or usual if name in known]
             _run(task, protocol, user_path(args.networks), args.data, methods, log)
     found = summarise(log.records())
@@ -151,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(
     task: str, protocol: Protocol, folder: Path, data: str | None, methods: Sequence[str], log: Log
 ) -> None:
-    name = protocol.edited if task == DILATION else task
+    name = protocol.edited.get(task, task)
     path = folder / f"{name}-{protocol.recipe}.safetensors"
     networks = make(name, protocol.recipe, protocol.networks, path, data)
     networks = networks.select(torch.arange(protocol.networks))
@@ -163,8 +175,8 @@ def _run(
                 **_further(task, method, protocol),
             }  # fmt: skip
             if not _is_done(key, log):
-                if task == DILATION:
-                    found = _edited(method, networks, images_of(networks, data), protocol, seed)
+                if task in EDITED:
+                    found = _edited(EDITED[task], method, networks, images_of(networks, data), protocol, seed)
                 else:
                     found = _one(task, method, networks, protocol, seed)
                 log.add({**key, **found, "provenance": provenance()})
@@ -172,7 +184,7 @@ def _run(
 
 def _further(task: str, method: str, protocol: Protocol) -> Record:
     """What is not alike for all methods."""
-    if task == DILATION:
+    if task in EDITED:
         return {} if method in ("no_edit", "own_error") else {"batch": EDITING.batch, "rate": EDITING.lr}
     views = VIEWS[task].model_dump(exclude_defaults=True) if task in VIEWS else {}
     return {**views, **({"first": FIRST * protocol.passes} if "+" in method else {})}
@@ -227,9 +239,11 @@ def _one(task: str, method: str, networks: NetworkSet, protocol: Protocol, seed:
     }
 
 
-def _edited(method: str, networks: NetworkSet, images: Tensor, protocol: Protocol, seed: int) -> Record:
+def _edited(
+    edit: str, method: str, networks: NetworkSet, images: Tensor, protocol: Protocol, seed: int
+) -> Record:
     """Train and test one editor with one seed, or measure what it is held against."""
-    test, wanted = networks.split("test"), edited_images(networks, images, "dilate", "test")
+    test, wanted = networks.split("test"), edited_images(networks, images, edit, "test")
     if method in ("no_edit", "own_error"):
         points, low = grid(*images.shape[2:]), networks.header["recipe"]["low"]
         own = images[networks.splits == SPLITS.index("test")].flatten(2)
@@ -244,11 +258,11 @@ def _edited(method: str, networks: NetworkSet, images: Tensor, protocol: Protoco
     editor = make_editor(
         networks.split("train"), name, int(copies or 1), int(probes or 0), int(steps or 0), images.shape[2:]
     )
-    fitted = fit_editor(editor, networks, images, "dilate", EDITING.but(passes=protocol.passes, seed=seed))
+    fitted = fit_editor(editor, networks, images, edit, EDITING.but(passes=protocol.passes, seed=seed))
     return {
         "mse_x100": 100 * mean_loss(editor, test, wanted, error_of(networks, images)),
         **vars(fitted),
-        "meta_parameters": sum(parameter.numel() for parameter in editor.parameters()),
+        "meta_parameters": sum(each.numel() for each in editor.parameters() if each.requires_grad),
     }
 
 
@@ -326,7 +340,7 @@ def _figures(records: Sequence[Record]) -> dict[str, Any]:
 def _figure(task: str) -> str:
     if task.startswith("cnn-zoo") or task == "wild-park":
         return "tau"
-    return {DILATION: "mse_x100", "sines": "r2"}.get(task, "accuracy")
+    return {**dict.fromkeys(EDITED, "mse_x100"), "sines": "r2"}.get(task, "accuracy")
 
 
 HEADINGS = {
@@ -342,7 +356,7 @@ def report(found: dict[str, Any]) -> str:
     """A table for each task, best first."""
     parts = []
     for task, methods in found["summary"].items():
-        figure, sign = _figure(task), 1 if task == DILATION else -1
+        figure, sign = _figure(task), 1 if task in EDITED else -1
         rows = [
             [
                 name, _spread(figure, f),

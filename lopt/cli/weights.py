@@ -34,7 +34,7 @@ examples:
   lopt weights predict mine.safetensors --reader accuracy.safetensors
   lopt weights train zoo.safetensors --reader graded --data ~/data --out graded.safetensors
   lopt weights train park.safetensors --reader ng_gnn --probes 64 --out any.safetensors
-  lopt weights train mnist.safetensors --edit dilate --data ~/data --out dilate.safetensors
+  lopt weights train mnist.safetensors --edit dilate --reader mlp --steps 8 --data ~/data --out dilate.safetensors
   lopt weights edit mine.safetensors --editor dilate.safetensors --out thick.safetensors"""
 
 
@@ -64,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("networks", metavar="NETWORKS", help="a set or a park of networks")
     what = train.add_mutually_exclusive_group()
     what.add_argument("--tell", metavar="COLUMN", default="accuracy", help="(default: %(default)s)")
-    what.add_argument("--edit", metavar="NAME", help="of the images of SIRENs that lopt made: dilate")
+    what.add_argument(
+        "--edit", metavar="NAME", help="of the images of SIRENs that lopt made: dilate or contrast"
+    )
     train.add_argument(
         "--reader",
         metavar="NAME",
@@ -76,6 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help="inputs whose answers it reads, too, of lopt's networks (editors: ng_gnn, ng_t)",
     )
+    train.add_argument(
+        "--steps", type=positive,
+        help="of an editor: learned steps in place of one look (reader adam, mlp or a metanet; 8 are a good number)",
+    )  # fmt: skip
     train.add_argument(
         "--images", metavar="FILE",
         help="of a reader that grades: a tensor of images as networks see them (default: some that lopt's own learned)",
@@ -123,6 +129,8 @@ def _train(args: argparse.Namespace) -> int:
     graded = args.reader == GRADED and args.edit is None
     if args.images and not graded:
         raise ConfigError(f"--images: expected it beside --reader {GRADED} alone, found {args.images}")
+    if args.steps and args.edit is None:
+        raise ConfigError(f"--steps: expected it beside --edit alone, found {args.steps}")
     if args.edit is None:
         networks, given, options = load_any(args.networks), None, OPTIONS
         if graded:
@@ -138,7 +146,9 @@ def _train(args: argparse.Namespace) -> int:
     else:
         sirens = load(args.networks)
         images, options = images_of(sirens, args.data), EDITING.but(**chosen)
-        editor = train_editor(sirens, images, args.edit, args.reader, options, probes=args.probes or 0)
+        editor = train_editor(
+            sirens, images, args.edit, args.reader, options, probes=args.probes or 0, steps=args.steps or 0
+        )
         editor.save(out, args.edit)
     print(f"trained: {out}")
     return 0

@@ -187,5 +187,11 @@ def dilated(images: Tensor) -> Tensor:
     return nn.functional.max_pool2d(images, 3, stride=1, padding=1)
 
 
-EDITS = {"dilate": dilated}
+def contrasted(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) whose every value is half as far again from the image's mean, within 0 and 1."""
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (mean + 1.5 * (images - mean)).clamp(0, 1)
+
+
+EDITS = {"dilate": dilated, "contrast": contrasted}
 """Of images; networks are edited to show what becomes of theirs."""
