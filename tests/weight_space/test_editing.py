@@ -13,6 +13,7 @@ from lopt.cli import main
 from lopt.errors import ConfigError
 from lopt.weight_space.editing import (
     Editor,
+    contrasted,
     dilated,
     edited_images,
     error_of,
@@ -97,6 +98,12 @@ def test_dilation_by_hand() -> None:
     assert torch.equal(dilated(image)[0, 0], expected)
 
 
+def test_contrast_by_hand() -> None:
+    image = torch.tensor([0.1, 0.4, 0.6, 0.9]).reshape(1, 1, 2, 2)
+    expected = torch.tensor([0.0, 0.35, 0.65, 1.0]).reshape(1, 1, 2, 2)
+    torch.testing.assert_close(contrasted(image), expected)
+
+
 def test_an_editor_learns_to_change_what_is_shown() -> None:
     torch.manual_seed(0)
     images = torch.rand(32, 1, 36, generator=seeded(0))
@@ -166,5 +173,5 @@ def test_a_trained_editor_is_one_file_that_edits_any_network_of_its_kind(
     assert (load_editor(editor).edit(state)[0]["layers.0.bias"] != state["layers.0.bias"]).any()
     with pytest.raises(ConfigError, match=r"found none named layers\.0\.bias"):
         again.edit({name: value for name, value in state.items() if name != "layers.0.bias"})
-    with pytest.raises(ConfigError, match="edit: expected one of dilate, found 'blur'"):
+    with pytest.raises(ConfigError, match="edit: expected one of dilate, contrast, found 'blur'"):
         train_editor(made, torch.zeros(16, 1, 8, 8), "blur")
