@@ -123,6 +123,7 @@ def _train(args: argparse.Namespace) -> int:
     from lopt.weight_space.network_park import load_any
     from lopt.weight_space.network_set import load
     from lopt.weight_space.predictor import GRADING, OPTIONS, train_predictor
+    from lopt.weight_space.stepping import STEPPING
 
     out = output_path(args.out, args.networks, *([args.images] if args.images else []))
     chosen = {"seed": args.seed, **({"passes": args.passes} if args.passes else {})}
@@ -145,7 +146,7 @@ def _train(args: argparse.Namespace) -> int:
             print(predictor)
     else:
         sirens = load(args.networks)
-        images, options = images_of(sirens, args.data), EDITING.but(**chosen)
+        images, options = images_of(sirens, args.data), (STEPPING if args.steps else EDITING).but(**chosen)
         editor = train_editor(
             sirens, images, args.edit, args.reader, options, probes=args.probes or 0, steps=args.steps or 0
         )

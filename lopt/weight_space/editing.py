@@ -49,6 +49,8 @@ class Editor(Listener, SirenEditor):
     probes: learned points at which a metanet in `PROBED` is told what every neuron says.
     """
 
+    usual = EDITING
+
     def __init__(self, networks: NetworkSet, name: str, copies: int = 1, probes: int = 0) -> None:
         if name not in METANET_READERS:
             raise ConfigError(f"editor: expected one of {', '.join(METANET_READERS)}, found {name!r}")
@@ -137,9 +139,8 @@ def train_editor(
     name, copies, probes, steps: as `make_editor` has them. Raises `ConfigError` for an edit that is not among `EDITS`,
     and what `make_editor` does.
     """
-    options = options or EDITING
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+        torch.manual_seed(options.seed if options else 0)
         editor = make_editor(networks.split("train"), name, copies, probes, steps, images.shape[2:])
         fit_editor(editor, networks, images, edit, options)
     return editor
@@ -148,10 +149,10 @@ def train_editor(
 def fit_editor(
     editor: SirenEditor, networks: NetworkSet, images: Tensor, edit: str, options: FitOptions | None = None
 ) -> Fitted:
-    """Train an editor, and say what became of it; else as `train_editor`."""
+    """Train an editor, by default as its `usual` options say, and tell what became of it; else as `train_editor`."""
     wanted = {split: edited_images(networks, images, edit, split) for split in ("train", "validation")}
     return fit(
-        editor, networks.split("train"), wanted["train"], options or EDITING,
+        editor, networks.split("train"), wanted["train"], options or editor.usual,
         (networks.split("validation"), wanted["validation"]),
         loss=error_of(networks, images), desc=f"{editor.made['reader']}: {edit}",
     )  # fmt: skip

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lopt.weight_space import trained
 from lopt.weight_space.architecture import Architecture, architecture
+from lopt.weight_space.fitting import FitOptions
 from lopt.weight_space.network_set import Network, Tensors
 from lopt.weight_space.sirens import SirenShape, render
 
@@ -22,9 +23,11 @@ from lopt.weight_space.sirens import SirenShape, render
 class SirenEditor(nn.Module, ABC):
     """Parameters of B networks of one architecture (B, *shape) -> those of the edited ones (B, K, *shape).
 
-    made: how `make_editor` makes such an editor, beside its networks; of what is saved.
+    usual: how it is trained if nothing else is asked for. made: how `make_editor` makes such an editor, beside its
+    networks; of what is saved.
     """
 
+    usual: ClassVar[FitOptions]
     shape: SirenShape
     made: Mapping[str, Any]
 

@@ -11,9 +11,9 @@ from torch.func import functional_call
 
 from lopt.cli import main
 from lopt.errors import ConfigError
-from lopt.weight_space.editing import load_editor, make_editor, rendered_error
+from lopt.weight_space.editing import fit_editor, load_editor, make_editor, rendered_error
 from lopt.weight_space.fitting import FitOptions, fit, mean_loss
-from lopt.weight_space.making import make
+from lopt.weight_space.making import images_of, make
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.sirens import RECIPES, Recipe, SirenShape, grid, initial, render
 from lopt.weight_space.sirens import fit as fit_sirens
@@ -141,6 +141,7 @@ def test_one_is_a_file_that_edits(
     state = {name: value[3].clone() for name, value in made.params.items()}
     loaded = load_editor(editor)
     assert isinstance(loaded, Stepper)
+    assert fit_editor(loaded, made, images_of(made), "contrast", loaded.usual.but(passes=16)).ms > 0
     (edited,) = loaded.edit(state)
     assert any(not torch.equal(edited[name], state[name]) for name in state)
     loaded.save(tmp_path / "again.safetensors", "contrast")
