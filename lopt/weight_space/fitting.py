@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from lopt.config import Count, NonNegative, Positive, Settings, Share
 from lopt.errors import ConfigError, DataError
+from lopt.numerics.defaults import torchs_defaults
 from lopt.progress import progress
 from lopt.weight_space.network_set import NetworkSet, Tensors
 
@@ -103,6 +104,7 @@ def loss_of(targets: Tensor, smoothing: float = 0.0) -> Loss:
     return error
 
 
+@torchs_defaults()
 def fit(
     reader: nn.Module,
     networks: Networks,
@@ -196,6 +198,7 @@ def check_examples(networks: Networks, targets: Tensor) -> None:
 
 
 @torch.no_grad()
+@torchs_defaults()
 def predict(reader: nn.Module, networks: Tensors | Networks, batch: int = 256) -> Tensor:
     """(N, Y): logits of classes, or numbers, for N networks or their parameters (N, *shape), in evaluation mode."""
     training = reader.training
@@ -208,6 +211,7 @@ def predict(reader: nn.Module, networks: Tensors | Networks, batch: int = 256) -
 
 
 @torch.no_grad()
+@torchs_defaults()
 def mean_loss(
     reader: nn.Module, networks: Networks, targets: Tensor, loss: Loss | None = None, batch: int = 256
 ) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lopt.errors import ConfigError, DataError
 from lopt.files import user_path
+from lopt.numerics.defaults import torchs_defaults
 from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import NetworkSet, loaded
 from lopt.weight_space.park import PARKS
@@ -20,6 +21,7 @@ from lopt.weight_space.zoo import ZOOS, examples
 COUNT = 1024
 
 
+@torchs_defaults()
 def training_images(
     networks: NetworkSet | NetworkPark, root: str | Path | None = None, count: int = COUNT
 ) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from lopt.errors import ConfigError
+from lopt.numerics.defaults import torchs_defaults
 from lopt.weight_space.architecture import Architecture, architecture_of
 from lopt.weight_space.fitting import FitOptions, Fitted, Networks, check_examples, fit
 from lopt.weight_space.network_park import NetworkPark
@@ -95,6 +96,7 @@ class Answers:
         return (self.told >= 0).all(1)
 
 
+@torchs_defaults()
 def make_grader(networks: NetworkSet, images: Tensor, outputs: int) -> ProbeReader:
     """A fresh reader of such classifiers by the classes that they tell of images (M, *inputs).
 
@@ -107,6 +109,7 @@ def make_grader(networks: NetworkSet, images: Tensor, outputs: int) -> ProbeRead
     return ProbeReader(of.runnable, ProbeInputs(images, "given"), of.reads, outputs, head)
 
 
+@torchs_defaults()
 def make_park_grader(park: NetworkPark, images: Tensor, outputs: int) -> ParkProbes:
     """The same of many architectures, of images in the most colours that any of them sees."""
     of = [_of_classifiers(own) for own in park.sets]
@@ -130,6 +133,7 @@ def _check_images(images: Tensor, inputs: tuple[int, ...]) -> None:
         raise ConfigError(f"grader: expected one or more images (M, {shape}), found {tuple(images.shape)}")
 
 
+@torchs_defaults()
 def fit_grader(
     reader: ProbeReader | ParkProbes,
     networks: Networks,

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.metanets import METANETS
+from lopt.numerics.defaults import torchs_defaults
 from lopt.weight_space.features import CONTEXT, FeatureOptions, WeightFeatures
 from lopt.weight_space.listening import awaken
 from lopt.weight_space.network_set import NetworkSet, Tensors
@@ -49,6 +50,7 @@ class MaskReader(nn.Module, ABC):
         """Equivariant to the order of hidden neurons. Differentiable."""
 
 
+@torchs_defaults()
 def make_masker(name: str, networks: NetworkSet) -> MaskReader:
     """A fresh one for perceptrons such as these, which set its scales. Raises `ConfigError` for an unknown name."""
     if name not in MASKERS:

@@ -78,7 +78,8 @@ class NetworkPark:
     @cached_property
     def architectures(self) -> Tensor:
         """(N): the number of each network's architecture among those here."""
-        return torch.repeat_interleave(torch.tensor([len(own) for own in self.sets]))
+        counts = torch.tensor([len(own) for own in self.sets], device=self.splits.device)
+        return torch.repeat_interleave(counts)
 
     @property
     def widest(self) -> NetworkSet:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lopt import files
 from lopt.errors import DataError, RuleFileError
 from lopt.graph import ParameterGraph
+from lopt.numerics.defaults import torchs_defaults
 from lopt.optim.matching import unwrapped
 
 Tensors = dict[str, Tensor]
@@ -114,6 +115,7 @@ Network: TypeAlias = "Mapping[str, Tensor] | nn.Module | str | os.PathLike[str]"
 """A state dict, a model, or a file of either."""
 
 
+@torchs_defaults()
 def collect(
     networks: str | os.PathLike[str] | Sequence[Network],
     columns: Mapping[str, Sequence[float]] | None = None,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lopt.errors import DataError
 from lopt.graph import ParameterGraph
+from lopt.numerics.defaults import torchs_defaults
 from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import (
     GRAPHS,
@@ -29,6 +30,7 @@ from lopt.weight_space.network_set import (
 )
 
 
+@torchs_defaults()
 def collect_park(
     networks: str | os.PathLike[str] | Sequence[Network],
     columns: Mapping[str, Sequence[float]] | None = None,

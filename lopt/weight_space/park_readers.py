@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.spec import PARAMETER_KINDS
+from lopt.numerics.defaults import torchs_defaults
 from lopt.weight_space.architecture import Architecture, architecture_of
 from lopt.weight_space.features import ACTIVATIONS, CONTEXT, FeatureOptions, fed_activations, tensor_context
 from lopt.weight_space.listening import Listener, awaken
 from lopt.weight_space.network_park import Mixed, NetworkPark, Part
-from lopt.weight_space.probes import probe_each
+from lopt.weight_space.probes import probe_each, run_each
 from lopt.weight_space.readers import (
     DROPOUT,
     FINE,
@@ -106,12 +106,9 @@ class ParkProbes(ParkReader):
 
     def answers(self, batch: Mixed) -> Tensor:
         """(B, M * reads): what networks put out."""
-        parts = []
-        for part in batch.parts:
-            model, points = part.of.runnable, self.points(part.of)
-            said = torch.vmap(lambda one, m=model, x=points: functional_call(m, one, (x,)))(part.params)
-            parts.append(said.flatten(1))
-        return batch.placed(parts)
+        return batch.placed(
+            [run_each(part.of.runnable, self.points(part.of), part.params) for part in batch.parts]
+        )
 
     def points(self, of: Architecture) -> Tensor:
         """(M, *inputs) for networks of an architecture."""
@@ -188,6 +185,7 @@ PARK_METANETS = ("ng_gnn", "ng_t", "gmn", "deepsets")
 PARK_NAMES = (*PARK_METANETS, "statnn", "probes")
 
 
+@torchs_defaults()
 def make_park_reader(
     name: str, park: NetworkPark, outputs: int, probes: int = 0, functions: ParkProbes | None = None
 ) -> ParkReader:

@@ -129,6 +129,7 @@ class Predictor(nn.Module):
         return "\n".join(lines)
 
 
+@torchs_defaults()
 def train_predictor(
     networks: NetworkSet | NetworkPark,
     column: str = "accuracy",

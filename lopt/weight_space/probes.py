@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -25,6 +27,9 @@ from lopt.graph import ParameterGraph
 from lopt.graph.spec import AxisSpec, TensorSpec
 from lopt.graph.tracing.isolation import called, untouched
 from lopt.graph.tracing.world import World
+
+ALONE = RLock()
+"""One thread at a time runs a model with others' parameters: torch puts them into the model, which readers share."""
 
 
 def probe(
@@ -72,7 +77,14 @@ def probe_each(
     model: nn.Module, graph: ParameterGraph, inputs: Tensor, params: Mapping[str, Tensor]
 ) -> Tensor:
     """What layers read of every neuron of B networks (B, *shape), for M inputs: (M, B, N)."""
-    return torch.vmap(lambda one: probe(model, graph, inputs, one, behind=True), out_dims=1)(dict(params))
+    with ALONE:
+        return torch.vmap(lambda one: probe(model, graph, inputs, one, behind=True), out_dims=1)(dict(params))
+
+
+def run_each(model: nn.Module, inputs: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+    """What B networks (B, *shape) put out for M inputs: (B, M * C)."""
+    with ALONE:
+        return torch.vmap(lambda one: functional_call(model, one, (inputs,)))(dict(params)).flatten(1)
 
 
 class _Layer(NamedTuple):

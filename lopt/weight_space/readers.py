@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lopt.graph import ParameterGraph
 from lopt.weight_space.features import FeatureOptions
 from lopt.weight_space.listening import Listener, awaken
 from lopt.weight_space.network_set import NetworkSet, Tensors
-from lopt.weight_space.probes import probe_each
+from lopt.weight_space.probes import probe_each, run_each
 from lopt.weight_space.readout import STATISTICS, pool_tensors
 from lopt.weight_space.sirens import Siren, SirenShape
 from lopt.weight_space.symmetries import canonical, unwound
@@ -193,8 +192,8 @@ class ProbeReader(Reader):
 
     def answers(self, params: Tensors) -> Tensor:
         """(B, M * reads): what networks put out."""
-        points, (model,) = self.inputs(), self.model
-        return torch.vmap(lambda one: functional_call(model, one, (points,)))(params).flatten(1)
+        (model,) = self.model
+        return run_each(model, self.inputs(), params)
 
     def of_neurons(self, graph: ParameterGraph, params: Tensors) -> Tensor:
         """(M, B, N): what every neuron says to the inputs, behind its nonlinearity."""
@@ -276,7 +275,7 @@ def statistics(params: Tensors) -> Tensor:
     for value in params.values():
         flat = value[:, None].flatten(1)
         columns += [flat.mean(1), flat.var(1, correction=0)]
-        columns += list(flat.quantile(torch.tensor(QUANTILES).to(flat), dim=1))
+        columns += list(flat.quantile(flat.new_tensor(QUANTILES), dim=1))
     return torch.stack(columns, -1)
 
 

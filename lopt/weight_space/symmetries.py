@@ -14,15 +14,19 @@ from pydantic import Field
 from torch import Tensor
 
 from lopt.config import NonNegative, Settings
+from lopt.numerics.defaults import torchs_defaults
 from lopt.weight_space.sirens import SirenShape, Tensors
 
 
 def canonical(shape: SirenShape, params: Tensors) -> Tensors:
     """The same B functions, with w0 b of every hidden neuron within [0, pi / 2]. Exact up to rounding."""
     params = unwound(shape, params)
-    return _turned(
-        shape, params, {bias: torch.where(params[bias] < 0, -1.0, 1.0) for _, bias in shape.names[:-1]}
-    )
+    return _turned(shape, params, {bias: _signs(params[bias]) for _, bias in shape.names[:-1]})
+
+
+def _signs(x: Tensor) -> Tensor:
+    """That of zero is 1."""
+    return torch.ones_like(x).masked_fill(x < 0, -1.0)
 
 
 def unwound(shape: SirenShape, params: Tensors) -> Tensors:
@@ -67,6 +71,7 @@ class Views(Settings):
     mirror: bool = False
     """Half of them also left to right, as things seen may be and characters may not."""
 
+    @torchs_defaults()
     def __call__(
         self, shape: SirenShape, params: Tensors, generator: torch.Generator | None = None
     ) -> Tensors:

@@ -15,6 +15,7 @@ from lopt.errors import ConfigError
 from lopt.graph import ParameterGraph
 from lopt.metanets.published.chain import chain_of
 from lopt.metanets.published.wiring import SLOTS
+from lopt.numerics.defaults import torchs_defaults
 from lopt.weight_space.architecture import Architecture, architecture_of
 from lopt.weight_space.network_set import NetworkSet
 from lopt.weight_space.readers import (
@@ -49,6 +50,7 @@ FUNCTIONS = ("probes", "probegen", "pixels", "pixels_cnn")
 NAMES = (*METANET_READERS, "scale_gmn", "signals", "flat_mlp", "statnn", *FUNCTIONS)
 
 
+@torchs_defaults()
 def make_reader(
     name: str,
     networks: NetworkSet,

@@ -14,8 +14,18 @@ from lopt import ParameterGraph, load_rule
 from lopt.comparison import Budget, compare, evaluate
 from lopt.numerics.defaults import torchs_defaults
 from lopt.training import train
-from lopt.weight_space.predictor import load_predictor
+from lopt.weight_space.fitting import FitOptions, fit, predict
+from lopt.weight_space.making import make
+from lopt.weight_space.masks import flat_masks, make_masker, mask_loss
+from lopt.weight_space.network_set import collect
+from lopt.weight_space.park_collecting import collect_park
+from lopt.weight_space.park_readers import make_park_reader
+from lopt.weight_space.predictor import load_predictor, train_predictor
 from lopt.weight_space.sines import make_sines
+from lopt.weight_space.sirens import SirenShape
+from lopt.weight_space.symmetries import Views
+from lopt.weight_space.systems import make_reader
+from lopt.weight_space.tickets import by_layer, counts_of, make_tickets
 from meta_tasks import named_task
 from meta_tasks.meta_test import kind_task
 
@@ -53,6 +63,40 @@ def made(folder: Path) -> list[Any]:
     return [networks.columns["psnr"], load_predictor("cnn-zoo").description]
 
 
+def models() -> list[nn.Module]:
+    torch.manual_seed(0)
+    with torchs_defaults():
+        return [nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(20)]
+
+
+def told(folder: Path) -> list[Any]:
+    own, options = models(), FitOptions(passes=16, batch=8)
+    with torchs_defaults():
+        example = (torch.zeros(2, 3),)
+    columns = {"accuracy": [number / 20 for number in range(20)]}
+    networks, park = collect(own, columns, example=example), collect_park(own, columns, example=example)
+    predictor = train_predictor(networks, reader="nfn_np", options=options)
+    reader = make_park_reader("gmn", park.split("train"), 1)
+    fit(reader, park, park.columns["accuracy"], options)
+    return [predictor.predict(own, coverage=0.5), predict(reader, park)]
+
+
+def read(folder: Path) -> list[Any]:
+    torch.manual_seed(0)
+    networks = make("inr-digits", "siren300", 4, folder / "digits.safetensors")
+    shape = SirenShape(**networks.header["architecture"])
+    views = Views(mirror=True)(shape, networks.params, torch.Generator().manual_seed(0))
+    found = list(views.values())
+    for name in ("ng_gnn", "statnn", "pixels"):
+        reader = make_reader(name, networks, 10, size=4)
+        fit(reader, networks, networks.columns["label"], FitOptions(passes=8, batch=4))
+        found += [predict(reader, networks), reader(networks.params).detach()]
+    tickets = make_tickets("tickets-digits", 8, folder / "tickets.safetensors")
+    masker = make_masker("paths", tickets)
+    fit(masker, tickets, flat_masks(tickets), FitOptions(passes=8, batch=4), loss=mask_loss)
+    return [*found, *by_layer(masker(tickets.params), counts_of(tickets)).values()]
+
+
 @pytest.fixture(autouse=True)
 def put_back() -> Iterator[None]:
     yield
@@ -60,7 +104,7 @@ def put_back() -> Iterator[None]:
     torch.set_default_device("cpu")
 
 
-@pytest.mark.parametrize("work", [trained, evaluated, compared, made])
+@pytest.mark.parametrize("work", [trained, evaluated, compared, made, told, read])
 def test_the_same_whatever_the_defaults_are(work: Callable[[Path], list[Any]], tmp_path: Path) -> None:
     usual = work(tmp_path / "usual")
     torch.set_default_dtype(torch.float64)

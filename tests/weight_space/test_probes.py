@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from lopt.graph import ParameterGraph
 from lopt.graph.spec import Permutation
 from lopt.metanets import METANETS
 from lopt.metanets.published.wiring import probes_of_nodes, wiring_of
-from lopt.weight_space.probes import probe
+from lopt.weight_space.probes import probe, probe_each, run_each
 from lopt.weight_space.readout import NetworkReadout
 from tests.helpers import hand_graph, randomised, seeded
 from tests.metanets.cases import ALL, CASES, network
@@ -392,3 +394,22 @@ def test_learned_probes_show_what_weights_do_not() -> None:
     assert learned > 0.9
     assert none < 0.2
     assert none < random < learned - 0.1
+
+
+class Slow(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.05)
+        return super().forward(x)
+
+
+def test_threads_that_share_a_model_do_not_read_each_others_networks() -> None:
+    model, inputs = Slow(2, 2), torch.eye(2)
+    networks = [{"weight": torch.full((1, 2, 2), float(n)), "bias": torch.zeros(1, 2)} for n in range(4)]
+    graph = ParameterGraph.trace(model, (inputs,))
+
+    def said(params: dict[str, Tensor]) -> tuple[Any, Any]:
+        return run_each(model, inputs, params).tolist(), probe_each(model, graph, inputs, params).tolist()
+
+    alone = [said(params) for params in networks]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(said, networks)) == alone
