@@ -231,7 +231,7 @@ def state_of(network: Network) -> Tensors:
         network = files.user_path(network)
         try:
             network = loaded(network)
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except (OSError, SafetensorError) as error:
             raise _no_network(place, str(error).strip().split("\n")[0]) from None
         except Exception:
             # A damaged pickle raises anything, and torch's own words advise to run whatever is in the file.
