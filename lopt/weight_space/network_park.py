@@ -22,7 +22,16 @@ from torch import Tensor
 from lopt import files
 from lopt.errors import DataError, RuleFileError
 from lopt.weight_space.architecture import Architecture, architecture_of
-from lopt.weight_space.network_set import GRAPH, GRAPHS, PARAMETER, NetworkSet, Tensors, in_split, load
+from lopt.weight_space.network_set import (
+    GRAPH,
+    GRAPHS,
+    PARAMETER,
+    NetworkSet,
+    Tensors,
+    in_split,
+    load,
+    told_of,
+)
 
 FORMAT, VERSION = "lopt-park", 1
 TOGETHER = 8
@@ -50,7 +59,7 @@ class Mixed(NamedTuple):
         return torch.empty_like(whole).index_copy(0, self.order.to(whole.device), whole)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class NetworkPark:
     """N networks, those of one architecture one behind another."""
 
@@ -60,6 +69,9 @@ class NetworkPark:
 
     def __len__(self) -> int:
         return sum(map(len, self.sets))
+
+    def __repr__(self) -> str:
+        return f"NetworkPark({told_of(self.splits, self.columns)}; {len(self.sets)} architectures)"
 
     @cached_property
     def columns(self) -> Tensors:

@@ -34,7 +34,7 @@ PARAMETER = "parameter:"
 """Before the names of parameters in a file; columns have their own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # tensors have no one truth, and are no line to read
 class NetworkSet:
     """N networks."""
 
@@ -51,6 +51,10 @@ class NetworkSet:
 
     def __len__(self) -> int:
         return len(self.splits)
+
+    def __repr__(self) -> str:
+        scalars = sum(value.shape[1:].numel() for value in self.params.values())
+        return f"NetworkSet({told_of(self.splits, self.columns)}; {scalars:,} scalars each)"
 
     def select(self, index: Tensor) -> NetworkSet:
         """Those that an index or a mask chooses."""
@@ -99,6 +103,12 @@ class NetworkSet:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, atomically."""
         files.write(path, self.tensors(), FORMAT, {**self.header, **self.told(), "version": VERSION})
+
+
+def told_of(splits: Tensor, columns: Tensors) -> str:
+    """How many networks there are, in which splits, and what is known of them."""
+    counts = [f"{int((splits == number).sum())} {name}" for number, name in enumerate(SPLITS)]
+    return f"{len(splits)} networks, {', '.join(counts)}; columns: {', '.join(columns) or 'none'}"
 
 
 def in_split(splits: Tensor, name: str) -> Tensor:

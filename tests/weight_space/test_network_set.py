@@ -131,6 +131,16 @@ def test_names_that_wrappers_change_are_those_of_the_network() -> None:
     assert len(mixed) == 3
 
 
+def test_a_set_is_told_in_a_line_and_equal_to_itself_alone() -> None:
+    found = collect(states(10), {"accuracy": [0.5] * 10})
+    assert repr(found) == (
+        "NetworkSet(10 networks, 7 train, 1 validation, 2 test; columns: accuracy; 42 scalars each)"
+    )
+    assert found == found
+    assert found != replace(found)
+    assert {found: 1}[found] == 1
+
+
 def test_a_column_may_be_any_array() -> None:
     """Such as one sorted from the best on, whose strides are negative."""
     found = collect(states(3), {"accuracy": np.array([0.1, 0.2, 0.3])[::-1]})

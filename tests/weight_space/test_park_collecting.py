@@ -53,6 +53,9 @@ def test_a_folder_of_files_needs_a_factory(tmp_path: Path) -> None:
     torch.save(nn.DataParallel(models()[4]).state_dict(), tmp_path / "4.pt")
     park = collect_park(tmp_path, factory=lambda state: network(len([*state.values()][1])), example=EXAMPLE)
     assert [one.columns["number"].tolist() for one in park.sets] == [[0, 2, 3], [1, 4]]
+    assert repr(park) == (
+        "NetworkPark(5 networks, 5 train, 0 validation, 0 test; columns: number; 2 architectures)"
+    )
     with pytest.raises(DataError, match="expected models, or a factory"):
         collect_park(tmp_path, example=EXAMPLE)
     with pytest.raises(
