@@ -88,8 +88,15 @@ class Fitted:
 
 def loss_of(targets: Tensor, smoothing: float = 0.0) -> Loss:
     """Cross-entropy for classes (whole numbers), the squared error for numbers."""
-    if targets.is_floating_point():
-        return lambda reader, params, wanted: F.mse_loss(reader(params), wanted.reshape(len(wanted), -1))
+
+    def distance(reader: nn.Module, params: Tensors, wanted: Tensor) -> Tensor:
+        said, wanted = reader(params), wanted.reshape(len(wanted), -1)
+        if said.shape != wanted.shape:  # torch would spread one over the other
+            raise ConfigError(
+                f"fit: expected targets {tuple(said.shape)}, as what the reader says of a batch, found"
+                f" {tuple(wanted.shape)}; give classes as whole numbers, or make the reader with as many outputs"
+            )
+        return F.mse_loss(said, wanted)
 
     def error(reader: nn.Module, params: Tensors, wanted: Tensor) -> Tensor:
         logits = reader(params)
@@ -101,7 +108,7 @@ def loss_of(targets: Tensor, smoothing: float = 0.0) -> Loss:
             )
         return F.cross_entropy(logits, wanted.long(), label_smoothing=smoothing)
 
-    return error
+    return distance if targets.is_floating_point() else error
 
 
 @torchs_defaults()
@@ -184,6 +191,11 @@ def check_examples(networks: Networks, targets: Tensor) -> None:
 
     One that is not would make all that is learned NaN.
     """
+    if not isinstance(targets, Tensor) or not targets.dim():
+        raise ConfigError(
+            f"fit: expected a tensor of targets, one for each network, found {type(targets).__name__}"
+            f"{' of one number' if isinstance(targets, Tensor) else '; make it one with torch.tensor'}"
+        )
     if len(networks) != len(targets) or not len(targets):
         raise ConfigError(
             f"fit: expected a target for each network, found {len(targets)} for {len(networks)}"
@@ -200,11 +212,16 @@ def check_examples(networks: Networks, targets: Tensor) -> None:
 @torch.no_grad()
 @torchs_defaults()
 def predict(reader: nn.Module, networks: Tensors | Networks, batch: int = 256) -> Tensor:
-    """(N, Y): logits of classes, or numbers, for N networks or their parameters (N, *shape), in evaluation mode."""
-    training = reader.training
-    reader.eval()
+    """(N, Y): logits of classes, or numbers, for N networks or their parameters (N, *shape), in evaluation mode.
+
+    Raises `DataError` for none.
+    """
     if isinstance(networks, dict):
         networks = NetworkSet(networks, {}, torch.zeros(len(next(iter(networks.values())))))
+    if not len(networks):
+        raise DataError("networks: expected one or more, found none")
+    training = reader.training
+    reader.eval()
     parts = [reader(networks.batch(rows)) for rows in torch.arange(len(networks)).split(batch)]
     reader.train(training)
     return torch.cat(parts)

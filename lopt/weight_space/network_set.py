@@ -67,10 +67,20 @@ class NetworkSet:
         return self.select(in_split(self.splits, name))
 
     def joined(self, other: NetworkSet) -> NetworkSet:
-        """These and then the others, of the same architecture."""
+        """These and then the others, of which the same is known. Raises `DataError` for those of another kind."""
+        for what, own, found in (
+            ("params", self.params, other.params),
+            ("columns", self.columns, other.columns),
+        ):
+            if (expected := _shapes(own)) != (there := _shapes(found)):
+                raise DataError(f"{what}: expected those of the first networks, {expected}, found {there}")
         params = {name: torch.cat([value, other.params[name]]) for name, value in self.params.items()}
         columns = {name: torch.cat([value, other.columns[name]]) for name, value in self.columns.items()}
         return replace(self, params=params, columns=columns, splits=torch.cat([self.splits, other.splits]))
+
+    def states(self) -> list[Tensors]:
+        """The tensors of each network."""
+        return [{name: value[n] for name, value in self.params.items()} for n in range(len(self))]
 
     def headed(self, header: Mapping[str, Any]) -> NetworkSet:
         """The same with another header, tensors in the order in which a file has them: readers are drawn by it."""
@@ -105,6 +115,11 @@ class NetworkSet:
         files.write(path, self.tensors(), FORMAT, {**self.header, **self.told(), "version": VERSION})
 
 
+def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    """Of what each network has of them."""
+    return {name: tuple(value.shape[1:]) for name, value in sorted(tensors.items())}
+
+
 def told_of(splits: Tensor, columns: Tensors) -> str:
     """How many networks there are, in which splits, and what is known of them."""
     counts = [f"{int((splits == number).sum())} {name}" for number, name in enumerate(SPLITS)]
@@ -117,7 +132,10 @@ def in_split(splits: Tensor, name: str) -> Tensor:
         raise DataError(f"networks: expected a split out of {', '.join(SPLITS)}, found {name!r}")
     chosen = splits == SPLITS.index(name)
     if not chosen.any():
-        raise DataError(f"networks: expected some of the split {name!r}, found none among {len(splits)}")
+        raise DataError(
+            f"networks: expected some of the split {name!r}, found none among {len(splits)}; take more: `collect` gives"
+            " all splits from ten groups on, `lopt weights make` from sixteen networks (or architectures)"
+        )
     return chosen
 
 

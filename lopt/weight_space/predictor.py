@@ -95,10 +95,12 @@ class Predictor(nn.Module):
         return math.ceil((len(self.errors) + 1) * coverage)
 
     def predict(
-        self, networks: str | os.PathLike[str] | Sequence[Network] | NetworkPark, coverage: float = COVERAGE
+        self,
+        networks: str | os.PathLike[str] | Sequence[Network] | NetworkSet | NetworkPark,
+        coverage: float = COVERAGE,
     ) -> list[Prediction]:
-        """Of each model, state dict or file (a folder stands for its files), of one architecture; of many, of each
-        network of a park.
+        """Of each model, state dict or file (a folder stands for its files), or each network of a set, of one
+        architecture; of many, of each network of a park.
 
         Raises `ConfigError` for a network of another architecture, and for one thing in the place of the other,
         `DataError` for one network in the place of several.
@@ -106,6 +108,8 @@ class Predictor(nn.Module):
         if isinstance(networks, NetworkPark) != self.description.many:
             wanted, found = ("a park", "others") if self.description.many else ("single ones", "a park")
             raise ConfigError(f"networks: expected {wanted}, which this predictor is for, found {found}")
+        if isinstance(networks, NetworkSet):
+            networks = networks.states()
         if isinstance(networks, (Sequence, NetworkPark)) and not len(networks):
             return []
         within = self.within(coverage)

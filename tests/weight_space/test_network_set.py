@@ -141,6 +141,17 @@ def test_a_set_is_told_in_a_line_and_equal_to_itself_alone() -> None:
     assert {found: 1}[found] == 1
 
 
+def test_only_sets_of_which_the_same_is_known_are_joined() -> None:
+    known = collect(states(2), {"accuracy": [0.1, 0.2]})
+    assert known.joined(known).columns["accuracy"].tolist() == pytest.approx([0.1, 0.2] * 2)
+    with pytest.raises(
+        DataError, match=r"columns: expected those of the first networks, .*accuracy.*, found {}"
+    ):
+        known.joined(collect(states(2)))
+    with pytest.raises(DataError, match="params: expected those of the first networks"):
+        known.joined(collect([{"w": torch.zeros(2)}], {"accuracy": [0.1]}))
+
+
 def test_a_column_may_be_any_array() -> None:
     """Such as one sorted from the best on, whose strides are negative."""
     found = collect(states(3), {"accuracy": np.array([0.1, 0.2, 0.3])[::-1]})

@@ -20,7 +20,7 @@ from lopt.errors import ConfigError, DataError, RuleFileError
 from lopt.weight_space import parknets
 from lopt.weight_space.architecture import architecture_of
 from lopt.weight_space.convnets import Adam, ConvShape, gradient, initial
-from lopt.weight_space.fitting import FitOptions, fit
+from lopt.weight_space.fitting import FitOptions, fit, predict
 from lopt.weight_space.given_images import images_in, training_images
 from lopt.weight_space.network_park import NetworkPark
 from lopt.weight_space.network_set import NetworkSet, collect
@@ -115,6 +115,7 @@ def test_networks_of_your_own_are_read_by_their_graph_and_from_files(tmp_path: P
     given = [models[3], tmp_path / "model.safetensors", nn.DataParallel(models[3])]
     found = loaded.predict(given, coverage=0.5)
     assert found[0] == found[1] == found[2]
+    assert loaded.predict(networks.select(torch.tensor([3])), coverage=0.5) == found[:1]
     assert found[0].low < found[0].value < found[0].high
 
 
@@ -248,6 +249,26 @@ def test_classes_that_a_reader_has_no_output_for_are_told() -> None:
         fit(reader, networks, torch.arange(len(networks)), FEW)
     with pytest.raises(ConfigError, match=r"fit: expected classes from 0 to 1, .* found -1 to 0"):
         fit(reader, networks, torch.arange(len(networks)) % 2 - 1, FEW)
+
+
+def test_targets_that_are_not_what_a_reader_says_are_told() -> None:
+    """Of floats torch spread one class over all outputs, with a warning."""
+    networks = zoo()
+    reader = make_reader("statnn", networks, 3)
+    with pytest.raises(
+        ConfigError, match=r"expected targets \(16, 3\), .* found \(16, 1\); give classes as whole"
+    ):
+        fit(reader, networks, torch.ones(64), FEW)
+    with pytest.raises(ConfigError, match=r"expected a tensor of targets, .* found list; make it one"):
+        fit(reader, networks, [1.0] * 64, FEW)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="found Tensor of one number"):
+        fit(reader, networks, torch.tensor(1.0), FEW)
+
+
+def test_there_is_nothing_to_say_of_no_networks() -> None:
+    networks = zoo()
+    with pytest.raises(DataError, match="one or more, found none"):
+        predict(make_reader("statnn", networks, 1), networks.select(networks.splits > 2))
 
 
 def test_a_missing_column_and_split_are_named() -> None:
