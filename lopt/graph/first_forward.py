@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from lopt.errors import GraphWarning
 from lopt.graph.parameter_graph import ParameterGraph
 from lopt.graph.trace import check_code, inside_transform
+from lopt.graph.tracing.isolation import is_isolated
 
 
 class FirstForwardGraph:
@@ -24,7 +25,6 @@ class FirstForwardGraph:
         self.owners: dict[str, nn.Parameter] = {}
         """The parameters that the graph was made of, by the names that they have there."""
         self._failure = ""
-        self._tracing = False
         self._called = False
         self._hooks = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -60,15 +60,13 @@ class FirstForwardGraph:
         # What runs without gradients (evaluation, generation) may leave out parts that are trained.
         if self._passes() or any(map(is_lazy, model.parameters())):
             return
-        self._tracing, graph = True, None
+        graph = None
         try:
             graph = ParameterGraph.trace(model, args, kwargs)
         except (
             Exception
         ) as error:  # whatever it is, whether the model runs is for its own forward pass to say
             self._failure = f"{error}" or type(error).__name__
-        finally:
-            self._tracing = False
         if (graph := _agreed(graph, model)) is not None:
             self._take(graph, model)
 
@@ -85,9 +83,9 @@ class FirstForwardGraph:
             self._take(ParameterGraph.untied(model.named_parameters()), model)
 
     def _passes(self) -> bool:
-        """Whether a call is none to be traced: the trace itself calls the model, too."""
-        unsuitable = not torch.is_grad_enabled() or inside_transform()
-        return self._tracing or self.graph is not None or unsuitable
+        """Whether a call is none to be traced: traces call the model, too, of it alone or of what it is a part of."""
+        unsuitable = not torch.is_grad_enabled() or inside_transform() or is_isolated()
+        return self.graph is not None or unsuitable
 
     def _take(self, graph: ParameterGraph, model: nn.Module) -> None:
         self.graph = graph

@@ -194,3 +194,17 @@ def test_parameters_are_known_by_themselves_however_many_have_their_shape() -> N
     )
     named.step()
     assert named.graph is first.graph
+
+
+def test_traces_do_not_get_in_the_way_of_each_other() -> None:
+    """Of two optimizers, of a part and the whole, of one that is asked for and one that waits."""
+    model = _mlp()
+    waiting = [lopt.trace_on_first_forward(each) for each in (model, model, model[0])]
+    asked = lopt.ParameterGraph.trace(model, (X,))
+    assert asked.verify(model, (X,)).ok
+    assert [each.graph for each in waiting] == [None] * 3
+    model(X)
+    found = [each.graph for each in waiting if each.graph is not None]
+    assert [graph.rung for graph in found] == ["traced"] * 3
+    assert found[0].summary() == found[1].summary() == asked.summary()
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())

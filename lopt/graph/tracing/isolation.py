@@ -6,7 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lopt.graph.tracing.world import World
+
+_ISOLATED: ContextVar[bool] = ContextVar("isolated", default=False)
 
 
 @contextmanager
@@ -98,7 +100,14 @@ def called(
     model: nn.Module, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """What the model gives with these tensors, in a context that takes its changes of context variables along."""
-    return copy_context().run(torch.func.functional_call, model, tensors, args, kwargs)
+    context = copy_context()
+    context.run(_ISOLATED.set, True)
+    return context.run(torch.func.functional_call, model, tensors, args, kwargs)
+
+
+def is_isolated() -> bool:
+    """Whether a model runs here for its graph, and not for its user."""
+    return _ISOLATED.get()
 
 
 def output_tensors(output: Any) -> list[Tensor]:
