@@ -14,20 +14,20 @@ takes it less time than the rest then does; the whole starts as that, and stays 
 3), without views, 16 in a batch at rate 8e-3 where others have 64 at 2e-3; those with +64 are told what every neuron
 says at 64 learned points, from the start; *4 is the mean of four edited networks, no_edit the error of networks as they
 are, own_error that to their own images. With @4 or @8 they take so many learned steps down the gradient of the error to
-an image that convolutions imagine (rate 4e-3), adam with a learned rate alone. "contrast" is the same with networks of
-CIFAR-10 and every pixel half as far again from the image's mean. In "sines" readers tell amplitude, frequency and phase
-of the sines that small networks show: r2 is the share of variance that they tell, the mean of the three. In "tickets"
-they say which twentieth of a fresh perceptron's weights to keep (196-128-64-10, MNIST at 14 x 14), having seen others
-with the masks that magnitude pruning found: accuracy after training, beside that with no mask (dense), the mask found
-for the very network (imp), and with as many weights of each matrix chosen by chance or by size (random, magnitude);
-@inputs: of the first matrix also as many for each pixel. Metanets see a fifth as many networks there. In "cnn-zoo" they
-tell the test accuracy of small convolutional classifiers of CIFAR-10: Kendall's tau-b and r2 over checkpoints of
-networks never seen; tau_strata of pairs with one step, share of data and third of the rates. In "cnn-zoo-fresh" the
-same readers are tested on networks made after all was chosen. "wild-park" is of classifiers of many architectures,
-tested on architectures never seen: tau_architecture of pairs of one, tau_activation of pairs with one activation and
-step; +64 as above, the functions first on twice as many; "activation" is the mean of these alone. Every finished run is
-a line in benchmarks/results/weight_space/log.jsonl, and no run is done twice: stop it whenever you like. The data sets
-of networks are made on the way, or gone on with.
+an image that convolutions imagine (rate 4e-3; those learn first, in five times as many passes), adam with a learned
+rate alone. "contrast" is the same with networks of CIFAR-10 and every pixel half as far again from the image's mean. In
+"sines" readers tell amplitude, frequency and phase of the sines that small networks show: r2 is the share of variance
+that they tell, the mean of the three. In "tickets" they say which twentieth of a fresh perceptron's weights to keep
+(196-128-64-10, MNIST at 14 x 14), having seen others with the masks that magnitude pruning found: accuracy after
+training, beside that with no mask (dense), the mask found for the very network (imp), and with as many weights of each
+matrix chosen by chance or by size (random, magnitude); @inputs: of the first matrix also as many for each pixel.
+Metanets see a fifth as many networks there. In "cnn-zoo" they tell the test accuracy of small convolutional classifiers
+of CIFAR-10: Kendall's tau-b and r2 over checkpoints of networks never seen; tau_strata of pairs with one step, share of
+data and third of the rates. In "cnn-zoo-fresh" the same readers are tested on networks made after all was chosen.
+"wild-park" is of classifiers of many architectures, tested on architectures never seen: tau_architecture of pairs of
+one, tau_activation of pairs with one activation and step; +64 as above, the functions first on twice as many;
+"activation" is the mean of these alone. Every finished run is a line in benchmarks/results/weight_space/log.jsonl, and
+no run is done twice: stop it whenever you like. The data sets of networks are made on the way, or gone on with.
 """
 
 from __future__ import annotations

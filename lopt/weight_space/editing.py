@@ -13,7 +13,8 @@ Shapes: B networks, K copies, C channels, M points, N neurons.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -37,6 +38,8 @@ from lopt.weight_space.symmetries import canonical
 from lopt.weight_space.systems import METANET_READERS
 
 FIRST_SCALE = 0.01
+FIRST = 5
+"""Passes in which a `Stepper` learns what to imagine, for each of its rule's: they cost a thirtieth."""
 EDITING = FitOptions(batch=16, lr=8e-3)
 """Of a training: in as many passes more and longer steps teach an editor more, whose scales must grow tenfold."""
 
@@ -150,12 +153,18 @@ def fit_editor(
     editor: SirenEditor, networks: NetworkSet, images: Tensor, edit: str, options: FitOptions | None = None
 ) -> Fitted:
     """Train an editor, by default as its `usual` options say, and tell what became of it; else as `train_editor`."""
-    wanted = {split: edited_images(networks, images, edit, split) for split in ("train", "validation")}
-    return fit(
-        editor, networks.split("train"), wanted["train"], options or editor.usual,
-        (networks.split("validation"), wanted["validation"]),
-        loss=error_of(networks, images), desc=f"{editor.made['reader']}: {edit}",
-    )  # fmt: skip
+    options = options or editor.usual
+    train, held_out = (
+        (networks.split(split), edited_images(networks, images, edit, split))
+        for split in ("train", "validation")
+    )
+    name, before = f"{editor.made['reader']}: {edit}", 0.0
+    if isinstance(editor, Stepper):
+        first = options.but(passes=FIRST * options.passes)
+        loss = imagined_error(networks.header["recipe"]["low"])
+        before = fit(editor, *train, first, held_out, loss=loss, desc=f"{name}, imagined").seconds
+    found = fit(editor, *train, options, held_out, loss=error_of(networks, images), desc=name)
+    return replace(found, seconds=before + found.seconds)
 
 
 def edited_images(networks: NetworkSet, images: Tensor, edit: str, split: str) -> Tensor:
@@ -175,12 +184,16 @@ def rendered_error(points: Tensor, low: float = -1.0) -> Loss:
 
     low: what black is to the networks; white is 1.
     """
+    return _error(lambda editor, params: cast(SirenEditor, editor).rendered(params, points), low)
 
-    def error(editor: nn.Module, params: Tensors, wanted: Tensor) -> Tensor:
-        shown = (cast(SirenEditor, editor).rendered(params, points) - low) / (1 - low)
-        return (shown - wanted).square().mean()
 
-    return error
+def imagined_error(low: float = -1.0) -> Loss:
+    """For `fit`, of a `Stepper`: that of what it imagines; else as `rendered_error`."""
+    return _error(lambda editor, params: cast(Stepper, editor).imagined(params), low)
+
+
+def _error(shown: Callable[[nn.Module, Tensors], Tensor], low: float) -> Loss:
+    return lambda editor, params, wanted: ((shown(editor, params) - low) / (1 - low) - wanted).square().mean()
 
 
 def dilated(images: Tensor) -> Tensor:

@@ -43,8 +43,8 @@ WIDTH = 16
 class Stepper(SirenEditor):
     """theta <- theta + rule's step for mean (f_theta(x) - y)^2 over the pixels x, K times.
 
-    y = f(x) + c(f(x)): the image that is shown before, and what three convolutions c make of it. They learn together
-    with the rule's meta-parameters, through all steps, from what is shown in the end.
+    y = f(x) + c(f(x)): the image that is shown before, and what three convolutions c make of it. They learn first, by
+    themselves; then the rule's meta-parameters, through all steps, from what is shown in the end.
     steps: K, the rule's horizon, too. pixels: height and width of the image.
     Raises `ConfigError` for another name than those of `STEPPERS`, or for networks of no image.
     """
@@ -78,7 +78,7 @@ class Stepper(SirenEditor):
 
     def forward(self, params: Tensors) -> Tensors:
         params = canonical(self.shape, params)
-        wanted, rule = self.imagined(params), self.rule.on(self.of.graph)
+        wanted, rule = self.imagined(params).detach(), self.rule.on(self.of.graph)
         networks = Networks(params, torch.vmap(lambda one: rule.init(one, float(self.steps)))(params))
         own = each_its_own(rule, networks)
 
