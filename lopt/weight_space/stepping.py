@@ -43,8 +43,8 @@ WIDTH = 16
 class Stepper(SirenEditor):
     """theta <- theta + rule's step for mean (f_theta(x) - y)^2 over the pixels x, K times.
 
-    y = f(x) + c(f(x)): the image that is shown before, and what three convolutions c make of it. They learn first, by
-    themselves; then the rule's meta-parameters, through all steps, from what is shown in the end.
+    y = f(x) + c(f(x), mean f): the image that is shown before, and what three convolutions c make of it and its mean.
+    They learn first, by themselves; then the rule's meta-parameters, through all steps, from what is shown in the end.
     steps: K, the rule's horizon, too. pixels: height and width of the image.
     Raises `ConfigError` for another name than those of `STEPPERS`, or for networks of no image.
     """
@@ -70,7 +70,7 @@ class Stepper(SirenEditor):
         self.rule.metanet.requires_grad_(name != ADAM)
         channels = self.shape.sizes[-1]
         self.imagines = nn.Sequential(
-            nn.Conv2d(channels, WIDTH, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(2 * channels, WIDTH, 3, padding=1), nn.ReLU(),
             nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.ReLU(),
             nn.Conv2d(WIDTH, channels, 3, padding=1),
         )  # fmt: skip
@@ -92,7 +92,8 @@ class Stepper(SirenEditor):
     def imagined(self, params: Tensors) -> Tensor:
         """(B, C, M): what edited networks are to show."""
         shown = render(self.shape, params, self.points)
-        changes: Tensor = self.imagines(shown.unflatten(-1, self.pixels))
+        told = torch.cat([shown, shown.mean(-1, keepdim=True).expand_as(shown)], 1)
+        changes: Tensor = self.imagines(told.unflatten(-1, self.pixels))
         return shown + changes.flatten(2)
 
     def _error(self, params: Tensors, wanted: Tensor) -> Tensor:
