@@ -95,6 +95,7 @@ class Editor(Listener, SirenEditor):
         return probe_each(self.of.runnable, self.graph, self.probes(), params)
 
 
+@torchs_defaults()
 def make_editor(
     networks: NetworkSet,
     name: str,
@@ -127,6 +128,7 @@ def load_editor(path: str | os.PathLike[str]) -> SirenEditor:
     return trained.filled(found, made, tensors)
 
 
+@torchs_defaults()
 def train_editor(
     networks: NetworkSet,
     images: Tensor,
@@ -149,6 +151,7 @@ def train_editor(
     return editor
 
 
+@torchs_defaults()
 def fit_editor(
     editor: SirenEditor, networks: NetworkSet, images: Tensor, edit: str, options: FitOptions | None = None
 ) -> Fitted:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lopt.numerics.defaults import torchs_defaults
 from lopt.weight_space import trained
 from lopt.weight_space.architecture import Architecture, architecture
 from lopt.weight_space.fitting import FitOptions
@@ -47,6 +48,7 @@ class SirenEditor(nn.Module, ABC):
         flat = {name: value.flatten(0, 1) for name, value in edited.items()}
         return render(self.shape, flat, points).unflatten(0, (count, copies)).mean(1)
 
+    @torchs_defaults()
     def edit(self, network: Network) -> list[Tensors]:
         """The K edited networks of a model, a state dict or a file, as state dicts.
 

@@ -14,8 +14,9 @@ from lopt import ParameterGraph, load_rule
 from lopt.comparison import Budget, compare, evaluate
 from lopt.numerics.defaults import torchs_defaults
 from lopt.training import train
+from lopt.weight_space.editing import train_editor
 from lopt.weight_space.fitting import FitOptions, fit, predict
-from lopt.weight_space.making import make
+from lopt.weight_space.making import images_of, make
 from lopt.weight_space.masks import flat_masks, make_masker, mask_loss
 from lopt.weight_space.network_set import collect
 from lopt.weight_space.park_collecting import collect_park
@@ -97,6 +98,15 @@ def read(folder: Path) -> list[Any]:
     return [*found, *by_layer(masker(tickets.params), counts_of(tickets)).values()]
 
 
+def edited(folder: Path) -> list[Any]:
+    networks = make("inr-digits", "siren300", 16, folder / "digits.safetensors")
+    images, options, found = images_of(networks), FitOptions(passes=8, batch=4), []
+    for name, steps in (("nfn_np", 0), ("mlp", 2)):
+        editor = train_editor(networks, images, "contrast", name, options, steps=steps)
+        found += editor.edit({n: value[0] for n, value in networks.params.items()})[0].values()
+    return found
+
+
 @pytest.fixture(autouse=True)
 def put_back() -> Iterator[None]:
     yield
@@ -104,7 +114,7 @@ def put_back() -> Iterator[None]:
     torch.set_default_device("cpu")
 
 
-@pytest.mark.parametrize("work", [trained, evaluated, compared, made, told, read])
+@pytest.mark.parametrize("work", [trained, evaluated, compared, made, told, read, edited])
 def test_the_same_whatever_the_defaults_are(work: Callable[[Path], list[Any]], tmp_path: Path) -> None:
     usual = work(tmp_path / "usual")
     torch.set_default_dtype(torch.float64)
