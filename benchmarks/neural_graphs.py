@@ -49,16 +49,16 @@ FULL = Benchmark(
     name="neural_graphs",
     title="FM-16 and C10-32",
     protocol="""
-        Small convolutional networks on FashionMNIST (FM-16, 14,378 parameters) and CIFAR-10 (C10-32, 56,970
-        parameters, which no metanet saw in meta-training), batch 128, no augmentation, 1,000 steps; accuracy on all
-        10,000 test images, seeds 101 to 105. The metanets are meta-trained on FashionMNIST alone with one budget
+        Small convolutional networks on FashionMNIST (FM-16, 14,378 parameters) and CIFAR-10 (C10-32, 56,970 parameters,
+        which no metanet saw in meta-training), batch 128, no augmentation, 1,000 steps; accuracy on all 10,000 test
+        images, seeds 101 to 105. The metanets are meta-trained on FashionMNIST alone with one budget
         (configs/metanets.yaml; "metanets-fresh" is the rule that they all start as), three of them with several
-        meta-seeds, some of them also with a warm-up over the first tenth of the horizon ("_warm_up"); rules run as
-        they are (lr 1) and are told the horizon. "neural_graphs-" are by the paper's protocol in few outer steps
-        (configs/neural_graphs.yaml, LOG.md): they were meta-trained on the training images and network of FM-16
-        itself, so that C10-32 alone tests them. lopt-base was changed twice after a look at C10-32, on other tasks
-        both times: it got a weight decay after losing to Muon there, and the form "preconditioned", as lopt-small
-        did, after being level with Muon (LOG.md).
+        meta-seeds, some of them also with a warm-up over the first tenth of the horizon ("_warm_up"), one on
+        lopt-small's base ("_on_lopt_small"); rules run as they are (lr 1) and are told the horizon. "neural_graphs-"
+        are by the paper's protocol in few outer steps (configs/neural_graphs.yaml, LOG.md): they were meta-trained on
+        the training images and network of FM-16 itself, so that C10-32 alone tests them. lopt-base was changed twice
+        after a look at C10-32, on other tasks both times: it got a weight decay after losing to Muon there, and the
+        form "preconditioned", as lopt-small did, after being level with Muon (LOG.md).
     """,
     cases={"fm-16": Case(TASKS["fm-16"]), "c10-32": Case(TASKS["c10-32"])},
     recipes=RECIPES,

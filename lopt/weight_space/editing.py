@@ -72,7 +72,7 @@ class Editor(Listener, SirenEditor):
             FeatureOptions(frequencies=4, places=True, w0=shape.w0),
             {name: scales[name] for name in graph.parameters},
         )
-        self.shape, self.graph = shape, graph
+        self.shape = shape
         self.made = {"reader": name, "copies": copies, "probes": probes}
         awaken(self.metanet)
         self.scale = nn.Parameter(torch.full((copies, len(scales)), FIRST_SCALE))
@@ -128,7 +128,6 @@ def load_editor(path: str | os.PathLike[str]) -> SirenEditor:
     return trained.filled(found, made, tensors)
 
 
-@torchs_defaults()
 def train_editor(
     networks: NetworkSet,
     images: Tensor,

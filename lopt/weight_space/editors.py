@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lopt.graph import ParameterGraph
 from lopt.numerics.defaults import torchs_defaults
 from lopt.weight_space import trained
 from lopt.weight_space.architecture import Architecture, architecture
@@ -41,6 +42,11 @@ class SirenEditor(nn.Module, ABC):
         """Of the networks that are edited."""
         return architecture(self.shape)
 
+    @property
+    def graph(self) -> ParameterGraph:
+        """Theirs."""
+        return self.of.graph
+
     def rendered(self, params: Tensors, points: Tensor) -> Tensor:
         """(B, C, M): what the edited networks show, the mean over the copies."""
         edited = self(params)
@@ -65,7 +71,7 @@ class SirenEditor(nn.Module, ABC):
         trained.write(path, self, self._described(target, card), None)
 
     def _described(self, target: str, card: Mapping[str, Any] | None = None) -> trained.Description:
-        shapes = {name: spec.shape for name, spec in self.of.graph.parameters.items()}
+        shapes = {name: spec.shape for name, spec in self.graph.parameters.items()}
         return trained.Description(
             kind="editor", target=target, card=dict(card or {}), shapes=shapes,
             architecture=self.shape.model_dump(mode="json"), **self.made,

@@ -22,6 +22,7 @@ from lopt.graph import Block, ParameterGraph
 from lopt.graph.made_once import made_once
 from lopt.graph.spec import ParameterSpec
 from lopt.numerics.segments import segment_expand
+from lopt.weight_space.network_set import rows_of
 
 VALUES = 3
 CONTEXT = 1 + per_tensor.STATIC
@@ -163,4 +164,4 @@ def _by_block(graph: ParameterGraph, rows: int, of: Callable[[Block], Tensor]) -
     for block in graph.blocks:
         part = whole[block.parameter][(slice(None), *block.slices)]
         part.copy_(of(block).reshape(part.shape))
-    return torch.cat([value[:, None].flatten(1) for value in whole.values()], -1)
+    return torch.cat([rows_of(value) for value in whole.values()], -1)

@@ -25,7 +25,7 @@ from lopt.config import Count, NonNegative, Positive, Settings, Share
 from lopt.errors import ConfigError, DataError
 from lopt.numerics.defaults import torchs_defaults
 from lopt.progress import progress
-from lopt.weight_space.network_set import NetworkSet, Tensors
+from lopt.weight_space.network_set import NetworkSet, Tensors, rows_of
 
 Change = Callable[[Tensors, torch.Generator], Tensors]
 """Of B networks into others that mean the same."""
@@ -200,7 +200,7 @@ def check_examples(networks: Networks, targets: Tensor) -> None:
         raise ConfigError(
             f"fit: expected a target for each network, found {len(targets)} for {len(networks)}"
         )
-    finite = networks.finite & targets[:, None].flatten(1).isfinite().all(1)
+    finite = networks.finite & rows_of(targets).isfinite().all(1)
     bad = (~finite).nonzero().flatten().tolist()
     if bad:
         raise DataError(

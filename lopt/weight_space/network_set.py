@@ -72,7 +72,7 @@ class NetworkSet:
             ("params", self.params, other.params),
             ("columns", self.columns, other.columns),
         ):
-            if (expected := _shapes(own)) != (there := _shapes(found)):
+            if (expected := shapes_of(own)) != (there := shapes_of(found)):
                 raise DataError(f"{what}: expected those of the first networks, {expected}, found {there}")
         params = {name: torch.cat([value, other.params[name]]) for name, value in self.params.items()}
         columns = {name: torch.cat([value, other.columns[name]]) for name, value in self.columns.items()}
@@ -97,9 +97,7 @@ class NetworkSet:
     @cached_property
     def finite(self) -> Tensor:
         """(N): whether all weights are."""
-        return torch.stack(
-            [value[:, None].flatten(1).isfinite().all(1) for value in self.params.values()]
-        ).all(0)
+        return torch.stack([rows_of(value).isfinite().all(1) for value in self.params.values()]).all(0)
 
     def tensors(self) -> Tensors:
         """Of a file."""
@@ -115,9 +113,14 @@ class NetworkSet:
         files.write(path, self.tensors(), FORMAT, {**self.header, **self.told(), "version": VERSION})
 
 
-def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    """Of what each network has of them."""
-    return {name: tuple(value.shape[1:]) for name, value in sorted(tensors.items())}
+def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    """Of what each network has of tensors (N, *shape)."""
+    return {name: tuple(value.shape[1:]) for name, value in tensors.items()}
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """(N, *shape) -> (N, n): what each network has in a row, also of one number each."""
+    return tensor[:, None].flatten(1)
 
 
 def told_of(splits: Tensor, columns: Tensors) -> str:

@@ -33,11 +33,11 @@ from lopt.weight_space.architecture import architecture_of
 from lopt.weight_space.fitting import FitOptions, Networks, check_examples, fit, predict
 from lopt.weight_space.grading import GRADED, fit_grader, make_grader, make_park_grader
 from lopt.weight_space.network_park import NetworkPark
-from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors, listed
+from lopt.weight_space.network_set import SPLITS, Network, NetworkSet, Tensors, listed, shapes_of
 from lopt.weight_space.park_readers import ParkProbes, ParkReader, make_park_reader
 from lopt.weight_space.readers import ProbeReader, Reader
 from lopt.weight_space.systems import make_reader
-from lopt.weight_space.trained import Description, filled, read, shapes_of, write
+from lopt.weight_space.trained import Description, filled, read, write
 
 OPTIONS = FitOptions(passes=12_000, weight_decay=0.05)
 """Of a training."""
@@ -166,7 +166,7 @@ def train_predictor(
     like = train.widest if isinstance(train, NetworkPark) else train
     description = Description(
         kind="predictor", target=column, reader=reader, many=many,
-        probes=probes if images is None else len(images), shapes=shapes_of(like),
+        probes=probes if images is None else len(images), shapes=shapes_of(like.params),
         architecture=dict(like.header.get("architecture", {})),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lopt.graph import ParameterGraph
 from lopt.weight_space.features import FeatureOptions
 from lopt.weight_space.listening import Listener, awaken
-from lopt.weight_space.network_set import NetworkSet, Tensors
+from lopt.weight_space.network_set import NetworkSet, Tensors, rows_of
 from lopt.weight_space.probes import probe_each, run_each
 from lopt.weight_space.readout import STATISTICS, pool_tensors
 from lopt.weight_space.sirens import Siren, SirenShape
@@ -61,9 +61,7 @@ class FlatMlp(Reader):
 
     def forward(self, params: Tensors) -> Tensor:
         scales = self.scales.clamp_min(1e-12)  # a tensor may be zero in all of them
-        scaled = [
-            params[name][:, None].flatten(1) / scale for name, scale in zip(self.names, scales, strict=True)
-        ]
+        scaled = [rows_of(params[name]) / scale for name, scale in zip(self.names, scales, strict=True)]
         return self.layers(torch.cat(scaled, -1))
 
 
@@ -99,7 +97,7 @@ class UnwoundReader(Reader):
         """(B, P), in the order of `graph.flatten`."""
         params = self._unwound(params)
         pairs = zip(self.graph.parameters, self.scales, strict=True)
-        return torch.cat([params[name][:, None].flatten(1) / (scale + 1e-12) for name, scale in pairs], 1)
+        return torch.cat([rows_of(params[name]) / (scale + 1e-12) for name, scale in pairs], 1)
 
     def _unwound(self, params: Tensors) -> Tensors:
         return params if self.siren is None else unwound(self.siren, params)
@@ -273,7 +271,7 @@ def statistics(params: Tensors) -> Tensor:
     """(B, 7 for each tensor): its mean, variance and quantiles."""
     columns = []
     for value in params.values():
-        flat = value[:, None].flatten(1)
+        flat = rows_of(value)
         columns += [flat.mean(1), flat.var(1, correction=0)]
         columns += list(flat.quantile(flat.new_tensor(QUANTILES), dim=1))
     return torch.stack(columns, -1)

@@ -65,7 +65,7 @@ class Stepper(SirenEditor):
         self.steps, self.pixels = steps, tuple(pixels)
         self.made = {"reader": name, "steps": steps, "pixels": self.pixels}
         metanet, options = STEPPERS[name]
-        chosen = METANETS.choose({"name": metanet, **options(self.of.graph)})
+        chosen = METANETS.choose({"name": metanet, **options(self.graph)})
         self.rule = LearnedRule(FEW.but(metanet=chosen))
         self.rule.metanet.requires_grad_(name != ADAM)
         channels = self.shape.sizes[-1]
@@ -78,7 +78,7 @@ class Stepper(SirenEditor):
 
     def forward(self, params: Tensors) -> Tensors:
         params = canonical(self.shape, params)
-        wanted, rule = self.imagined(params).detach(), self.rule.on(self.of.graph)
+        wanted, rule = self.imagined(params).detach(), self.rule.on(self.graph)
         networks = Networks(params, torch.vmap(lambda one: rule.init(one, float(self.steps)))(params))
         own = each_its_own(rule, networks)
 

@@ -92,11 +92,6 @@ def _holds_many(path: Path) -> bool:
     return any(files.is_of(path, kind) for kind in (network_set.FORMAT, network_park.FORMAT))
 
 
-def shapes_of(networks: NetworkSet) -> dict[str, tuple[int, ...]]:
-    """Of the parameters of one network of a set."""
-    return {name: tuple(value.shape[1:]) for name, value in networks.params.items()}
-
-
 def write(
     path: str | os.PathLike[str], module: nn.Module, description: Description, graph: ParameterGraph | None
 ) -> None:

@@ -48,7 +48,7 @@ def learned(name: str, steps: int = 3) -> Stepper:
 @pytest.mark.parametrize("name", STEPPERS)
 def test_steps_of_permuted_networks_are_permuted_steps(name: str) -> None:
     stepper, params = learned(name), fresh()
-    graph = stepper.of.graph
+    graph = stepper.graph
     permutation = graph.random_permutation(seeded(1))
 
     def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ def test_steps_of_permuted_networks_are_permuted_steps(name: str) -> None:
 @pytest.mark.parametrize("name", ["adam", "nfn_np"])
 def test_they_are_what_the_rule_does_to_each_network_by_itself(name: str) -> None:
     stepper, params = learned(name), canonical(SHAPE, fresh())
-    wanted, bound = stepper.imagined(params), stepper.rule.on(stepper.of.graph)
+    wanted, bound = stepper.imagined(params), stepper.rule.on(stepper.graph)
     edited, model = stepper(params), SHAPE.build().double()
     for number in range(3):
         one = {n: p[number].clone().requires_grad_() for n, p in params.items()}

@@ -86,9 +86,8 @@ class World:
     # -- walking --------------------------------------------------------------------------------------------------
 
     def _look(self, value: Any) -> None:
-        kind = type(
-            value
-        )  # isinstance would ask the object, and lazy ones and dead proxies answer with errors
+        # isinstance would ask the object, and lazy ones and dead proxies answer with errors.
+        kind = type(value)
         if issubclass(kind, _ATOMS) or id(value) in self._seen:
             return
         self._seen[id(value)] = value

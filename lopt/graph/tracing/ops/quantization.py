@@ -29,8 +29,6 @@ def _rounded(s: Speech, x: Value, axis: int, *statistics: Any) -> Any:
             channel = s.beside(channel, each.dims[0])
             s.know.state.update(origin.tensor for origin in each.origins)
     dims = tuple(channel if i == axis % x.rank else dim for i, dim in enumerate(x.dims))
-    return (
-        dims
-        if len(s.shapes) == 1
-        else [dims, *[dims if shape == s.shapes[0] else None for shape in s.shapes[1:]]]
-    )
+    if len(s.shapes) == 1:
+        return dims
+    return [dims, *(dims if shape == s.shapes[0] else None for shape in s.shapes[1:])]
